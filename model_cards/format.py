@@ -1,0 +1,117 @@
+"""How every value of a card is written: the one place where numbers are rounded and text is made harmless.
+
+Each function here is a Jinja filter of the same name. None of them accepts a missing or non-finite number: a card
+leaves out what was not measured, so such a value reaching this module is a fault in the template.
+"""
+
+import json
+import math
+import re
+from pathlib import PurePosixPath, PureWindowsPath
+
+MAX_NAME_LENGTH = 80
+_MARKDOWN = re.compile(r"([\\`*\[\]#~|$]|(?<![^\W_])_|_(?![^\W_]))")
+_AUTOLINK = re.compile(r"(?<=[a-z]):(?=//)|(?<=www)\.|@", re.IGNORECASE)
+
+
+def _finite(value: float) -> float:
+    if value is None or not math.isfinite(value):
+        raise ValueError(f"a card can only show finite numbers, found {value!r}")
+    return value
+
+
+def number(value: float) -> str:
+    """Four significant digits; whole numbers in full with a comma between thousands."""
+    if isinstance(_finite(value), int):
+        return f"{value:,}"
+    return f"{value:.4g}"
+
+
+def percent(value: float) -> str:
+    """A fraction in [0, 1] as a percentage with two decimals."""
+    return f"{100 * _finite(value):.2f} %"
+
+
+def scaled(value: float) -> str:
+    """Large counts with an SI prefix and three significant digits: 21.7 M, 4.61 G."""
+    for limit, suffix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if _finite(value) >= limit * 0.9995:  # 999,950 reads 1.00 M, not 1000 k
+            digits = max(0, 2 - int(math.log10(value / limit * 1.0005)))
+            return f"{value / limit:.{digits}f}{suffix}"
+    return number(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader would say them: 42.3 s, 1 min 05 s, 2 h 03 min."""
+    if round(_finite(seconds), 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def memory(num_bytes: int) -> str:
+    """Bytes in MiB or GiB."""
+    gib = _finite(num_bytes) / 2**30
+    return f"{gib:.2f} GiB" if gib >= 1 else f"{num_bytes / 2**20:.0f} MiB"
+
+
+def shorten(text: str, length: int = MAX_NAME_LENGTH) -> str:
+    """One line of at most `length` characters, cut with an ellipsis."""
+    text = " ".join(str(text).split())
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def markdown(text: str) -> str:
+    """Any text as one harmless line of Markdown prose or table cell: shown as written, never read as markup."""
+    text = shorten(text, 10_000).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = _MARKDOWN.sub(r"\\\1", text)
+    return _AUTOLINK.sub(lambda match: f"&#{ord(match.group())};", text)
+
+
+def name(text: str) -> str:
+    """A class or data set name: as `markdown`, cut to `MAX_NAME_LENGTH` characters."""
+    return markdown(shorten(text))
+
+
+def code(value) -> str:
+    """A value as inline code that is safe in a table cell."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = shorten(text, 200).replace("|", "\\|")
+    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    pad = " " if text.startswith("`") or text.endswith("`") or not text else ""
+    return f"{ticks}{pad}{text}{pad}{ticks}"
+
+
+def fence(text: str, language: str = "") -> str:
+    """A fenced code block whose fence is longer than any in the text."""
+    ticks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"
+
+
+def local(text: str) -> str:
+    """The text with each absolute path cut to its last part: a card never tells where its author keeps files."""
+
+    def cut(match: re.Match) -> str:
+        path = match.group()
+        windows = PureWindowsPath(path)
+        return windows.name if windows.drive else PurePosixPath(path).name
+
+    return re.sub(r"""(?<![^\s"'=,])(?:[A-Za-z]:\\|~?/)[^\s"',]*""", cut, text)
+
+
+def metric(measured) -> str:
+    """The value of a `facts.Metric` in the unit of its kind."""
+    return {"percent": percent, "number": number}[measured.kind](measured.value)
+
+
+def argument(value) -> str:
+    """The value of an argument as inline code, without the author's folders."""
+    return code(local(value) if isinstance(value, str) else value)
+
+
+FILTERS = {
+    function.__name__: function
+    for function in (number, percent, scaled, duration, memory, markdown, name, code, fence, local, metric, argument)
+}
