@@ -1,0 +1,207 @@
+"""Multi-head attention, and the one place where its implementation is chosen."""
+
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+# Attention weights that one step of `_ChunkedAttention` holds at a time: 1M bf16 numbers stay in a core's cache.
+_CHUNK_WEIGHTS = 1 << 20
+# Beyond this many keys the fused kernel is the faster one in bf16 too.
+_MAX_KEYS_FOR_PRODUCTS = 1024
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    position_bias: torch.Tensor | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain products, the one implementation that returns its weights.
+
+    Args:
+        query: shape (batch, heads, queries, head size); `key` and `value` likewise with the number of keys.
+        attention_mask: additive (float) or boolean (True: attend), broadcast to (batch, heads, queries, keys).
+        position_bias: added to the scores, broadcast likewise.
+
+    Returns:
+        The output, shape (batch, queries, heads, head size), and the weights, shape (batch, heads, queries, keys).
+    """
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))  # (B, H, Q, K)
+    if position_bias is not None:
+        scores = scores + position_bias
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2), weights  # (B, Q, H, D), (B, H, Q, K)
+
+
+class _ChunkedAttention(torch.autograd.Function):
+    """Unmasked attention as two batched products over a few samples at a time, its weights computed again in the
+    backward pass: never more than a chunk of them in memory, and in bf16 on a CPU several times faster than the fused
+    kernel for short sequences."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, scaling):
+        ctx.save_for_backward(query, key, value)
+        ctx.scaling = scaling
+        output = torch.empty_like(query)
+        for chunk in _chunks(query, key):
+            weights = _weights(query[chunk], key[chunk], scaling)
+            torch.matmul(weights, value[chunk], out=output[chunk])
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        query, key, value = ctx.saved_tensors
+        grad_query, grad_key, grad_value = (torch.empty_like(tensor) for tensor in (query, key, value))
+        for chunk in _chunks(query, key):
+            weights = _weights(query[chunk], key[chunk], ctx.scaling)  # (C, H, Q, K)
+            grad_value[chunk] = torch.matmul(weights.transpose(2, 3), grad_output[chunk])
+            grad_weights = torch.matmul(grad_output[chunk], value[chunk].transpose(2, 3))
+            # Derivative of softmax: each row's own weighted mean comes off.
+            grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            grad_scores.mul_(ctx.scaling)
+            grad_query[chunk] = torch.matmul(grad_scores, key[chunk])
+            grad_key[chunk] = torch.matmul(grad_scores.transpose(2, 3), query[chunk])
+        return grad_query, grad_key, grad_value, None
+
+
+def _weights(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
+    return torch.matmul(query * scaling, key.transpose(2, 3)).softmax(-1)
+
+
+def _chunks(query: torch.Tensor, key: torch.Tensor) -> list[slice]:
+    batch_size, num_heads, num_queries, _ = query.shape
+    size = max(1, _CHUNK_WEIGHTS // (num_heads * num_queries * key.shape[2]))
+    return [slice(start, start + size) for start in range(0, batch_size, size)]
+
+
+def _products_are_faster(query: torch.Tensor, key: torch.Tensor) -> bool:
+    return (
+        query.device.type == "cpu"
+        and query.dtype == torch.bfloat16
+        and key.shape[2] <= _MAX_KEYS_FOR_PRODUCTS
+        and not torch.compiler.is_compiling()
+    )
+
+
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    implementation: str,
+    dropout: float = 0.0,
+    position_bias: torch.Tensor | None = None,
+    output_attentions: bool = False,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scaled dot-product attention by the implementation that fits: the eager one when its weights are asked for,
+    batched products where they beat the fused kernel, else `implementation` from transformers' attention interface.
+
+    Args:
+        module: the attention layer; its `training` and `is_causal` are read.
+        query: shape (batch, heads, queries, head size); `key` and `value` likewise with the number of keys.
+        attention_mask: additive (float) or boolean (True: attend), broadcast to (batch, heads, queries, keys).
+        implementation: `config._attn_implementation`, a name of the attention interface.
+        dropout: rate for the attention weights, applied in training.
+        position_bias: added to the scores, broadcast to (batch, heads, queries, keys).
+        output_attentions: return the weights.
+
+    Returns:
+        The output, shape (batch, queries, heads, head size), and the weights (batch, heads, queries, keys) or None.
+
+    Raises:
+        ValueError: if a flash implementation meets a position bias, which it would ignore.
+    """
+    dropout = dropout if module.training else 0.0
+    scaling = query.shape[-1] ** -0.5
+    if output_attentions:
+        implementation = "eager"
+    plain = attention_mask is None and position_bias is None and dropout == 0 and not module.is_causal
+    if implementation == "sdpa" and plain and _products_are_faster(query, key):
+        return _ChunkedAttention.apply(query, key, value, scaling).transpose(1, 2), None
+    if position_bias is not None and "flash" in implementation:
+        raise ValueError(
+            f"attn_implementation {implementation!r} knows no position bias: use 'sdpa', 'flex_attention' or 'eager'"
+        )
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+    bias = {} if position_bias is None else {"position_bias": position_bias}
+    return function(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **bias, **kwargs)
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding (2104.09864) in the half-split layout.
+
+    Args:
+        states: shape (batch, heads, tokens, head size).
+        cos, sin: shape (tokens, head size).
+    """
+    first, second = states.chunk(2, dim=-1)
+    return states * cos.to(states.dtype) + torch.cat((-second, first), dim=-1) * sin.to(states.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one product for queries, keys and values.
+
+    Args:
+        config: gives `hidden_size`, `num_attention_heads`, `attention_probs_dropout_prob`, `qkv_bias`, `qk_norm`,
+            `layer_norm_eps` and the attention implementation.
+    """
+
+    is_causal = False
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.num_attention_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.q_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps) if config.qk_norm else nn.Identity()
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        rotary_embedding: tuple[torch.Tensor, torch.Tensor] | None = None,
+        position_bias: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(batch, tokens, hidden_size) -> the same shape, and the weights (batch, heads, tokens, tokens) if asked for.
+
+        Args:
+            rotary_embedding: cosines and sines, each (tokens, head size).
+            position_bias: (1, heads, tokens, tokens), added to the scores.
+        """
+        batch_size, num_tokens, hidden_size = hidden_states.shape
+        qkv = self.qkv_proj(hidden_states).view(batch_size, num_tokens, 3, self.num_attention_heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, D) each
+        query, key = self.q_norm(query), self.k_norm(key)
+        if rotary_embedding is not None:
+            query, key = rotate(query, *rotary_embedding), rotate(key, *rotary_embedding)
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            implementation=self.config._attn_implementation,
+            dropout=self.dropout,
+            position_bias=position_bias,
+            output_attentions=output_attentions,
+        )
+        return self.out_proj(output.reshape(batch_size, num_tokens, hidden_size)), weights
+
+
+__all__ = ["SelfAttention", "attend", "eager_attention_forward", "rotate"]

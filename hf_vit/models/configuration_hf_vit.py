@@ -1,0 +1,309 @@
+"""Configuration of the Vision Transformer."""
+
+import re
+
+from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig
+
+
+POOLINGS = ("cls", "mean", "max", "cls_mean", "weighted", "attention", "none")
+POSITION_EMBEDDINGS = ("learned", "learned_2d", "sincos_1d", "sincos_2d", "relative_bias", "rope_2d", "none")
+PATCH_EMBEDDINGS = ("conv", "hybrid")
+DISTILLATION_TYPES = ("soft", "hard")
+
+# Where the papers give the prefix tokens a position: ViT and DeiT (learned), BEiT (relative bias). MAE's two-dimensional
+# table and the rotary models (EVA-02, DINOv3) leave them without one.
+_POSITION_ON_PREFIX_BY_DEFAULT = ("learned", "learned_2d", "sincos_1d", "relative_bias")
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_hf_vit.HfViTConfig",
+    "AutoModel": "modeling_hf_vit.HfViTModel",
+    "AutoModelForImageClassification": "modeling_hf_vit.HfViTForImageClassification",
+    "AutoBackbone": "modeling_hf_vit.HfViTBackbone",
+}
+
+# hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: ViT table 1 (2010.11929), DeiT table 1 (2012.12877).
+_VARIANT_SIZES = {
+    "tiny": (192, 12, 3, 768),
+    "small": (384, 12, 6, 1536),
+    "base": (768, 12, 12, 3072),
+    "large": (1024, 24, 16, 4096),
+    "huge": (1280, 32, 16, 5120),
+}
+_VARIANTS = {
+    "vit": {"tiny": (16, 32), "small": (8, 16, 32), "base": (8, 16, 32), "large": (14, 16, 32), "huge": (14, 16)},
+    "deit": {"tiny": (16,), "small": (16,), "base": (16,)},
+}
+_VARIANT_PATTERN = re.compile(r"(vit|deit)_([a-z]+)(_distilled)?_patch(\d+)_(\d+)")
+
+
+def _pair(value: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def variant_names() -> list[str]:
+    """The names `HfViTConfig.from_variant` knows, at 224 pixels; any other size may stand in the last place."""
+    names = []
+    for family, sizes in _VARIANTS.items():
+        for size, patch_sizes in sizes.items():
+            for patch_size in patch_sizes:
+                names.append(f"{family}_{size}_patch{patch_size}_224")
+                if family == "deit":
+                    names.append(f"{family}_{size}_distilled_patch{patch_size}_224")
+    return names
+
+
+@strict
+class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    Configuration of [`HfViTModel`], [`HfViTForImageClassification`] and [`HfViTBackbone`]. Fields that transformers'
+    `ViTConfig` has bear its names and meanings.
+
+    Args:
+        hidden_size (`int`): width of the tokens; a multiple of `num_attention_heads`.
+        num_hidden_layers (`int`): number of Transformer layers.
+        num_attention_heads (`int`): attention heads in each layer.
+        intermediate_size (`int`): width of the hidden layer of the MLP.
+        hidden_act (`str`): activation of the MLP, a name from `transformers.activations.ACT2FN`.
+        hidden_dropout_prob (`float`): dropout of the embeddings and of both residual branches, in [0, 1).
+        attention_probs_dropout_prob (`float`): dropout of the attention weights, in [0, 1).
+        drop_path_rate (`float`): rate of stochastic depth (1603.09382) in the last layer, in [0, 1); it rises linearly
+            from 0 in the first.
+        layer_scale_init_value (`float`, *optional*): initial value of the learnt scale of each residual branch
+            (LayerScale, 2103.17239). `None`: no scale.
+        initializer_range (`float`): standard deviation of the initial weights, after truncation at two deviations.
+        layer_norm_eps (`float`): epsilon of the layer norms.
+        image_size (`int` or pair): (height, width) in pixels for which the positions are laid out. Images of other
+            sizes are taken too, see [`HfViTModel`].
+        patch_size (`int` or pair): (height, width) of a patch in pixels.
+        num_channels (`int`): channels of the images.
+        qkv_bias (`bool`): biases for queries, keys and values.
+        qk_norm (`bool`): layer norm of each head's queries and keys (2302.05442).
+        patch_embedding (`str`): `"conv"`: one linear map of each patch. `"hybrid"`: a small convolutional stem
+            (2106.14881), then the linear map.
+        position_embedding (`str`): `"learned"` (a table), `"learned_2d"` (a table of rows plus one of columns),
+            `"sincos_1d"` (1706.03762, over the raster order), `"sincos_2d"` (MAE, 2111.06377), `"relative_bias"`
+            (one table for all layers, BEiT, 2106.08254), `"rope_2d"` (axial rotary embedding on coordinates scaled to
+            [-1, 1], as DINOv3, 2508.10104) or `"none"`.
+        position_embedding_on_prefix (`bool`, *optional*): whether the prefix tokens have positions too. A learnt table
+            has its own rows for them; `sincos_1d` counts them as the first tokens of the sequence; `sincos_2d` and
+            `rope_2d` lay them out on a row above the image; `relative_bias` gives each direction between prefix and
+            patches its own entry. `None`: as in each scheme's paper (yes for `learned`, `learned_2d`, `sincos_1d` and
+            `relative_bias`).
+        use_class_token (`bool`): put a learnt class token first.
+        use_distillation_token (`bool`): put a learnt distillation token (DeiT, 2012.12877) after the class token; the
+            classifier then has two heads.
+        num_register_tokens (`int`): register tokens (2309.16588) between the tokens above and the patches.
+        pooling (`str` or `list[str]`): how the final tokens become one vector: `"cls"` (class token), `"mean"` or
+            `"max"` over patches, `"cls_mean"` (a mix of the two), `"weighted"` (softmax of a learnt score per patch,
+            2104.05704), `"attention"` (learnt query, multi-head attention and MLP: MAP, 2106.04560) or `"none"`.
+            Several names are concatenated. No pooling over patches sees the prefix tokens.
+        pooling_norm (`str`, *optional*): final layer norm `"before"` or `"after"` pooling. `None`: after for mean and
+            max alone (timm's `fc_norm`), before for the rest.
+        cls_mean_weight (`float`): share of the class token in `cls_mean`, in [0, 1].
+        learn_cls_mean_weight (`bool`): learn that share, starting from `cls_mean_weight` (then in (0, 1)).
+        distillation_type (`str`): `"soft"` (KL divergence) or `"hard"` (the teacher's decision).
+        distillation_alpha (`float`): share of the distillation loss, in [0, 1].
+        distillation_temperature (`float`): temperature of soft distillation, above 0.
+        apply_layernorm (`bool`): whether [`HfViTBackbone`] applies the final norm to its feature maps.
+
+    Raises:
+        ValueError: if a value is outside its range or does not fit the others.
+    """
+
+    model_type = "hf_vit"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    layer_scale_init_value: float | int | None = None
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    image_size: int | list[int] | tuple[int, ...] = 224
+    patch_size: int | list[int] | tuple[int, ...] = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    patch_embedding: str = "conv"
+    position_embedding: str = "learned"
+    position_embedding_on_prefix: bool | None = None
+    use_class_token: bool = True
+    use_distillation_token: bool = False
+    num_register_tokens: int = 0
+    pooling: str | list[str] = "cls"
+    pooling_norm: str | None = None
+    cls_mean_weight: float | int = 0.5
+    learn_cls_mean_weight: bool = False
+    distillation_type: str = "soft"
+    distillation_alpha: float | int = 0.5
+    distillation_temperature: float | int = 3.0
+    apply_layernorm: bool = True
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    # Trainer then hands compute_metrics the mean of the two heads alone.
+    keys_to_ignore_at_inference = ("class_logits", "distillation_logits", "hidden_states", "attentions")
+
+    def __post_init__(self, **kwargs):
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        self.check()
+        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_variant(cls, name: str, **overrides) -> "HfViTConfig":
+        """The configuration of a published model, for instance `"vit_small_patch16_224"` or
+        `"deit_small_distilled_patch16_384"`: `{vit,deit}_{size}[_distilled]_patch{P}_{image size}`.
+
+        Args:
+            name: a name of [`variant_names`], with any image size that is a multiple of the patch size.
+            overrides: fields that take another value.
+
+        Raises:
+            ValueError: if there is no such variant; the message lists those that exist.
+        """
+        match = _VARIANT_PATTERN.fullmatch(name)
+        family, size, distilled, patch_size, image_size = match.groups() if match else (None,) * 5
+        known = int(patch_size) in _VARIANTS[family].get(size, ()) if match else False
+        if not known or (distilled and family != "deit"):
+            raise ValueError(f"variant must be one of {', '.join(variant_names())} (or another size), got {name!r}")
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size = _VARIANT_SIZES[size]
+        fields = {
+            "hidden_size": hidden_size,
+            "num_hidden_layers": num_hidden_layers,
+            "num_attention_heads": num_attention_heads,
+            "intermediate_size": intermediate_size,
+            "patch_size": int(patch_size),
+            "image_size": int(image_size),
+            "use_distillation_token": bool(distilled),
+        }
+        return cls(**{**fields, **overrides})
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width) of the images in pixels."""
+        return _pair(self.image_size)
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """(height, width) of a patch in pixels."""
+        return _pair(self.patch_size)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """(rows, columns) of patches in an image of `image_size`."""
+        return self.image_shape[0] // self.patch_shape[0], self.image_shape[1] // self.patch_shape[1]
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches: class token, distillation token, registers, in this order."""
+        return int(self.use_class_token) + int(self.use_distillation_token) + self.num_register_tokens
+
+    @property
+    def distillation_token_index(self) -> int:
+        """Place of the distillation token in the sequence."""
+        return int(self.use_class_token)
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """The names in `pooling`, one or several."""
+        return (self.pooling,) if isinstance(self.pooling, str) else tuple(self.pooling)
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of the pooled vector."""
+        return self.hidden_size * len(self.poolings)
+
+    @property
+    def norm_after_pooling(self) -> bool:
+        """Whether the final norm follows the pooling: `pooling_norm`, or its default for these poolings."""
+        if self.pooling_norm is not None:
+            return self.pooling_norm == "after"
+        return all(name in ("mean", "max") for name in self.poolings)
+
+    @property
+    def has_prefix_positions(self) -> bool:
+        """Whether prefix tokens have positions: `position_embedding_on_prefix`, or its default for this scheme."""
+        if self.position_embedding_on_prefix is not None:
+            return self.position_embedding_on_prefix and self.num_prefix_tokens > 0
+        return self.position_embedding in _POSITION_ON_PREFIX_BY_DEFAULT and self.num_prefix_tokens > 0
+
+    def check(self):
+        """Raise a `ValueError` for the first value that is out of range or does not fit the others. Called at
+        construction, and by the models for values that were overridden while loading."""
+        self._check_sizes()
+        self._check_names()
+        self._check_positions()
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        for name in ("cls_mean_weight", "distillation_alpha"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.learn_cls_mean_weight and self.cls_mean_weight in (0, 1):
+            raise ValueError(f"cls_mean_weight must be in (0, 1) to be learnt, got {self.cls_mean_weight}")
+        for name in ("distillation_temperature", "initializer_range", "layer_norm_eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+    def _check_sizes(self):
+        for name in ("hidden_size", "num_attention_heads", "intermediate_size", "num_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("num_hidden_layers", "num_register_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads ({self.num_attention_heads}), "
+                f"got {self.hidden_size}"
+            )
+        for name in ("image_size", "patch_size"):
+            value = getattr(self, name)
+            if len(_pair(value)) != 2 or min(_pair(value)) < 1:
+                raise ValueError(f"{name} must be a positive integer or a pair (height, width) of them, got {value}")
+        if any(size % patch for size, patch in zip(self.image_shape, self.patch_shape)):
+            raise ValueError(f"image_size must be a multiple of patch_size ({self.patch_size}), got {self.image_size}")
+
+    def _check_names(self):
+        choices = {
+            "position_embedding": POSITION_EMBEDDINGS,
+            "patch_embedding": PATCH_EMBEDDINGS,
+            "distillation_type": DISTILLATION_TYPES,
+            "pooling_norm": ("before", "after", None),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
+        if not self.poolings or any(name not in POOLINGS for name in self.poolings):
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, or a list of them, got {self.pooling!r}")
+        if len(set(self.poolings)) != len(self.poolings) or ("none" in self.poolings and len(self.poolings) > 1):
+            raise ValueError(f"pooling must not repeat a name or join 'none' with another, got {self.pooling!r}")
+        if {"cls", "cls_mean"} & set(self.poolings) and not self.use_class_token:
+            raise ValueError(f"pooling {self.pooling!r} needs use_class_token=True, got False")
+
+    def _check_positions(self):
+        head_dim = self.hidden_size // self.num_attention_heads
+        multiples = {"sincos_1d": (2, "hidden_size"), "sincos_2d": (4, "hidden_size"), "rope_2d": (4, "head size")}
+        divisor, what = multiples.get(self.position_embedding, (1, "hidden_size"))
+        size = self.hidden_size if what == "hidden_size" else head_dim
+        if size % divisor:
+            raise ValueError(
+                f"position_embedding {self.position_embedding!r} needs a {what} that is a multiple of {divisor}, got {size}"
+            )
+        if self.position_embedding == "none" and self.position_embedding_on_prefix:
+            raise ValueError("position_embedding_on_prefix must be False or None with position_embedding 'none', got True")
+
+
+HfViTConfig.register_for_auto_class()
+
+__all__ = ["HfViTConfig"]

@@ -1,0 +1,62 @@
+"""Losses of image classification, with and without a teacher."""
+
+import torch
+from torch import nn
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy, averaged over the batch, in fp32.
+
+    Args:
+        logits: shape (batch, num_labels).
+        labels: class indices of shape (batch,), or distributions over the classes of shape (batch, num_labels).
+
+    Raises:
+        ValueError: if the shape does not fit, or (where looking costs no synchronisation: on the CPU, outside a
+            compiled graph) an index is not in [0, num_labels).
+    """
+    num_labels = logits.shape[-1]
+    if labels.shape not in (logits.shape[:1], logits.shape):
+        raise ValueError(
+            f"labels must have shape {tuple(logits.shape[:1])} (class indices) or {tuple(logits.shape)} "
+            f"(distributions), got {tuple(labels.shape)}"
+        )
+    if labels.ndim == 2:
+        return nn.functional.cross_entropy(logits.float(), labels.float())
+    if labels.is_floating_point():
+        raise ValueError(f"labels of shape {tuple(labels.shape)} must be class indices, got dtype {labels.dtype}")
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
+        low, high = (int(value) for value in labels.aminmax())
+        if low < 0 or high >= num_labels:
+            raise ValueError(f"labels must be in [0, {num_labels}), got {low if low < 0 else high}")
+    return nn.functional.cross_entropy(logits.float(), labels.long())
+
+
+def distillation_loss(
+    logits: torch.Tensor, teacher_logits: torch.Tensor, distillation_type: str, temperature: float
+) -> torch.Tensor:
+    """Distance of a student's prediction from its teacher's, averaged over the batch, in fp32.
+
+    Args:
+        logits: of the student, shape (batch, num_labels).
+        teacher_logits: shape (batch, num_labels); no gradient flows into them.
+        distillation_type: `"soft"`: temperature^2 * KL(teacher || student) of the distributions at that temperature
+            (1503.02531), in the textbook scale. `"hard"`: cross entropy with the teacher's decision (2012.12877).
+        temperature: above 0; only for `"soft"`.
+
+    Raises:
+        ValueError: if the shapes differ or `distillation_type` is unknown.
+    """
+    if teacher_logits.shape != logits.shape:
+        raise ValueError(f"teacher_logits must have shape {tuple(logits.shape)}, got {tuple(teacher_logits.shape)}")
+    logits, teacher_logits = logits.float(), teacher_logits.detach().float()
+    if distillation_type == "hard":
+        return nn.functional.cross_entropy(logits, teacher_logits.argmax(-1))
+    if distillation_type != "soft":
+        raise ValueError(f"distillation_type must be soft or hard, got {distillation_type!r}")
+    student = (logits / temperature).log_softmax(-1)
+    teacher = (teacher_logits / temperature).log_softmax(-1)
+    return temperature**2 * nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+__all__ = ["classification_loss", "distillation_loss"]
