@@ -5,7 +5,6 @@ from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageC
 from .models.configuration_hf_vit import HfViTConfig
 from .models.modeling_hf_vit import HfViTBackbone, HfViTForImageClassification, HfViTModel
 
-
 __version__ = "0.1.0"
 
 AutoConfig.register(HfViTConfig.model_type, HfViTConfig)

@@ -1,1 +1,1 @@
-"""The files that travel to the Hub beside the weights: they import torch, transformers and each other, nothing else."""
+"""Files that travel to the Hub beside the weights: they import torch, transformers and each other, nothing else."""

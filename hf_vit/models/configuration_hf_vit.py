@@ -6,14 +6,13 @@ from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-
 POOLINGS = ("cls", "mean", "max", "cls_mean", "weighted", "attention", "none")
 POSITION_EMBEDDINGS = ("learned", "learned_2d", "sincos_1d", "sincos_2d", "relative_bias", "rope_2d", "none")
 PATCH_EMBEDDINGS = ("conv", "hybrid")
 DISTILLATION_TYPES = ("soft", "hard")
 
-# Where the papers give the prefix tokens a position: ViT and DeiT (learned), BEiT (relative bias). MAE's two-dimensional
-# table and the rotary models (EVA-02, DINOv3) leave them without one.
+# Where the papers give the prefix tokens a position: ViT and DeiT (learned), BEiT (relative bias). MAE's table of rows
+# and columns and the rotary models (EVA-02, DINOv3) leave them without one.
 _POSITION_ON_PREFIX_BY_DEFAULT = ("learned", "learned_2d", "sincos_1d", "relative_bias")
 
 AUTO_MAP = {
@@ -23,7 +22,8 @@ AUTO_MAP = {
     "AutoBackbone": "modeling_hf_vit.HfViTBackbone",
 }
 
-# hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: ViT table 1 (2010.11929), DeiT table 1 (2012.12877).
+# hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: table 1 of ViT (2010.11929) and of DeiT
+# (2012.12877).
 _VARIANT_SIZES = {
     "tiny": (192, 12, 3, 768),
     "small": (384, 12, 6, 1536),
@@ -153,7 +153,7 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         self.check()
-        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
+        kwargs.pop("stage_names", None)
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
@@ -187,6 +187,11 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             "use_distillation_token": bool(distilled),
         }
         return cls(**{**fields, **overrides})
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the backbone's stages: the embeddings, then each layer."""
+        return ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -292,16 +297,19 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"pooling {self.pooling!r} needs use_class_token=True, got False")
 
     def _check_positions(self):
-        head_dim = self.hidden_size // self.num_attention_heads
-        multiples = {"sincos_1d": (2, "hidden_size"), "sincos_2d": (4, "hidden_size"), "rope_2d": (4, "head size")}
-        divisor, what = multiples.get(self.position_embedding, (1, "hidden_size"))
-        size = self.hidden_size if what == "hidden_size" else head_dim
+        head_size = self.hidden_size // self.num_attention_heads
+        multiples = {
+            "sincos_1d": ("hidden_size", self.hidden_size, 2),
+            "sincos_2d": ("hidden_size", self.hidden_size, 4),
+            "rope_2d": ("head size (hidden_size / num_attention_heads)", head_size, 4),
+        }
+        name, size, divisor = multiples.get(self.position_embedding, ("", 0, 1))
         if size % divisor:
             raise ValueError(
-                f"position_embedding {self.position_embedding!r} needs a {what} that is a multiple of {divisor}, got {size}"
+                f"{name} must be a multiple of {divisor} for position_embedding={self.position_embedding}, got {size}"
             )
         if self.position_embedding == "none" and self.position_embedding_on_prefix:
-            raise ValueError("position_embedding_on_prefix must be False or None with position_embedding 'none', got True")
+            raise ValueError("position_embedding_on_prefix must not be True with position_embedding 'none'")
 
 
 HfViTConfig.register_for_auto_class()

@@ -28,7 +28,6 @@ from .position_encoding import (
     SinCosPosition,
 )
 
-
 # Standard deviation of a unit normal distribution cut off at two deviations: sqrt(1 - 4 phi(2) / (2 Phi(2) - 1)).
 _TRUNCATED_STD = 0.8796256610342398
 
@@ -40,7 +39,7 @@ class HfViTImageClassifierOutput(ModelOutput):
         loss (`torch.Tensor` of shape `()`): present if labels were given.
         logits (`torch.Tensor` of shape `(batch, num_labels)`): the prediction; with two heads, their mean.
         class_logits (`torch.Tensor` of shape `(batch, num_labels)`): of the class head, if there are two.
-        distillation_logits (`torch.Tensor` of shape `(batch, num_labels)`): of the distillation head, if there are two.
+        distillation_logits (`torch.Tensor` of shape `(batch, num_labels)`): of the distillation head, likewise.
         hidden_states (tuple of `torch.Tensor` of shape `(batch, tokens, hidden_size)`): if asked for; the embeddings
             and the output of each layer.
         attentions (tuple of `torch.Tensor` of shape `(batch, heads, tokens, tokens)`): if asked for.
@@ -233,8 +232,8 @@ class HfViTModel(HfViTPreTrainedModel):
 
 
 class HfViTForImageClassification(HfViTPreTrainedModel):
-    """The Vision Transformer with a linear classifier on the pooled vector and, with a distillation token, a second one
-    on that token (DeiT, 2012.12877).
+    """The Vision Transformer with a linear classifier on the pooled vector and, with a distillation token, a second
+    one on that token (DeiT, 2012.12877).
 
     Raises:
         ValueError: if `config.pooling` is "none".
@@ -317,7 +316,7 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
 
     def __init__(self, config: HfViTConfig):
         super().__init__(config, add_pooling_layer=False)
-        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.num_features = [config.hidden_size] * len(config.stage_names)
 
     @can_return_tuple
     @filter_output_hidden_states

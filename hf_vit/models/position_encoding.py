@@ -65,8 +65,9 @@ class LearnedPosition(nn.Module):
         super().__init__()
         rows, columns = config.grid_size
         self.grid = nn.Parameter(torch.zeros(rows, columns, config.hidden_size))
-        num_prefix_positions = config.num_prefix_tokens if config.has_prefix_positions else 0
-        self.prefix = nn.Parameter(torch.zeros(num_prefix_positions, config.hidden_size)) if num_prefix_positions else None
+        self.prefix = None
+        if config.has_prefix_positions:
+            self.prefix = nn.Parameter(torch.zeros(config.num_prefix_tokens, config.hidden_size))
 
     def table(self) -> torch.Tensor:
         return self.grid
@@ -99,13 +100,13 @@ class _FixedPosition(nn.Module):
         self.num_prefix_tokens = config.num_prefix_tokens
         self.has_prefix_positions = config.has_prefix_positions
 
-    def coordinates(self, grid_size: tuple[int, int], device: torch.device | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def coordinates(self, grid_size: tuple[int, int], device: torch.device | None) -> list[torch.Tensor]:
         """Rows and columns of the tokens that have positions; prefix tokens lie side by side above the image."""
         rows, columns = grid_coordinates(grid_size, self.native_grid_size, device)
         if self.has_prefix_positions:
             prefix = torch.arange(self.num_prefix_tokens, dtype=torch.float32, device=device)
             rows, columns = torch.cat((torch.full_like(prefix, -1.0), rows)), torch.cat((prefix, columns))
-        return rows, columns
+        return [rows, columns]
 
 
 class SinCosPosition(_FixedPosition):
