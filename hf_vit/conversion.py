@@ -42,6 +42,24 @@ _TRANSFORMERS_NAMES = (
     (r"^cls_classifier\.", "classifier."),
 )
 
+_SHARED_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "qkv_bias",
+    "id2label",
+    "label2id",
+)
+
 
 def from_timm(model: nn.Module) -> HfViTForImageClassification:
     """Our model with the weights of a `timm.models.VisionTransformer` (class, average, max or attention pooling,
@@ -90,15 +108,10 @@ def from_transformers(model: nn.Module) -> HfViTForImageClassification:
     supported = ("ViTForImageClassification", "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher")
     if type(model).__name__ not in supported:
         raise ValueError(f"model must be one of {', '.join(supported)}, got {type(model).__name__}")
-    names = (
-        "hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act hidden_dropout_prob "
-        "attention_probs_dropout_prob initializer_range layer_norm_eps image_size patch_size num_channels qkv_bias "
-        "id2label label2id"
-    ).split()
     has_two_heads = hasattr(model, "distillation_classifier")
     has_unread_token = not has_two_heads and model.config.model_type == "deit"
     config = HfViTConfig(
-        **{name: getattr(model.config, name) for name in names},
+        **{name: getattr(model.config, name) for name in _SHARED_FIELDS},
         use_distillation_token=has_two_heads,
         num_register_tokens=int(has_unread_token),
     )
