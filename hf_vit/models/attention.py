@@ -2,7 +2,10 @@
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .linear import Linear
 
 # Attention weights that one step of `_ChunkedAttention` holds at a time: 1M bf16 numbers stay in a core's cache.
 _CHUNK_WEIGHTS = 1 << 20
@@ -145,52 +148,44 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
     Args:
         states: shape (batch, heads, tokens, head size).
-        cos, sin: shape (tokens, head size).
+        cos, sin: shape (tokens, head size), or (batch, 1, tokens, head size) if the samples' positions differ.
     """
     first, second = states.chunk(2, dim=-1)
     return states * cos.to(states.dtype) + torch.cat((-second, first), dim=-1) * sin.to(states.dtype)
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with one product for queries, keys and values.
+class MultiHeadAttention(nn.Module):
+    """What self-attention and cross-attention share: heads, their norms, the output projection.
 
     Args:
-        config: gives `hidden_size`, `num_attention_heads`, `attention_probs_dropout_prob`, `qkv_bias`, `qk_norm`,
-            `layer_norm_eps` and the attention implementation.
+        config: gives `hidden_size`, `attention_probs_dropout_prob`, `qk_norm`, `layer_norm_eps` and the attention
+            implementation.
+        num_attention_heads: a divisor of `hidden_size`.
+        layer_idx: place of the layer in the cache.
     """
 
     is_causal = False
 
-    def __init__(self, config):
+    def __init__(self, config, num_attention_heads: int, layer_idx: int | None = None):
         super().__init__()
         self.config = config
-        self.num_attention_heads = config.num_attention_heads
-        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.num_attention_heads = num_attention_heads
+        self.head_dim = config.hidden_size // num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
-        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.layer_idx = layer_idx
+
+    def _add_norms_and_output(self, config, bias: bool):
         self.q_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps) if config.qk_norm else nn.Identity()
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = Linear(config.hidden_size, config.hidden_size, bias=bias)
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        rotary_embedding: tuple[torch.Tensor, torch.Tensor] | None = None,
-        position_bias: torch.Tensor | None = None,
-        output_attentions: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(batch, tokens, hidden_size) -> the same shape, and the weights (batch, heads, tokens, tokens) if asked for.
+    def _heads(self, projected: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+        """(batch, tokens, count * hidden_size) -> `count` tensors (batch, heads, tokens, head size)."""
+        batch_size, num_tokens, _ = projected.shape
+        heads = projected.view(batch_size, num_tokens, count, self.num_attention_heads, self.head_dim)
+        return heads.permute(2, 0, 3, 1, 4).unbind(0)
 
-        Args:
-            rotary_embedding: cosines and sines, each (tokens, head size).
-            position_bias: (1, heads, tokens, tokens), added to the scores.
-        """
-        batch_size, num_tokens, hidden_size = hidden_states.shape
-        qkv = self.qkv_proj(hidden_states).view(batch_size, num_tokens, 3, self.num_attention_heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, D) each
-        query, key = self.q_norm(query), self.k_norm(key)
-        if rotary_embedding is not None:
-            query, key = rotate(query, *rotary_embedding), rotate(key, *rotary_embedding)
+    def _attend(self, query, key, value, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         output, weights = attend(
             self,
             query,
@@ -198,10 +193,111 @@ class SelfAttention(nn.Module):
             value,
             implementation=self.config._attn_implementation,
             dropout=self.dropout,
+            **kwargs,
+        )
+        return self.out_proj(output.flatten(2)), weights
+
+
+class SelfAttention(MultiHeadAttention):
+    """Multi-head self-attention with one product for queries, keys and values.
+
+    Args:
+        config: gives `qkv_bias` and what [`MultiHeadAttention`] reads.
+        num_attention_heads: `config.num_attention_heads` unless given.
+        layer_idx: place of the layer in the cache.
+        is_causal: without a mask, let a token attend to itself and the tokens before it alone.
+        output_bias: whether the output projection has a bias.
+    """
+
+    def __init__(
+        self,
+        config,
+        num_attention_heads: int | None = None,
+        layer_idx: int | None = None,
+        is_causal: bool = False,
+        output_bias: bool = True,
+    ):
+        super().__init__(config, num_attention_heads or config.num_attention_heads, layer_idx)
+        self.is_causal = is_causal
+        self.qkv_proj = Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self._add_norms_and_output(config, output_bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        rotary_embedding: tuple[torch.Tensor, torch.Tensor] | None = None,
+        position_bias: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(batch, tokens, hidden_size) -> the same shape, and the weights (batch, heads, tokens, keys) if asked for.
+
+        Args:
+            attention_mask: additive (float) or boolean (True: attend), broadcast to (batch, heads, tokens, keys).
+            rotary_embedding: cosines and sines, see [`rotate`].
+            position_bias: (1, heads, tokens, keys), added to the scores.
+            past_key_values: keys and values of the tokens before these; those of these tokens are added to it.
+        """
+        query, key, value = self._heads(self.qkv_proj(hidden_states), 3)  # (B, H, N, D) each
+        query, key = self.q_norm(query), self.k_norm(key)
+        if rotary_embedding is not None:
+            query, key = rotate(query, *rotary_embedding), rotate(key, *rotary_embedding)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        return self._attend(
+            query,
+            key,
+            value,
+            attention_mask=attention_mask,
             position_bias=position_bias,
             output_attentions=output_attentions,
         )
-        return self.out_proj(output.reshape(batch_size, num_tokens, hidden_size)), weights
 
 
-__all__ = ["SelfAttention", "attend", "eager_attention_forward", "rotate"]
+class CrossAttention(MultiHeadAttention):
+    """Multi-head attention to the encoder's output, whose keys and values are one product, made once per sentence when
+    there is a cache to keep them. Arguments as for [`SelfAttention`]."""
+
+    def __init__(self, config, num_attention_heads: int, layer_idx: int | None = None, output_bias: bool = True):
+        super().__init__(config, num_attention_heads, layer_idx)
+        self.q_proj = Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.kv_proj = Linear(config.hidden_size, 2 * config.hidden_size, bias=config.qkv_bias)
+        self._add_norms_and_output(config, output_bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(batch, tokens, hidden_size) -> the same shape, and the weights (batch, heads, tokens, keys) if asked for.
+
+        Args:
+            encoder_hidden_states: shape (batch, keys, hidden_size); not read once the cache holds their keys and
+                values.
+            attention_mask: additive (float) or boolean (True: attend), broadcast to (batch, heads, tokens, keys).
+            past_key_values: an `EncoderDecoderCache`; any other cache has no room for these keys and values.
+        """
+        (query,) = self._heads(self.q_proj(hidden_states), 1)  # (B, H, N, D)
+        key, value = self._keys_and_values(encoder_hidden_states, past_key_values)
+        return self._attend(
+            self.q_norm(query), key, value, attention_mask=attention_mask, output_attentions=output_attentions
+        )
+
+    def _keys_and_values(self, encoder_hidden_states, past_key_values) -> tuple[torch.Tensor, torch.Tensor]:
+        has_cache = isinstance(past_key_values, EncoderDecoderCache)
+        if has_cache and past_key_values.is_updated.get(self.layer_idx):
+            layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
+            return layer.keys, layer.values
+        key, value = self._heads(self.kv_proj(encoder_hidden_states), 2)  # (B, H, K, D) each
+        key = self.k_norm(key)
+        if has_cache:
+            key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
+            past_key_values.is_updated[self.layer_idx] = True
+        return key, value
+
+
+__all__ = ["CrossAttention", "MultiHeadAttention", "SelfAttention", "attend", "eager_attention_forward", "rotate"]

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
+from .linear import Linear
+
 
 class DropPath(nn.Module):
     """Stochastic depth (1603.09382): in training, a sample's residual branch is zero with probability `drop_prob` and
@@ -50,17 +52,39 @@ class LayerScale(nn.Module):
         return branch * self.scale
 
 
-class MLP(nn.Module):
-    """Two linear layers with an activation between: (..., hidden_size) -> (..., hidden_size)."""
+# Activations that gate one half of the hidden layer by the other (2002.05202), and the function on the gate.
+GATED_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh"}
 
-    def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str):
+
+class MLP(nn.Module):
+    """Two linear layers with an activation between: (..., hidden_size) -> (..., hidden_size).
+
+    Args:
+        hidden_size: width of the input and of the output.
+        intermediate_size: width between the two layers (after gating, if the activation is a gated one).
+        hidden_act: a name of `transformers.activations.ACT2FN` or of `GATED_ACTIVATIONS`.
+        dropout: rate between the two layers, in [0, 1).
+        bias: whether the layers have biases.
+    """
+
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, hidden_act: str, dropout: float = 0.0, bias: bool = True
+    ):
         super().__init__()
-        self.fc1 = nn.Linear(hidden_size, intermediate_size)
-        self.activation = ACT2FN[hidden_act]
-        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+        self.is_gated = hidden_act in GATED_ACTIVATIONS
+        self.fc1 = Linear(hidden_size, intermediate_size * (2 if self.is_gated else 1), bias=bias)
+        self.activation = ACT2FN[GATED_ACTIVATIONS.get(hidden_act, hidden_act)]
+        self.dropout = nn.Dropout(dropout)
+        self.fc2 = Linear(intermediate_size, hidden_size, bias=bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation(self.fc1(hidden_states)))
+        hidden_states = self.fc1(hidden_states)
+        if self.is_gated:
+            gate, hidden_states = hidden_states.chunk(2, dim=-1)
+            hidden_states = self.activation(gate) * hidden_states
+        else:
+            hidden_states = self.activation(hidden_states)
+        return self.fc2(self.dropout(hidden_states))
 
 
-__all__ = ["MLP", "DropPath", "LayerScale", "drop_path_rates"]
+__all__ = ["GATED_ACTIVATIONS", "MLP", "DropPath", "LayerScale", "drop_path_rates"]

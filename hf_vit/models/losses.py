@@ -1,4 +1,4 @@
-"""Losses of image classification, with and without a teacher."""
+"""Losses of image classification, with and without a teacher, and of text."""
 
 import torch
 from torch import nn
@@ -59,4 +59,45 @@ def distillation_loss(
     return temperature**2 * nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-__all__ = ["classification_loss", "distillation_loss"]
+def token_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    ignored: tuple[int, ...] = (-100,),
+    label_smoothing: float = 0.0,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Cross entropy of next-token predictions, averaged over the labels that count, in fp32. Zero (with zero
+    gradients) if none counts.
+
+    Args:
+        logits: shape (batch, tokens, vocabulary); `logits[:, i]` predicts `labels[:, i]`.
+        labels: token ids, shape (batch, tokens).
+        ignored: labels that do not count.
+        label_smoothing: share of the target spread evenly over the vocabulary (1512.00567), in [0, 1).
+        num_items_in_batch: divide the sum by this in place of the number of labels that count, so that the gradients
+            of several batches add up to those of one large batch.
+
+    Raises:
+        ValueError: if the shape does not fit, or (where looking costs no synchronisation: on the CPU, outside a
+            compiled graph) a label that counts is not in [0, vocabulary).
+    """
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(f"labels must have shape {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}")
+    for value in ignored:
+        labels = labels.masked_fill(labels == value, -100)
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
+        low, high = (int(value) for value in labels.masked_fill(labels == -100, 0).aminmax())
+        if low < 0 or high >= logits.shape[-1]:
+            raise ValueError(
+                f"labels must be in [0, {logits.shape[-1]}) or one of {', '.join(map(str, ignored))}, "
+                f"got {low if low < 0 else high}"
+            )
+    loss = nn.functional.cross_entropy(
+        logits.flatten(0, -2).float(), labels.flatten(), reduction="sum", label_smoothing=label_smoothing
+    )
+    count = (labels != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    return loss / count
+
+
+__all__ = ["classification_loss", "distillation_loss", "token_loss"]

@@ -30,14 +30,14 @@ def sincos_table(positions: torch.Tensor, size: int) -> torch.Tensor:
     """Sines, then cosines, of the positions at wavelengths from 2 pi to 2 pi * 10,000 (1706.03762).
 
     Args:
-        positions: shape (n,).
+        positions: fp32, shape (...).
         size: even number of columns.
 
     Returns:
-        fp32 tensor of shape (n, size).
+        fp32 tensor of shape (..., size).
     """
     exponents = torch.arange(size // 2, dtype=torch.float32, device=positions.device) / (size / 2)
-    angles = positions[:, None] / 10_000**exponents  # (n, size / 2)
+    angles = positions[..., None] / 10_000**exponents  # (..., size / 2)
     return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
@@ -246,4 +246,5 @@ __all__ = [
     "RotaryPosition",
     "SinCosPosition",
     "relative_position_index",
+    "sincos_table",
 ]
