@@ -3,25 +3,35 @@
 import difflib
 import os
 import re
-import tempfile
 from pathlib import Path
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from . import measure, records
 from .facts import CardFacts
-from .figures import learning_curves
+from .figures import digest_of
 from .format import FILTERS
+from .image_classification import ImageClassificationFacts
 
 CARD_FILE = "README.md"
-FIGURES = {"curves.png": learning_curves}
+TASKS = {"image_classification": ImageClassificationFacts}
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 
 
-def write_card(folder: str | os.PathLike) -> Path:
-    """Draws the figures and writes README.md from the records in `folder` (`run.json`, `config.json`).
+class _Unmeasured(jinja2.Undefined):
+    """What the records do not hold: a template may ask whether it is there, and fails when it prints it."""
 
+    __str__ = jinja2.Undefined._fail_with_undefined_error
+
+
+def write_card(folder: str | os.PathLike) -> Path:
+    """Draws the figures and writes README.md from the records in `folder`.
+
+    The records are `run.json` and, where present, `config.json`, `preprocessor_config.json` and the author's
+    `card.yaml` (see `records.AUTHOR_FIELDS`). A model that has not been measured for its card since its files changed
+    is run once, which **executes the code in the folder**, and what it answered is kept in `run.json` under `card`.
     Each file is replaced in one step: a card that stood there before stays whole until the new one is.
 
     Returns:
@@ -31,56 +41,69 @@ def write_card(folder: str | os.PathLike) -> Path:
         ValueError: the folder holds no readable records, or the records are of a task that has no template.
     """
     folder = Path(folder)
-    facts = CardFacts.from_folder(folder)
-    images = draw(facts)
-    content = render(facts, list(images))
+    facts = facts_of(folder)
+    if (folder / records.CONFIG_FILE).is_file() and not measure.is_measured(folder, facts):
+        measured = measure.measure(folder, facts)
+        if measured is not None:
+            records.amend_run(folder, measure.KEY, measured)
+            facts = facts_of(folder)
+    images = {filename: draw(facts) for filename, draw in facts.figures.items()}
+    images = {filename: image for filename, image in images.items() if image is not None}
+    content = render(facts)
     for filename, image in images.items():
-        _replace(folder / filename, image)
-    return _replace(folder / CARD_FILE, content.encode("utf-8"))
+        records.replace_file(folder / filename, image)
+    return records.replace_file(folder / CARD_FILE, content.encode("utf-8"))
 
 
 def check_card(folder: str | os.PathLike) -> list[str]:
     """What in `folder`'s README.md or figures does not come from the records; empty when everything does.
 
     The card is rendered again and compared byte for byte. Each line that differs is one entry that names the numbers
-    found in the card and not in the records.
+    found in the card and not in the records. Runs nothing from the folder.
 
     Raises:
         ValueError: as `write_card`, or the folder holds no README.md.
     """
     folder = Path(folder)
-    facts = CardFacts.from_folder(folder)
+    facts = facts_of(folder)
     if not (folder / CARD_FILE).is_file():
         raise ValueError(f"folder: {folder} holds no {CARD_FILE}")
-    images = draw(facts)
-    missing = [f"{filename} is missing" for filename in images if not (folder / filename).is_file()]
-    return missing + _differences((folder / CARD_FILE).read_bytes().decode("utf-8"), render(facts, list(images)))
+    problems = []
+    if facts.measured and facts.measured.get("files_sha256") != records.fingerprint(folder):
+        problems.append("the model's files are not those that the card's snippets were executed with")
+    for filename, draw in facts.figures.items():
+        digest = draw.digest(facts)
+        if digest and not (folder / filename).is_file():
+            problems.append(f"{filename} is missing")
+        elif digest and digest_of(folder / filename) != digest:
+            problems.append(f"{filename} was not drawn from these records")
+    return problems + _differences((folder / CARD_FILE).read_bytes().decode("utf-8"), render(facts))
 
 
-def draw(facts: CardFacts) -> dict[str, bytes]:
-    """PNG images by file name: the figures that the records hold numbers for."""
-    images = {filename: figure(facts) for filename, figure in FIGURES.items()}
-    return {filename: image for filename, image in images.items() if image is not None}
+def facts_of(folder: Path) -> CardFacts:
+    """The facts of the run in `folder`, of the class that its task has.
 
-
-def render(facts: CardFacts, figures: list[str]) -> str:
-    """The whole text of the card, metadata block included, with the named figures.
-
-    The same facts give the same text, byte for byte.
+    Raises:
+        ValueError: as `write_card`.
     """
+    found = records.Records.from_folder(folder)
+    task = found.run["task"]
+    if task not in TASKS:
+        raise ValueError(f"task: found {task!r} in {records.RUN_FILE}, a card can be written for {', '.join(TASKS)}")
+    return TASKS[task].from_records(found)
+
+
+def render(facts: CardFacts) -> str:
+    """The whole text of the card, metadata block included. The same facts give the same text, byte for byte."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=jinja2.StrictUndefined,
+        undefined=_Unmeasured,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters.update(FILTERS)
-    try:
-        template = environment.get_template(f"{facts.task}.md.j2")
-    except jinja2.TemplateNotFound:
-        known = sorted(name.removesuffix(".md.j2") for name in environment.list_templates() if name != "base.md.j2")
-        raise ValueError(f"task: found {facts.task!r}, a card can be written for {', '.join(known)}") from None
-    body = template.render(facts=facts, figures=figures)
+    figures = [filename for filename, draw in facts.figures.items() if draw.digest(facts)]
+    body = environment.get_template(f"{facts.task}.md.j2").render(facts=facts, figures=figures)
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
     return str(ModelCard(f"---\n{metadata(facts).to_yaml()}\n---\n\n{body}\n"))
 
@@ -109,7 +132,7 @@ def metadata(facts: CardFacts) -> ModelCardData:
         pipeline_tag=task,
         base_model=facts.base_model if _is_hub_id(facts.base_model) else None,
         datasets=[dataset] if dataset else None,
-        metrics=[metric.name for metric in facts.metrics if metric.name in ("accuracy",)] or None,
+        metrics=["accuracy"] if facts.accuracy is not None else None,
         tags=[task, "hf_vit"],
         model_name=facts.name,
         eval_results=results or None,
@@ -137,17 +160,3 @@ def _differences(found: str, expected: str) -> list[str]:
         if found_start == found_end:
             problems.append(f"{CARD_FILE} line {found_start + 1}: missing before it: {expected_lines[start]!r}")
     return problems or [f"{CARD_FILE} has other line endings than the card made from the records"]
-
-
-def _replace(path: Path, content: bytes) -> Path:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)  # temporary files are private; a card is not
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    return path

@@ -1,20 +1,17 @@
-"""The facts of a card: one dataclass filled from a run's records, the same for every task."""
+"""The facts of a card: a dataclass filled from a run's records. This one is shared; each task adds its own to it."""
 
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import PurePath
+from typing import Any, ClassVar
 
-from . import records
+from . import citations
+from .format import local
+from .records import Records
 
-# Arguments that say where things go rather than how the model was trained.
-_NOT_HYPER_PARAMETERS = (
-    "output_dir",
-    "push_to_hub",
-    "overwrite_output_dir",
-    "resume_from_checkpoint",
-    "with_tracking",
-)
-_NOT_HYPER_PARAMETER_PREFIXES = ("hub_", "card_", "report_", "logging_")
+# Arguments that say where a run reads and writes rather than how the model was trained.
+_NOT_HYPER_PARAMETERS = ("recipe", "task", "output_dir", "dry_run", "push_to_hub", "resume_from_checkpoint")
+_NOT_HYPER_PARAMETER_PREFIXES = ("hub_", "card_", "overwrite_", "with_tracking", "tracking_", "report_")
+_FRACTIONS = ("accuracy", "precision", "recall", "f1", "calibration_error")
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Argument:
-    """A value the run was started with; `changed` when the user or the recipe set it to other than its default."""
+    """A value the run was started with; `changed` when the user or the recipe set it."""
 
     name: str
     value: Any
@@ -38,6 +35,8 @@ class Argument:
 
 @dataclass(frozen=True)
 class Split:
+    """One split of the data. `class_counts[i]` examples bear label `i`."""
+
     name: str
     num_examples: int
     class_counts: list[int] = field(default_factory=list)
@@ -45,16 +44,29 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Snippet:
+    """A program that uses the model, and what it printed; `output` is None when it was not executed."""
+
+    title: str
+    code: str
+    output: str | None = None
+
+
+@dataclass(frozen=True)
 class CardFacts:
     """Everything a card may say. A field that is None or empty was not measured and is left out of the card.
 
-    Times are in seconds, memory in bytes, accuracies fractions in [0, 1].
+    Times are in seconds, memory in bytes, accuracies fractions in [0, 1]. `measured` holds what was found when the
+    model was run for its card, see `measure`.
     """
+
+    figures: ClassVar[dict] = {}
 
     task: str
     name: str
     repo_id: str
     status: str
+    author: dict[str, str]
     license: str | None
 
     model_class: str | None
@@ -62,22 +74,21 @@ class CardFacts:
     num_trainable_parameters: int | None
     config: dict
     base_model: str | None
+    measured: dict
 
     data_name: str | None
     data_revision: str | None
     data_license: str | None
-    class_names: list[str]
     splits: list[Split]
 
     split: str | None
     num_examples: int | None
     metrics: list[Metric]
-
     epochs: list[dict]
     evaluated_split: str | None
+
     arguments: list[Argument]
     seed: int | None
-
     training_duration: float | None
     total_duration: float | None
     images_per_second: float | None
@@ -88,20 +99,16 @@ class CardFacts:
     recipe: str | None
     git_commit: str | None
     versions: dict
+    citations: list[citations.Paper]
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> "CardFacts":
-        """Reads `run.json` and, where present, `config.json` of a folder that a training run has written.
+    def from_records(cls, records: Records) -> "CardFacts":
+        return cls(**cls.read(records))
 
-        Raises:
-            ValueError: the records are absent, unreadable, or of a run that names no task.
-        """
-        folder = Path(folder)
-        run = records.read_json(folder, records.RUN_FILE)
-        if not isinstance(run.get("task"), str):
-            raise ValueError(f"folder: {folder / records.RUN_FILE} does not name its task")
-        has_config = (folder / records.CONFIG_FILE).is_file()
-        config = records.read_json(folder, records.CONFIG_FILE) if has_config else {}
+    @classmethod
+    def read(cls, records: Records) -> dict[str, Any]:
+        """The fields of this class by name; a task's class adds its own to those of the shared one."""
+        run = records.run
         arguments, model, data = run.get("arguments", {}), run.get("model", {}), run.get("data", {})
         result, durations = run.get("result", {}), run.get("duration_s", {})
         splits = [
@@ -110,41 +117,51 @@ class CardFacts:
             if "num_examples" in info
         ]
         repo_id = arguments.get("hub_model_id") or PurePath(arguments.get("output_dir", "")).name or run["task"]
-        base_model = arguments.get("model_name_or_path")
+        base_model = local(arguments["model_name_or_path"]) if "model_name_or_path" in arguments else None
         epochs = [epoch for epoch in run.get("epochs", []) if "epoch" in epoch]
-        return cls(
-            task=run["task"],
-            name=repo_id.rpartition("/")[2],
-            repo_id=repo_id,
-            status=run.get("status", "finished"),
-            license=None if base_model else "apache-2.0",
-            model_class=model.get("class"),
-            num_parameters=model.get("num_parameters"),
-            num_trainable_parameters=model.get("num_trainable_parameters"),
-            config=config,
-            base_model=base_model,
-            data_name=data.get("name"),
-            data_revision=data.get("revision"),
-            data_license=data.get("license"),
-            class_names=[str(label) for label in data.get("class_names", [])],
-            splits=splits,
-            split=result.get("split"),
-            num_examples=result.get("num_examples"),
-            metrics=_scalar_metrics(result.get("metrics", {})),
-            epochs=epochs,
-            evaluated_split=_evaluated_split(splits, result),
-            arguments=_hyper_parameters(arguments, run.get("non_default_arguments", [])),
-            seed=run.get("seed"),
-            training_duration=durations.get("training"),
-            total_duration=durations.get("total"),
-            images_per_second=_mean([epoch["images_per_second"] for epoch in epochs if "images_per_second" in epoch]),
-            peak_memory=run.get("peak_memory_bytes"),
-            hardware=run.get("hardware", {}),
-            command=run.get("command"),
-            recipe=run.get("recipe"),
-            git_commit=run.get("git_commit"),
-            versions=run.get("versions", {}),
-        )
+        speeds = [epoch["images_per_second"] for epoch in epochs if "images_per_second" in epoch]
+        return {
+            "task": run["task"],
+            "name": repo_id.rpartition("/")[2],
+            "repo_id": repo_id,
+            "status": run.get("status", "finished"),
+            "author": records.author,
+            # The code in the folder is under Apache-2.0. So are weights trained from scratch unless their author says
+            # otherwise; those that began as someone else's may not be.
+            "license": records.author.get("license") or (None if base_model else "apache-2.0"),
+            "model_class": model.get("class"),
+            "num_parameters": model.get("num_parameters"),
+            "num_trainable_parameters": model.get("num_trainable_parameters"),
+            "config": records.config,
+            "base_model": base_model,
+            "measured": run.get("card", {}),
+            "data_name": local(data["name"]) if "name" in data else None,
+            "data_revision": data.get("revision"),
+            "data_license": data.get("license"),
+            "splits": splits,
+            "split": result.get("split"),
+            "num_examples": result.get("num_examples"),
+            "metrics": _scalar_metrics(result.get("metrics", {})),
+            "epochs": epochs,
+            "evaluated_split": "validation" if "validation" in data.get("splits", {}) else result.get("split"),
+            "arguments": _hyper_parameters(arguments, run.get("non_default_arguments", [])),
+            "seed": run.get("seed"),
+            "training_duration": durations.get("training"),
+            "total_duration": durations.get("total"),
+            "images_per_second": sum(speeds) / len(speeds) if speeds else None,
+            "peak_memory": run.get("peak_memory_bytes"),
+            "hardware": run.get("hardware", {}),
+            "command": run.get("command"),
+            "recipe": run.get("recipe"),
+            "git_commit": run.get("git_commit"),
+            "versions": run.get("versions", {}),
+            "citations": citations.of_methods(records.config, arguments),
+        }
+
+    @property
+    def has_code(self) -> bool:
+        """Whether the folder holds the model's own code, which `trust_remote_code=True` runs."""
+        return "auto_map" in self.config
 
     @property
     def accuracy(self) -> float | None:
@@ -155,8 +172,16 @@ class CardFacts:
     def changed_arguments(self) -> list[Argument]:
         return [argument for argument in self.arguments if argument.changed]
 
+    @property
+    def examples(self) -> list[Snippet]:
+        """The programs that show how to use the model, before they are executed."""
+        raise NotImplementedError
 
-_FRACTIONS = ("accuracy", "precision", "recall", "f1")
+    @property
+    def snippets(self) -> list[Snippet]:
+        """`examples` with the output recorded for exactly that code."""
+        outputs = self.measured.get("outputs", {})
+        return [Snippet(example.title, example.code, outputs.get(example.code)) for example in self.examples]
 
 
 def _scalar_metrics(values: dict) -> list[Metric]:
@@ -175,12 +200,3 @@ def _hyper_parameters(arguments: dict, changed: list[str]) -> list[Argument]:
         for name, value in sorted(arguments.items())
         if name not in _NOT_HYPER_PARAMETERS and not name.startswith(_NOT_HYPER_PARAMETER_PREFIXES)
     ]
-
-
-def _evaluated_split(splits: list[Split], result: dict) -> str | None:
-    """The split that the metrics of each epoch were measured on."""
-    return "validation" if any(split.name == "validation" for split in splits) else result.get("split")
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -1,15 +1,22 @@
 """The figures of a card: light background, colours that every reader can tell apart, text large enough for a phone."""
 
+import functools
+import hashlib
 import io
+import json
+from collections.abc import Callable
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from PIL import Image, PngImagePlugin
 
 from .facts import CardFacts
+from .format import shorten
 
 # Okabe and Ito's palette: distinguishable with any common colour-vision deficiency.
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5F6368"
+BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#5F6368", "#202124"
 STYLE = {
     "figure.facecolor": "white",
     "font.family": "DejaVu Sans",
@@ -20,7 +27,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GREY,
-    "axes.labelcolor": "#202124",
+    "axes.labelcolor": INK,
     "axes.grid": True,
     "grid.color": "#E3E5E8",
     "axes.axisbelow": True,
@@ -28,47 +35,150 @@ STYLE = {
     "legend.frameon": False,
     "text.parse_math": False,
 }
+PLAIN = FuncFormatter(lambda value, position: f"{value:g}")  # logarithmic axes write powers as formulas otherwise
 DPI = 144
 LOG_SCALE_FROM = 50  # a loss that falls by more than this factor is unreadable on a linear axis
+MAX_MATRIX_CLASSES = 50  # more class names than this cannot be read along an axis
+MAX_WRITTEN_CLASSES = 15  # more counts than this squared cannot be read inside the cells
+_DIGEST = "Records"  # the PNG's text field with the digest of the numbers it shows
 
 
-def learning_curves(facts: CardFacts) -> bytes | None:
-    """Loss and accuracy against the epoch as a PNG, or None when no epoch was recorded."""
-    train = _series(facts, lambda epoch: epoch.get("train_loss"))
-    loss = _series(facts, lambda epoch: epoch.get("metrics", {}).get("loss"))
-    accuracy = _series(facts, lambda epoch: epoch.get("metrics", {}).get("accuracy"), scale=100)
-    panels = [("Loss", "loss (nats)", [("train", train, BLUE), (facts.evaluated_split or "evaluation", loss, ORANGE)])]
-    panels.append(("Accuracy", "accuracy (%)", [(facts.evaluated_split or "evaluation", accuracy, ORANGE)]))
-    panels = [(title, label, [line for line in lines if line[1]]) for title, label, lines in panels]
-    panels = [panel for panel in panels if panel[2]]
-    if not panels:
-        return None
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.9 * len(panels), 3.3), layout="constrained")
-        for axes, (title, label, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-            axes.set_title(title)
-            axes.set_xlabel("epoch")
-            axes.set_ylabel(label)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-            for name, points, color in lines:
-                marker = "o" if len(points) <= 15 else None
-                axes.plot(*zip(*points), color=color, label=name, marker=marker, markersize=4)
-            values = [value for _, points, _ in lines for _, value in points]
-            if title == "Loss" and min(values) > 0 and max(values) / min(values) > LOG_SCALE_FROM:
-                axes.set_yscale("log")
-            if len(points) == 1:
-                axes.set_xlim(points[0][0] - 1, points[0][0] + 1)
-            axes.legend(loc="lower right" if title == "Accuracy" else "upper right")
-        return _png(figure)
+def from_data(data: Callable[[CardFacts], object]) -> Callable:
+    """Makes a function that plots numbers into one that draws a card's figure: `draw(facts)` is a PNG or None.
+
+    `data` picks the JSON-like numbers to plot, or something empty when they were not measured. Their digest goes into
+    the file, and `draw.digest(facts)` is what it must be.
+    """
+
+    def decorate(plot: Callable[..., Figure]) -> Callable:
+        def digest(facts: CardFacts) -> str | None:
+            values = data(facts)
+            return hashlib.sha256(json.dumps(values).encode()).hexdigest() if values else None
+
+        @functools.wraps(plot)
+        def draw(facts: CardFacts) -> bytes | None:
+            values = data(facts)
+            if not values:
+                return None
+            with matplotlib.rc_context(STYLE):
+                return _png(plot(values), digest(facts))
+
+        draw.digest = digest
+        return draw
+
+    return decorate
 
 
-def _series(facts: CardFacts, read, scale: float = 1) -> list[tuple[float, float]]:
-    points = ((epoch["epoch"], read(epoch)) for epoch in facts.epochs)
-    return [(epoch, scale * value) for epoch, value in points if value is not None]
+def digest_of(path) -> str | None:
+    """The digest of the numbers that a figure's file shows, or None when the file holds none."""
+    with Image.open(path) as image:
+        return image.info.get(_DIGEST)
 
 
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    # No software version in the file: the same records give the same bytes from one library version to the next.
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+def _png(figure: Figure, digest: str) -> bytes:
+    drawn, buffer = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI)
+    text = PngImagePlugin.PngInfo()
+    text.add_text(_DIGEST, digest)
+    # Few flat colours: a palette makes the file several times smaller and looks the same.
+    image = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    image.save(buffer, format="png", optimize=True, pnginfo=text)
     return buffer.getvalue()
+
+
+def _curves(facts: CardFacts) -> list[dict]:
+    """Panels with their lines; a line is its points (epoch, value)."""
+    evaluated = facts.evaluated_split or "evaluation"
+    panels = [
+        ("Loss", "loss (nats)", [("train", "train_loss", 1), (evaluated, "loss", 1)]),
+        ("Accuracy", "accuracy (%)", [(evaluated, "accuracy", 100)]),
+    ]
+    found = []
+    for title, label, lines in panels:
+        series = {}
+        for name, key, scale in lines:
+            values = [(epoch["epoch"], {**epoch, **epoch.get("metrics", {})}.get(key)) for epoch in facts.epochs]
+            series[name] = [(epoch, scale * value) for epoch, value in values if value is not None]
+        series = {name: points for name, points in series.items() if points}
+        if series:
+            found.append({"title": title, "label": label, "series": series})
+    return found
+
+
+@from_data(_curves)
+def learning_curves(panels: list[dict]) -> Figure:
+    """Loss and accuracy against the epoch."""
+    figure = Figure(figsize=(3.9 * len(panels), 3.3), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        axes.set_title(panel["title"])
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(panel["label"])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        for name, points in panel["series"].items():
+            color, dash = (BLUE, "--") if name == "train" else (ORANGE, "-")
+            marker = "o" if len(points) <= 15 else None
+            axes.plot(*zip(*points), dash, color=color, label=name, marker=marker, markersize=4)
+        values = [value for points in panel["series"].values() for _, value in points]
+        if panel["title"] == "Loss" and min(values) > 0 and max(values) / min(values) > LOG_SCALE_FROM:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(PLAIN)
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        if len(points) == 1:
+            axes.set_xlim(points[0][0] - 1, points[0][0] + 1)
+        axes.legend(loc="best")
+    return figure
+
+
+def _matrix(facts) -> dict | None:
+    if not 0 < len(facts.confusion_matrix) <= MAX_MATRIX_CLASSES:
+        return None
+    return {"names": facts.class_names, "counts": facts.confusion_matrix}
+
+
+@from_data(_matrix)
+def confusion_matrix(data: dict) -> Figure:
+    """Counts of each true class (row) by predicted class (column); the shade is the fraction of the row."""
+    counts = np.array(data["counts"])  # (num_classes, num_classes)
+    names = [shorten(name, 18) for name in data["names"]]
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(7.2, max(4.4, 0.5 * len(names) + 1.4))
+    figure = Figure(figsize=(side + 0.9, side), layout="compressed")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap=matplotlib.colormaps["Blues"].resampled(20), vmin=0, vmax=100)
+    size = 11 if len(names) <= MAX_WRITTEN_CLASSES else max(4.5, 250 / len(names) * 0.7)
+    upright = max(map(len, names)) <= 2 and len(names) <= MAX_WRITTEN_CLASSES
+    axes.set_xticks(range(len(names)), names, fontsize=size, rotation=0 if upright else 90)
+    axes.set_yticks(range(len(names)), names, fontsize=size)
+    axes.tick_params(length=0)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    if len(names) <= MAX_WRITTEN_CLASSES:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                color = "white" if shares[row, column] > 55 else INK
+                axes.text(column, row, f"{count:,}", ha="center", va="center", color=color, fontsize=10)
+    figure.colorbar(image, label="share of the true class (%)", fraction=0.046, pad=0.03).outline.set_visible(False)
+    return figure
+
+
+@from_data(lambda facts: [bin for bin in facts.calibration if bin.get("num_examples")])
+def reliability_diagram(bins: list[dict]) -> Figure:
+    """Accuracy against confidence in each bin, over the number of examples in it."""
+    confidence, accuracy = ([100 * bin[key] for bin in bins] for key in ("confidence", "accuracy"))
+    figure = Figure(figsize=(5.2, 5.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot([0, 100], [0, 100], "--", color=GREY, linewidth=1.5, label="confidence = accuracy")
+    upper.plot(confidence, accuracy, "o-", color=BLUE, label="this model")
+    upper.set_ylabel("accuracy (%)")
+    upper.set_xlim(0, 100)
+    upper.set_ylim(0, 103)
+    upper.legend(loc="lower right")
+    lower.bar(confidence, [bin["num_examples"] for bin in bins], width=2.5, color=BLUE)
+    lower.set_yscale("log")
+    lower.set_ylim(bottom=0.5)
+    lower.yaxis.set_major_formatter(PLAIN)
+    lower.set_ylabel("images")
+    lower.set_xlabel("confidence (%)")
+    return figure

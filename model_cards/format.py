@@ -75,9 +75,8 @@ def name(text: str) -> str:
     return markdown(shorten(text))
 
 
-def code(value) -> str:
-    """A value as inline code that is safe in a table cell."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def code(text: str) -> str:
+    """Inline code that is safe in a table cell."""
     text = shorten(text, 200).replace("|", "\\|")
     ticks = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     pad = " " if text.startswith("`") or text.endswith("`") or not text else ""
@@ -92,13 +91,18 @@ def fence(text: str, language: str = "") -> str:
 
 def local(text: str) -> str:
     """The text with each absolute path cut to its last part: a card never tells where its author keeps files."""
+    if _is_absolute(text):
+        return _last_part(text)
+    # A path starts a word or follows a quote, an equals sign or a comma; the slashes of a URL do not.
+    return re.sub(r"""(?<![^\s"'=,])(?:[A-Za-z]:\\|~?/)[^\s"',]*""", lambda match: _last_part(match.group()), text)
 
-    def cut(match: re.Match) -> str:
-        path = match.group()
-        windows = PureWindowsPath(path)
-        return windows.name if windows.drive else PurePosixPath(path).name
 
-    return re.sub(r"""(?<![^\s"'=,])(?:[A-Za-z]:\\|~?/)[^\s"',]*""", cut, text)
+def _is_absolute(path: str) -> bool:
+    return PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute()
+
+
+def _last_part(path: str) -> str:
+    return PureWindowsPath(path).name if PureWindowsPath(path).drive else PurePosixPath(path).name
 
 
 def metric(measured) -> str:
@@ -108,10 +112,39 @@ def metric(measured) -> str:
 
 def argument(value) -> str:
     """The value of an argument as inline code, without the author's folders."""
-    return code(local(value) if isinstance(value, str) else value)
+    return code(local(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+
+
+def table(rows: str, *columns: str) -> str:
+    """Rows of `| cell | cell |` under a header; nothing without rows. A column named `">Name"` aligns right."""
+    if not rows.strip():
+        return ""
+    header = "".join(f"| {column.lstrip('>')} " for column in columns)
+    rule = "".join("|---:" if column.startswith(">") else "|---" for column in columns)
+    return f"{header}|\n{rule}|\n{rows.strip()}\n"
+
+
+def section(body: str, title: str) -> str:
+    """The body under its heading (`"## Title"`); nothing without a body."""
+    return f"{title}\n\n{body.strip()}\n" if body.strip() else ""
 
 
 FILTERS = {
     function.__name__: function
-    for function in (number, percent, scaled, duration, memory, markdown, name, code, fence, local, metric, argument)
+    for function in (
+        number,
+        percent,
+        scaled,
+        duration,
+        memory,
+        markdown,
+        name,
+        code,
+        fence,
+        local,
+        metric,
+        argument,
+        table,
+        section,
+    )
 }

@@ -1,0 +1,180 @@
+"""What the card of an image classifier knows beyond the shared facts."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from scipy.stats import binomtest
+
+from . import figures
+from .facts import CardFacts, Snippet
+from .records import Records
+
+MAX_TABLE_ROWS = 30  # a longer table of classes is cut to its best and worst ends
+TABLE_END_ROWS = 10
+_SCORES = ("precision", "recall", "f1", "support")
+
+_ARCHITECTURE = {
+    "patch_size": "Patch size",
+    "patch_embedding": "Patch embedding",
+    "position_embedding": "Position embedding",
+    "num_register_tokens": "Register tokens",
+    "use_distillation_token": "Distillation token",
+    "pooling": "Pooling",
+    "num_hidden_layers": "Layers",
+    "hidden_size": "Hidden size",
+    "num_attention_heads": "Attention heads",
+    "intermediate_size": "MLP size",
+    "hidden_act": "Activation",
+    "qk_norm": "Normalised queries and keys",
+    "layer_scale_init_value": "LayerScale, initial value",
+    "drop_path_rate": "Stochastic depth, last layer",
+}
+
+_AUTO_CLASSES = """\
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+processor = AutoImageProcessor.from_pretrained({repo_id})
+model = AutoModelForImageClassification.from_pretrained({repo_id}{trust})
+
+inputs = processor(Image.open({image}), return_tensors="pt")
+with torch.inference_mode():
+    probabilities = model(**inputs).logits.softmax(-1)[0]
+for score, index in zip(*probabilities.topk({top_k})):
+    print(f"{{model.config.id2label[index.item()]}}: {{score:.4f}}")
+"""
+_PIPELINE = """\
+from transformers import pipeline
+
+classifier = pipeline("image-classification", model={repo_id}{trust})
+for answer in classifier({image}, top_k={top_k}):
+    print(f"{{answer['label']}}: {{answer['score']:.4f}}")
+"""
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How one class fared: fractions in [0, 1]; `support` is its number of examples."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """`count` examples of class `label`, a fraction `share` of that class, were taken for class `prediction`."""
+
+    label: str
+    prediction: str
+    count: int
+    share: float
+
+
+@dataclass(frozen=True)
+class ImageClassificationFacts(CardFacts):
+    """Facts of an image classifier.
+
+    `confusion_matrix[i][j]` examples of class `i` were taken for class `j`. `calibration` holds one dict with
+    `confidence`, `accuracy` and `num_examples` for each bin of confidence. `samples` are images of the evaluated
+    split, each a dict with `file` (relative to the folder), `label`, `prediction` and `score`.
+    """
+
+    figures: ClassVar[dict] = {
+        "curves.png": figures.learning_curves,
+        "confusion_matrix.png": figures.confusion_matrix,
+        "reliability.png": figures.reliability_diagram,
+    }
+
+    class_names: list[str]
+    per_class: list[ClassScore]
+    confusion_matrix: list[list[int]]
+    calibration: list[dict]
+    samples: list[dict]
+    preprocessing: dict
+
+    @classmethod
+    def read(cls, records: Records) -> dict[str, Any]:
+        metrics = records.run.get("result", {}).get("metrics", {})
+        names = records.run.get("data", {}).get("class_names") or records.config.get("id2label", {}).values()
+        confusion_matrix = metrics.get("confusion_matrix", [])
+        rows = [row for row in metrics.get("per_class", []) if all(key in row for key in ("label", *_SCORES))]
+        return {
+            **super().read(records),
+            "class_names": [str(name) for name in names],
+            "per_class": [ClassScore(str(row["label"]), *(row[key] for key in _SCORES)) for row in rows],
+            "confusion_matrix": confusion_matrix if len(confusion_matrix) == len(names) else [],
+            "calibration": metrics.get("calibration", []),
+            "samples": records.run.get("result", {}).get("samples", []),
+            "preprocessing": records.preprocessor,
+        }
+
+    @property
+    def examples(self) -> list[Snippet]:
+        image = self.samples[0]["file"] if self.samples else "image.png"
+        values = {
+            "repo_id": json.dumps(self.repo_id),
+            "trust": ", trust_remote_code=True" if self.has_code else "",
+            "image": json.dumps(image),
+            "top_k": min(3, len(self.class_names) or 3),
+        }
+        return [
+            Snippet("With the Auto classes", _AUTO_CLASSES.format(**values)),
+            Snippet("With a pipeline", _PIPELINE.format(**values)),
+        ]
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The design choices that the configuration states, by the label a card gives them."""
+        return {label: self.config[name] for name, label in _ARCHITECTURE.items() if self.config.get(name)}
+
+    @property
+    def accuracy_interval(self) -> tuple[float, float] | None:
+        """Wilson's 95 % confidence interval of the accuracy, from the number of evaluated examples alone."""
+        if self.accuracy is None or not self.num_examples:
+            return None
+        hits = round(self.accuracy * self.num_examples)
+        interval = binomtest(hits, self.num_examples).proportion_ci(method="wilson")
+        return interval.low, interval.high
+
+    @property
+    def class_table(self) -> list[ClassScore]:
+        """The rows to show: all of them in their order, or the ends of a long table from the best F1 to the worst."""
+        if len(self.per_class) <= MAX_TABLE_ROWS:
+            return self.per_class
+        ranked = sorted(self.per_class, key=lambda row: -row.f1)
+        return ranked[:TABLE_END_ROWS] + ranked[-TABLE_END_ROWS:]
+
+    @property
+    def confusions(self) -> list[Confusion]:
+        """The pairs of classes most often confused, largest count first, at most `TABLE_END_ROWS`.
+
+        Empty when the figure of the confusion matrix has the counts written in its cells.
+        """
+        if len(self.confusion_matrix) <= figures.MAX_WRITTEN_CLASSES:
+            return []
+        found = [
+            Confusion(self.class_names[i], self.class_names[j], count, count / sum(row))
+            for i, row in enumerate(self.confusion_matrix)
+            for j, count in enumerate(row)
+            if i != j and count
+        ]
+        return sorted(found, key=lambda confusion: (-confusion.count, -confusion.share))[:TABLE_END_ROWS]
+
+    @property
+    def hardest_class(self) -> ClassScore | None:
+        """The class with the lowest recall, when classes differ in it."""
+        tested = [row for row in self.per_class if row.support]
+        if len({row.recall for row in tested}) < 2:
+            return None
+        return min(tested, key=lambda row: row.recall)
+
+    @property
+    def train_class_range(self) -> tuple[int, int] | None:
+        """Sizes of the smallest and the largest class in the train split."""
+        counts = next((split.class_counts for split in self.splits if split.name == "train"), None)
+        return (min(counts), max(counts)) if counts else None
