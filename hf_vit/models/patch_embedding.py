@@ -5,6 +5,8 @@ import math
 import torch
 from torch import nn
 
+from .linear import Linear
+
 
 class PatchEmbedding(nn.Module):
     """(batch, channels, height, width) -> (batch, rows * columns, hidden_size), patches in raster order.
@@ -25,7 +27,7 @@ class PatchEmbedding(nn.Module):
         channels = self.stem.out_channels if self.stem else config.num_channels
         stride = self.stem.stride if self.stem else 1
         self.map_patch_shape = (self.patch_shape[0] // stride, self.patch_shape[1] // stride)
-        self.projection = nn.Linear(channels * math.prod(self.map_patch_shape), config.hidden_size)
+        self.projection = Linear(channels * math.prod(self.map_patch_shape), config.hidden_size)
 
     def grid_size(self, pixel_values: torch.Tensor) -> tuple[int, int]:
         """(rows, columns) of patches in these images.
