@@ -1,7 +1,7 @@
 """The facts of a card: a dataclass filled from a run's records. This one is shared; each task adds its own to it."""
 
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 from . import citations
@@ -56,12 +56,14 @@ class Snippet:
 class CardFacts:
     """Everything a card may say. A field that is None or empty was not measured and is left out of the card.
 
-    Times are in seconds, memory in bytes, accuracies fractions in [0, 1]. `measured` holds what was found when the
-    model was run for its card, see `measure`.
+    Times are in seconds, memory in bytes, accuracies fractions in [0, 1], `speed` in examples per second. `measured`
+    holds what was found when the model was run for its card, see `measure`.
     """
 
-    figures: ClassVar[dict] = {}
+    figures: ClassVar[dict] = {}  # file name -> function of `figures`
+    unit: ClassVar[str] = "examples"  # what one example of the data is called, plural
 
+    folder: Path
     task: str
     name: str
     repo_id: str
@@ -91,7 +93,7 @@ class CardFacts:
     seed: int | None
     training_duration: float | None
     total_duration: float | None
-    images_per_second: float | None
+    speed: float | None
     peak_memory: int | None
     hardware: dict
 
@@ -119,8 +121,10 @@ class CardFacts:
         repo_id = arguments.get("hub_model_id") or PurePath(arguments.get("output_dir", "")).name or run["task"]
         base_model = local(arguments["model_name_or_path"]) if "model_name_or_path" in arguments else None
         epochs = [epoch for epoch in run.get("epochs", []) if "epoch" in epoch]
-        speeds = [epoch["images_per_second"] for epoch in epochs if "images_per_second" in epoch]
+        speed_key = f"{cls.unit}_per_second"
+        speeds = [epoch[speed_key] for epoch in epochs if speed_key in epoch]
         return {
+            "folder": records.folder,
             "task": run["task"],
             "name": repo_id.rpartition("/")[2],
             "repo_id": repo_id,
@@ -148,7 +152,7 @@ class CardFacts:
             "seed": run.get("seed"),
             "training_duration": durations.get("training"),
             "total_duration": durations.get("total"),
-            "images_per_second": sum(speeds) / len(speeds) if speeds else None,
+            "speed": sum(speeds) / len(speeds) if speeds else None,
             "peak_memory": run.get("peak_memory_bytes"),
             "hardware": run.get("hardware", {}),
             "command": run.get("command"),
@@ -176,6 +180,11 @@ class CardFacts:
     def examples(self) -> list[Snippet]:
         """The programs that show how to use the model, before they are executed."""
         raise NotImplementedError
+
+    @property
+    def example_files(self) -> list[str]:
+        """The files of the folder that `examples` open, beside the model."""
+        return []
 
     @property
     def snippets(self) -> list[Snippet]:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
+from itertools import zip_longest
 
 import matplotlib
 import numpy as np
@@ -40,6 +41,7 @@ DPI = 144
 LOG_SCALE_FROM = 50  # a loss that falls by more than this factor is unreadable on a linear axis
 MAX_MATRIX_CLASSES = 50  # more class names than this cannot be read along an axis
 MAX_WRITTEN_CLASSES = 15  # more counts than this squared cannot be read inside the cells
+MAX_SAMPLES = 8
 _DIGEST = "Records"  # the PNG's text field with the digest of the numbers it shows
 
 
@@ -181,4 +183,31 @@ def reliability_diagram(bins: list[dict]) -> Figure:
     lower.yaxis.set_major_formatter(PLAIN)
     lower.set_ylabel("images")
     lower.set_xlabel("confidence (%)")
+    return figure
+
+
+def _samples(facts) -> list[dict]:
+    return [
+        {**sample, "image": (facts.folder / sample["file"]).read_bytes().hex()}
+        for sample in facts.samples[:MAX_SAMPLES]
+    ]
+
+
+@from_data(_samples)
+def samples(rows: list[dict]) -> Figure:
+    """Images with their true and their predicted class; a wrong prediction is orange and bears a cross."""
+    columns = min(4, len(rows))
+    lines = -(-len(rows) // columns)
+    figure = Figure(figsize=(1.95 * columns, 2.45 * lines), layout="constrained")
+    for axes, row in zip_longest(figure.subplots(lines, columns, squeeze=False).flat, rows):
+        axes.axis("off")
+        if row is None:
+            continue
+        image = Image.open(io.BytesIO(bytes.fromhex(row["image"]))).convert("RGB")
+        image.thumbnail((DPI * 2, DPI * 2))
+        axes.imshow(image, interpolation="nearest" if max(image.size) < 64 else "antialiased")
+        right = row["label"] == row["prediction"]
+        answer = f"{shorten(row['prediction'], 18)}, {100 * row['score']:.1f} %"
+        text = f"true: {shorten(row['label'], 18)}\n{'✓' if right else '✗'} {answer}"
+        axes.set_title(text, fontsize=10, fontweight="normal", color=BLUE if right else ORANGE)
     return figure

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 from scipy.stats import binomtest
@@ -84,7 +85,9 @@ class ImageClassificationFacts(CardFacts):
     split, each a dict with `file` (relative to the folder), `label`, `prediction` and `score`.
     """
 
+    unit: ClassVar[str] = "images"
     figures: ClassVar[dict] = {
+        "samples.png": figures.samples,
         "curves.png": figures.learning_curves,
         "confusion_matrix.png": figures.confusion_matrix,
         "reliability.png": figures.reliability_diagram,
@@ -99,7 +102,8 @@ class ImageClassificationFacts(CardFacts):
 
     @classmethod
     def read(cls, records: Records) -> dict[str, Any]:
-        metrics = records.run.get("result", {}).get("metrics", {})
+        result = records.run.get("result", {})
+        metrics = result.get("metrics", {})
         names = records.run.get("data", {}).get("class_names") or records.config.get("id2label", {}).values()
         confusion_matrix = metrics.get("confusion_matrix", [])
         rows = [row for row in metrics.get("per_class", []) if all(key in row for key in ("label", *_SCORES))]
@@ -109,13 +113,13 @@ class ImageClassificationFacts(CardFacts):
             "per_class": [ClassScore(str(row["label"]), *(row[key] for key in _SCORES)) for row in rows],
             "confusion_matrix": confusion_matrix if len(confusion_matrix) == len(names) else [],
             "calibration": metrics.get("calibration", []),
-            "samples": records.run.get("result", {}).get("samples", []),
+            "samples": [sample for sample in result.get("samples", []) if _is_sample(sample, records.folder)],
             "preprocessing": records.preprocessor,
         }
 
     @property
     def examples(self) -> list[Snippet]:
-        image = self.samples[0]["file"] if self.samples else "image.png"
+        image = next(iter(self.example_files), "image.png")
         values = {
             "repo_id": json.dumps(self.repo_id),
             "trust": ", trust_remote_code=True" if self.has_code else "",
@@ -126,6 +130,10 @@ class ImageClassificationFacts(CardFacts):
             Snippet("With the Auto classes", _AUTO_CLASSES.format(**values)),
             Snippet("With a pipeline", _PIPELINE.format(**values)),
         ]
+
+    @property
+    def example_files(self) -> list[str]:
+        return [sample["file"] for sample in self.samples[:1]]
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -178,3 +186,9 @@ class ImageClassificationFacts(CardFacts):
         """Sizes of the smallest and the largest class in the train split."""
         counts = next((split.class_counts for split in self.splits if split.name == "train"), None)
         return (min(counts), max(counts)) if counts else None
+
+
+def _is_sample(sample: dict, folder: Path) -> bool:
+    """Whether everything about a sample is recorded and its image is in the folder itself, not above it."""
+    whole = all(key in sample for key in ("file", "label", "prediction", "score"))
+    return whole and (folder / sample["file"]).is_file() and ".." not in PurePath(sample["file"]).parts

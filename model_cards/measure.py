@@ -6,6 +6,7 @@ snippet that works here works for a stranger.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -44,9 +45,9 @@ def measure(folder: Path, facts: CardFacts) -> dict | None:
         stand_in = directory / facts.repo_id
         stand_in.parent.mkdir(parents=True, exist_ok=True)
         stand_in.symlink_to(folder.resolve(), target_is_directory=True)
-        for path in folder.resolve().iterdir():
-            if path.is_dir() and not (directory / path.name).exists():
-                (directory / path.name).symlink_to(path, target_is_directory=True)
+        for name in facts.example_files:
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, directory / name)
         environment = {
             **os.environ,
             "HF_HUB_OFFLINE": "1",

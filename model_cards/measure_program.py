@@ -5,7 +5,6 @@ import io
 import json
 import sys
 
-import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -23,8 +22,9 @@ def cost_of_image_classification(repo_id: str) -> dict:
     # The counter sees every product of the eager attention, whatever kernel a device would use.
     options = {"trust_remote_code": True, "attn_implementation": "eager"}
     model = AutoModelForImageClassification.from_pretrained(repo_id, **options).eval()
+    model.requires_grad_(False)  # the counter fails on parameters that hooks cannot be put on
     pixel_values = processor(Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]  # (1, C, H, W)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         model(pixel_values)
     cost = {"input_shape": list(pixel_values.shape[1:]), "flops": counter.get_total_flops()}
     if hasattr(model.config, "num_prefix_tokens"):

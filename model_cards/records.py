@@ -26,6 +26,7 @@ class Records:
     of `AUTHOR_FIELDS`.
     """
 
+    folder: Path
     run: dict
     config: dict
     preprocessor: dict
@@ -44,7 +45,7 @@ class Records:
         if not isinstance(run.get("task"), str):
             raise ValueError(f"folder: {folder / RUN_FILE} does not name its task")
         others = [_read_json(folder / name) for name in (CONFIG_FILE, PREPROCESSOR_FILE)]
-        return cls(run, *others, _read_author(folder / AUTHOR_FILE))
+        return cls(folder, run, *others, _read_author(folder / AUTHOR_FILE))
 
 
 def amend_run(folder: Path, key: str, value: dict) -> None:

@@ -283,15 +283,14 @@ def test_snippets_are_executed_and_cost_is_measured(write_run):
     )  # fmt: skip
     records = run_records()
     records["arguments"]["hub_model_id"] = "someone/digits"
-    records["result"]["samples"] = [{"file": "samples/0.png", "label": "3", "prediction": "3", "score": 0.9}]
+    records["result"]["samples"] = [{"file": "sample_0.png", "label": "3", "prediction": "3", "score": 0.9}]
     folder = write_run(records)
     model = HfViTForImageClassification(config).eval()
     model.save_pretrained(folder)
     processor = ViTImageProcessor(size={"height": size, "width": size}, do_convert_rgb=True)
     processor.save_pretrained(folder)
-    (folder / "samples").mkdir()
     image = Image.linear_gradient("L").resize((8, 8))
-    image.save(folder / "samples" / "0.png")
+    image.save(folder / "sample_0.png")
 
     text = write_card(folder).read_text()
     logits = model(**processor(image, return_tensors="pt")).logits[0]
