@@ -46,6 +46,9 @@ def resample_table(table: torch.Tensor, grid_size: tuple[int, int]) -> torch.Ten
     rows, columns, _ = table.shape
     if (rows, columns) == tuple(grid_size):
         return table
+    if columns == grid_size[1] == 1:
+        # torch's antialiased kernel gives every row the value of the first where the width stays 1.
+        return resample_table(table.transpose(0, 1), (1, grid_size[0])).transpose(0, 1)
     resampled = nn.functional.interpolate(
         table.permute(2, 0, 1)[None].float(),
         size=tuple(grid_size),
@@ -120,7 +123,9 @@ class SinCosPosition(_FixedPosition):
         super().__init__(config)
         self.hidden_size = config.hidden_size
         self.two_dimensional = config.position_embedding == "sincos_2d"
-        self.register_buffer("table", self.compute_table(config.grid_size), persistent=False)
+        # Like a parameter in the dtype of the model that is being made: it is added to the tokens.
+        table = self.compute_table(config.grid_size).to(torch.get_default_dtype())
+        self.register_buffer("table", table, persistent=False)
 
     def compute_table(self, grid_size: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
         if self.two_dimensional:
