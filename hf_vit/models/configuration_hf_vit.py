@@ -3,8 +3,11 @@
 import re
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
+
+from .layers import GATED_ACTIVATIONS
 
 POOLINGS = ("cls", "mean", "max", "cls_mean", "weighted", "attention", "none")
 POSITION_EMBEDDINGS = ("learned", "learned_2d", "sincos_1d", "sincos_2d", "relative_bias", "rope_2d", "none")
@@ -65,7 +68,8 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         num_hidden_layers (`int`): number of Transformer layers.
         num_attention_heads (`int`): attention heads in each layer.
         intermediate_size (`int`): width of the hidden layer of the MLP.
-        hidden_act (`str`): activation of the MLP, a name from `transformers.activations.ACT2FN`.
+        hidden_act (`str`): activation of the MLP, a name from `transformers.activations.ACT2FN`, or `"swiglu"`,
+            `"geglu"` or `"geglu_tanh"` (2002.05202).
         hidden_dropout_prob (`float`): dropout of the embeddings and of both residual branches, in [0, 1).
         attention_probs_dropout_prob (`float`): dropout of the attention weights, in [0, 1).
         drop_path_rate (`float`): rate of stochastic depth (1603.09382) in the last layer, in [0, 1); it rises linearly
@@ -148,7 +152,7 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     # Trainer then hands compute_metrics the mean of the two heads alone.
-    keys_to_ignore_at_inference = ("class_logits", "distillation_logits", "hidden_states", "attentions")
+    keys_to_ignore_at_inference = ["class_logits", "distillation_logits", "hidden_states", "attentions"]  # noqa: RUF012
 
     def __post_init__(self, **kwargs):
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
@@ -187,6 +191,26 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             "use_distillation_token": bool(distilled),
         }
         return cls(**{**fields, **overrides})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs) -> "HfViTConfig":
+        """As in the base class; a dictionary of another architecture is a `ValueError`."""
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(f"model_type of the checkpoint must be {cls.model_type!r}, got {model_type!r}")
+        return super().from_dict(config_dict, **kwargs)
+
+    @property
+    def output_attentions(self) -> bool:
+        """Whether the models return attention weights; they can with any attention implementation."""
+        return self._output_attentions
+
+    @output_attentions.setter
+    def output_attentions(self, value: bool):
+        self._output_attentions = value
+
+    def validate_output_attentions(self):
+        """Replaces the base class's check, which allows eager attention alone."""
 
     @property
     def stage_names(self) -> list[str]:
@@ -261,12 +285,11 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
     def _check_sizes(self):
-        for name in ("hidden_size", "num_attention_heads", "intermediate_size", "num_channels"):
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("num_hidden_layers", "num_register_tokens"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.num_register_tokens < 0:
+            raise ValueError(f"num_register_tokens must be at least 0, got {self.num_register_tokens}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size must be a multiple of num_attention_heads ({self.num_attention_heads}), "
@@ -285,14 +308,15 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             "patch_embedding": PATCH_EMBEDDINGS,
             "distillation_type": DISTILLATION_TYPES,
             "pooling_norm": ("before", "after", None),
+            "hidden_act": (*ACT2FN, *GATED_ACTIVATIONS),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
         if not self.poolings or any(name not in POOLINGS for name in self.poolings):
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, or a list of them, got {self.pooling!r}")
-        if len(set(self.poolings)) != len(self.poolings) or ("none" in self.poolings and len(self.poolings) > 1):
-            raise ValueError(f"pooling must not repeat a name or join 'none' with another, got {self.pooling!r}")
+        if len(set(self.poolings)) != len(self.poolings) or ("none" in self.poolings and self.pooling != "none"):
+            raise ValueError(f"pooling must not have 'none' or a name twice in a list, got {self.pooling!r}")
         if {"cls", "cls_mean"} & set(self.poolings) and not self.use_class_token:
             raise ValueError(f"pooling {self.pooling!r} needs use_class_token=True, got False")
 
