@@ -129,7 +129,8 @@ def attend(
     """
     dropout = dropout if module.training else 0.0
     scaling = query.shape[-1] ** -0.5
-    if output_attentions:
+    # Without samples, sdpa_attention_forward fails on a reshape.
+    if output_attentions or query.shape[0] == 0:
         implementation = "eager"
     plain = attention_mask is None and position_bias is None and dropout == 0 and not module.is_causal
     if implementation == "sdpa" and plain and _products_are_faster(query, key):
@@ -138,6 +139,8 @@ def attend(
         raise ValueError(
             f"attn_implementation {implementation!r} knows no position bias: use 'sdpa', 'flex_attention' or 'eager'"
         )
+    if position_bias is not None and implementation == "flex_attention":
+        position_bias = position_bias.expand(query.shape[0], -1, -1, -1)  # it looks up each sample's own
     function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
     bias = {} if position_bias is None else {"position_bias": position_bias}
     return function(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **bias, **kwargs)
