@@ -7,6 +7,7 @@ from torch import nn
 
 from .attention import attend
 from .layers import MLP
+from .linear import Linear
 
 
 class MeanPooling(nn.Module):
@@ -43,7 +44,9 @@ class ClassTokenMeanPooling(MeanPooling):
     def __init__(self, config):
         super().__init__(config)
         self.weight = config.cls_mean_weight
-        self.weight_logit = nn.Parameter(torch.tensor(self.initial_logit)) if config.learn_cls_mean_weight else None
+        self.weight_logit = None
+        if config.learn_cls_mean_weight:
+            self.weight_logit = nn.Parameter(torch.full((1,), self.initial_logit))  # FSDP shards no scalars
 
     @property
     def initial_logit(self) -> float:
@@ -63,7 +66,7 @@ class WeightedPooling(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.num_prefix_tokens = config.num_prefix_tokens
-        self.score = nn.Linear(config.hidden_size, 1)
+        self.score = Linear(config.hidden_size, 1)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         patches = tokens[:, self.num_prefix_tokens :]
@@ -87,9 +90,9 @@ class AttentionPooling(nn.Module):
         self.num_attention_heads = config.num_attention_heads
         hidden_size = config.hidden_size
         self.query = nn.Parameter(torch.zeros(1, 1, hidden_size))
-        self.q_proj = nn.Linear(hidden_size, hidden_size)
-        self.kv_proj = nn.Linear(hidden_size, 2 * hidden_size)
-        self.out_proj = nn.Linear(hidden_size, hidden_size)
+        self.q_proj = Linear(hidden_size, hidden_size)
+        self.kv_proj = Linear(hidden_size, 2 * hidden_size)
+        self.out_proj = Linear(hidden_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.mlp = MLP(hidden_size, config.intermediate_size, config.hidden_act)
 
