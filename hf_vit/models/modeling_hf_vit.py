@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
@@ -15,7 +16,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SelfAttention
 from .configuration_hf_vit import HfViTConfig
+from .grid_conversion import grid_converters
 from .layers import MLP, DropPath, LayerScale, drop_path_rates
+from .linear import Linear
 from .losses import classification_loss, distillation_loss
 from .patch_embedding import PatchEmbedding
 from .pooling import AttentionPooling, ClassTokenMeanPooling, Pooler
@@ -110,8 +113,10 @@ class HfViTLayer(GradientCheckpointingLayer):
         value = config.layer_scale_init_value
         return nn.Identity() if value is None else LayerScale(config.hidden_size, value)
 
-    def forward(self, hidden_states: torch.Tensor, **attention_kwargs) -> torch.Tensor:
-        branch, _ = self.attention(self.norm1(hidden_states), **attention_kwargs)
+    def forward(
+        self, hidden_states: torch.Tensor, position_bias: torch.Tensor | None = None, **attention_kwargs
+    ) -> torch.Tensor:
+        branch, _ = self.attention(self.norm1(hidden_states), position_bias=position_bias, **attention_kwargs)
         hidden_states = hidden_states + self.drop_path(self.dropout(self.layer_scale1(branch)))
         branch = self.mlp(self.norm2(hidden_states))
         return hidden_states + self.drop_path(self.dropout(self.layer_scale2(branch)))
@@ -212,13 +217,14 @@ class HfViTModel(HfViTPreTrainedModel):
         """
         grid_size = self.embeddings.patch_embedding.grid_size(pixel_values)
         hidden_states = self.embeddings(pixel_values.to(self.norm.weight.dtype), grid_size)
+        position_bias = self.relative_position_bias(grid_size) if self.relative_position_bias else None
         attention_kwargs = {
             "rotary_embedding": self.rotary_embedding(grid_size) if self.rotary_embedding else None,
-            "position_bias": self.relative_position_bias(grid_size) if self.relative_position_bias else None,
             "output_attentions": self.config.output_attentions if output_attentions is None else output_attentions,
         }
         for layer in self.layers:
-            hidden_states = layer(hidden_states, **attention_kwargs)
+            # Gradients reach what is given by position under every kind of gradient checkpointing.
+            hidden_states = layer(hidden_states, position_bias, **attention_kwargs)
         if not self.config.norm_after_pooling:
             hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPooling(
@@ -254,7 +260,7 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
 
     @staticmethod
     def _head(config, size: int) -> nn.Module:
-        return nn.Linear(size, config.num_labels) if config.num_labels else nn.Identity()
+        return Linear(size, config.num_labels) if config.num_labels else nn.Identity()
 
     @can_return_tuple
     def forward(
@@ -341,6 +347,7 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
         )
 
 
+register_checkpoint_conversion_mapping(HfViTConfig.model_type, grid_converters(), overwrite=True)
 HfViTModel.register_for_auto_class("AutoModel")
 HfViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 HfViTBackbone.register_for_auto_class("AutoBackbone")
