@@ -1,0 +1,98 @@
+"""What every test shares: a closed network, one thread, and tiny Vision Transformers that differ in every part."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+from hf_vit import HfViTConfig, HfViTForImageClassification
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 16,
+    "patch_size": 4,
+    "num_labels": 5,
+}
+# Between them every pooling, position, patch embedding and option of the model.
+ARCHITECTURES = {
+    "cls-learned": {},
+    "distilled-learned_2d": {
+        "use_distillation_token": True,
+        "position_embedding": "learned_2d",
+        "layer_scale_init_value": 0.1,
+    },
+    "mean-sincos_2d": {"pooling": "mean", "use_class_token": False, "position_embedding": "sincos_2d"},
+    "attention-rope_2d": {
+        "pooling": "attention",
+        "position_embedding": "rope_2d",
+        "num_register_tokens": 2,
+        "qk_norm": True,
+        "qkv_bias": False,
+    },
+    "weighted-relative_bias": {"pooling": "weighted", "position_embedding": "relative_bias"},
+    "cls_mean-sincos_1d-hybrid": {
+        "pooling": "cls_mean",
+        "cls_mean_weight": 0.3,
+        "learn_cls_mean_weight": True,
+        "position_embedding": "sincos_1d",
+        "patch_embedding": "hybrid",
+    },
+    "list-none-oblong": {
+        "pooling": ["cls", "max", "attention"],
+        "pooling_norm": "after",
+        "position_embedding": "none",
+        "image_size": [16, 24],
+        "patch_size": [4, 8],
+    },
+}
+
+
+@pytest.fixture
+def tiny_config():
+    """`tiny_config(**options)`: the smallest sensible configuration, changed by the options."""
+    return lambda **options: HfViTConfig(**{**TINY, **options})
+
+
+@pytest.fixture
+def tiny_model(tiny_config):
+    """`tiny_model(model_class, **options)`: a model in eval mode with every parameter random, so that none can be
+    missing unnoticed."""
+
+    def make(model_class=HfViTForImageClassification, **options):
+        model = model_class(tiny_config(**options)).eval()
+        generator = torch.Generator().manual_seed(0)
+        for parameter in model.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+        return model
+
+    return make
+
+
+@pytest.fixture(params=ARCHITECTURES.values(), ids=ARCHITECTURES)
+def architecture(request):
+    """The options of each architecture in turn."""
+    return request.param
+
+
+@pytest.fixture
+def model(tiny_model, architecture):
+    """A random classifier of each architecture in turn."""
+    return tiny_model(**architecture)
+
+
+@pytest.fixture
+def images():
+    """`images(model_or_config, batch_size, height, width)`: normalised images, by default of the size it is made for."""
+
+    def make(config, batch_size=3, height=None, width=None):
+        config = getattr(config, "config", config)
+        size = (height or config.image_shape[0], width or config.image_shape[1])
+        return torch.randn(batch_size, config.num_channels, *size, generator=torch.Generator().manual_seed(1))
+
+    return make
