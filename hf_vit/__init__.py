@@ -1,8 +1,21 @@
 """Vision Transformers and encoder-decoder Transformers as first-class Hugging Face models."""
 
-from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSeq2SeqLM,
+)
 
+from .models.configuration_hf_transformer import HfTransformerConfig
 from .models.configuration_hf_vit import HfViTConfig
+from .models.modeling_hf_transformer import (
+    HfTransformerForCausalLM,
+    HfTransformerForConditionalGeneration,
+    HfTransformerModel,
+)
 from .models.modeling_hf_vit import HfViTBackbone, HfViTForImageClassification, HfViTModel
 
 __version__ = "0.1.0"
@@ -11,5 +24,18 @@ AutoConfig.register(HfViTConfig.model_type, HfViTConfig)
 AutoModel.register(HfViTConfig, HfViTModel)
 AutoModelForImageClassification.register(HfViTConfig, HfViTForImageClassification)
 AutoBackbone.register(HfViTConfig, HfViTBackbone)
+AutoConfig.register(HfTransformerConfig.model_type, HfTransformerConfig)
+AutoModel.register(HfTransformerConfig, HfTransformerModel)
+AutoModelForSeq2SeqLM.register(HfTransformerConfig, HfTransformerForConditionalGeneration)
+AutoModelForCausalLM.register(HfTransformerConfig, HfTransformerForCausalLM)
 
-__all__ = ["HfViTBackbone", "HfViTConfig", "HfViTForImageClassification", "HfViTModel"]
+__all__ = [
+    "HfTransformerConfig",
+    "HfTransformerForCausalLM",
+    "HfTransformerForConditionalGeneration",
+    "HfTransformerModel",
+    "HfViTBackbone",
+    "HfViTConfig",
+    "HfViTForImageClassification",
+    "HfViTModel",
+]

@@ -1,0 +1,321 @@
+"""The encoder-decoder Transformer (1706.03762): body, translator, and the decoder alone."""
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    CausalLMOutputWithCrossAttentions,
+    Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
+)
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_hf_transformer import HfTransformerConfig
+from .encoder_decoder import HfTransformerDecoder, HfTransformerEncoder, HfTransformerPreTrainedModel
+from .linear import Linear
+from .losses import token_loss
+
+
+class HfTransformerModel(HfTransformerPreTrainedModel):
+    """The body of the encoder-decoder Transformer.
+
+    Args:
+        config ([`HfTransformerConfig`]): the configuration.
+
+    Raises:
+        ValueError: if a value of the configuration is out of range.
+    """
+
+    def __init__(self, config: HfTransformerConfig):
+        super().__init__(config)
+        self.encoder = HfTransformerEncoder(config)
+        self.decoder = HfTransformerDecoder(config)
+        if config.share_encoder_decoder_embeddings:
+            self._tied_weights_keys = {"decoder.embed_tokens.weight": "encoder.embed_tokens.weight"}
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.encoder.embed_tokens = value
+        if self.config.share_encoder_decoder_embeddings:
+            self.decoder.embed_tokens = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> Seq2SeqModelOutput:
+        """
+        Args:
+            input_ids (`torch.Tensor` of shape `(batch, source tokens)`): token ids of the source.
+            attention_mask (`torch.Tensor` of shape `(batch, source tokens)`, *optional*): 1 for tokens, 0 for padding
+                on either side.
+            decoder_input_ids (`torch.Tensor` of shape `(batch, target tokens)`): token ids of the target, behind
+                `config.decoder_start_token_id`.
+            decoder_attention_mask (`torch.Tensor` of shape `(batch, past + target tokens)`, *optional*): likewise;
+                padding on the right needs none.
+            encoder_outputs (`BaseModelOutput` or tuple, *optional*): of an earlier call, in place of `input_ids`.
+            past_key_values (`EncoderDecoderCache`, *optional*): of the steps before.
+            inputs_embeds, decoder_inputs_embeds (`torch.Tensor` of shape `(batch, tokens, d_model)`, *optional*): in
+                place of the token ids.
+            use_cache (`bool`, *optional*): return keys and values for the next step.
+            output_attentions, output_hidden_states (`bool`, *optional*): return those of each layer.
+
+        Raises:
+            ValueError: if the input does not fit the model.
+        """
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(
+                input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+            )
+        elif not isinstance(encoder_outputs, BaseModelOutput):
+            names = ("last_hidden_state", "hidden_states", "attentions")
+            encoder_outputs = BaseModelOutput(**dict(zip(names, encoder_outputs)))
+        decoder_outputs = self.decoder(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            encoder_hidden_states=encoder_outputs.last_hidden_state,
+            encoder_attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return Seq2SeqModelOutput(
+            last_hidden_state=decoder_outputs.last_hidden_state,
+            past_key_values=decoder_outputs.past_key_values,
+            decoder_hidden_states=decoder_outputs.hidden_states,
+            decoder_attentions=decoder_outputs.attentions,
+            cross_attentions=decoder_outputs.cross_attentions,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
+
+
+class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, GenerationMixin):
+    """The Transformer as a translator: a source text in, the next token of the target out.
+
+    Args:
+        config ([`HfTransformerConfig`]): the configuration.
+    """
+
+    def __init__(self, config: HfTransformerConfig):
+        super().__init__(config)
+        self.model = HfTransformerModel(config)
+        self.lm_head = Linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
+        if config.tie_word_embeddings:
+            # All tied weights must name the same source.
+            stack = "encoder" if config.share_encoder_decoder_embeddings else "decoder"
+            self._tied_weights_keys = {"lm_head.weight": f"model.{stack}.embed_tokens.weight"}
+        self.post_init()
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+        """Resize the vocabulary of encoder and decoder, see `PreTrainedModel.resize_token_embeddings`.
+
+        Raises:
+            ValueError: if each has its own; see [`resize_encoder_token_embeddings`] and
+                [`resize_decoder_token_embeddings`].
+        """
+        if not self.config.share_encoder_decoder_embeddings and new_num_tokens is not None:
+            raise ValueError(
+                "share_encoder_decoder_embeddings must be True for resize_token_embeddings, got False: use "
+                "resize_encoder_token_embeddings or resize_decoder_token_embeddings"
+            )
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        self.config.encoder_vocab_size = embeddings.num_embeddings
+        return embeddings
+
+    def resize_encoder_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
+        """Resize the encoder's vocabulary, where it has its own.
+
+        Raises:
+            ValueError: if the embeddings are shared.
+        """
+        self._resize_own_embeddings(self.model.encoder, new_num_tokens)
+        self.config.encoder_vocab_size = new_num_tokens
+        return self.model.encoder.embed_tokens
+
+    def resize_decoder_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
+        """Resize the decoder's vocabulary and the output, where it has its own.
+
+        Raises:
+            ValueError: if the embeddings are shared.
+        """
+        self._resize_own_embeddings(self.model.decoder, new_num_tokens)
+        self.lm_head = self._get_resized_lm_head(self.lm_head, new_num_tokens)
+        self.config.vocab_size = new_num_tokens
+        self.tie_weights()
+        return self.model.decoder.embed_tokens
+
+    def _resize_own_embeddings(self, stack: nn.Module, new_num_tokens: int):
+        if self.config.share_encoder_decoder_embeddings:
+            raise ValueError("share_encoder_decoder_embeddings must be False to resize one of them, got True")
+        stack.embed_tokens = self._get_resized_embeddings(stack.embed_tokens, new_num_tokens)
+
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """The labels moved one place to the right behind `config.decoder_start_token_id`, -100 replaced by
+        `config.pad_token_id`: (batch, tokens) -> the same shape."""
+        start = labels.new_full((labels.shape[0], 1), self.config.decoder_start_token_id)
+        shifted = torch.cat((start, labels[:, :-1]), dim=1)
+        return shifted.masked_fill(shifted == -100, self.config.pad_token_id or 0)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> Seq2SeqLMOutput:
+        """
+        Args:
+            labels (`torch.Tensor` of shape `(batch, target tokens)`, *optional*): token ids of the target, without
+                `config.decoder_start_token_id`: `logits[:, i]` predicts `labels[:, i]`. Unless `decoder_input_ids` are
+                given, the decoder reads the labels moved one place to the right. -100 and padding
+                (`config.ignored_labels`) do not count. The loss is the cross entropy with `config.label_smoothing`,
+                averaged over the labels that count, and zero if none does.
+            num_items_in_batch (`int`, *optional*): divisor of the loss in place of that number.
+
+        The rest as for [`HfTransformerModel`].
+
+        Returns:
+            `loss` of shape (), if labels were given, and `logits` of shape (batch, target tokens, vocab_size).
+
+        Raises:
+            ValueError: if the input or the labels do not fit the model.
+        """
+        if labels is not None:
+            use_cache = bool(use_cache)
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache,
+            **{**kwargs, "return_dict": True},
+        )
+        logits, loss = self.lm_head(outputs.last_hidden_state), None
+        if labels is not None:
+            loss = token_loss(
+                logits,
+                labels,
+                ignored=self.config.ignored_labels,
+                label_smoothing=self.config.label_smoothing,
+                num_items_in_batch=num_items_in_batch,
+            )
+        return Seq2SeqLMOutput(
+            loss=loss, logits=logits, **{name: outputs[name] for name in outputs if name != "last_hidden_state"}
+        )
+
+
+class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
+    """The decoder alone as a language model, with cross-attention if `config.add_cross_attention`, so that
+    `VisionEncoderDecoderModel` can put a Vision Transformer before it. The configuration is marked as a decoder's.
+
+    Args:
+        config ([`HfTransformerConfig`]): the configuration.
+    """
+
+    base_model_prefix = "decoder"
+
+    def __init__(self, config: HfTransformerConfig):
+        config.is_decoder, config.is_encoder_decoder = True, False
+        super().__init__(config)
+        self.decoder = HfTransformerDecoder(config)
+        self.lm_head = Linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
+        if config.tie_word_embeddings:
+            self._tied_weights_keys = {"lm_head.weight": "decoder.embed_tokens.weight"}
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithCrossAttentions:
+        """
+        Args:
+            labels (`torch.Tensor` of shape `(batch, tokens)`, *optional*): usually `input_ids`: `logits[:, i]`
+                predicts `labels[:, i + 1]`, as in all language models of transformers that read their own input.
+            logits_to_keep (`int` or `torch.Tensor`): compute the logits of this many last tokens (0: all), or of those
+                at these places.
+
+        The rest as for [`HfTransformerDecoder`] and, of the loss, [`HfTransformerForConditionalGeneration`].
+
+        Raises:
+            ValueError: if the input or the labels do not fit the model.
+        """
+        outputs = self.decoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            use_cache=use_cache,
+            **{**kwargs, "return_dict": True},
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits, loss = self.lm_head(outputs.last_hidden_state[:, kept]), None
+        if labels is not None:
+            loss = token_loss(
+                logits[:, :-1],
+                labels[:, 1:],
+                ignored=self.config.ignored_labels,
+                label_smoothing=self.config.label_smoothing,
+                num_items_in_batch=num_items_in_batch,
+            )
+        return CausalLMOutputWithCrossAttentions(
+            loss=loss, logits=logits, **{name: outputs[name] for name in outputs if name != "last_hidden_state"}
+        )
+
+
+HfTransformerModel.register_for_auto_class("AutoModel")
+HfTransformerForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
+HfTransformerForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+
+__all__ = [
+    "HfTransformerForCausalLM",
+    "HfTransformerForConditionalGeneration",
+    "HfTransformerModel",
+    "HfTransformerPreTrainedModel",
+]
