@@ -17,7 +17,6 @@ from .image_classification import ImageClassificationFacts
 CARD_FILE = "README.md"
 TASKS = {"image_classification": ImageClassificationFacts}
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 
 
 class _Unmeasured(jinja2.Undefined):
@@ -111,7 +110,8 @@ def render(facts: CardFacts) -> str:
 def metadata(facts: CardFacts) -> ModelCardData:
     """The block the Hub reads: licence, tags, data set, and every measured metric as it stands in the records."""
     task = facts.task.replace("_", "-")
-    dataset = facts.data_name if facts.data_revision and _is_hub_id(facts.data_name) else None
+    # A name alone may be a local folder's; what came from the Hub has a revision.
+    dataset = facts.data_name if facts.data_revision else None
     results = [
         EvalResult(
             task_type=task,
@@ -130,17 +130,13 @@ def metadata(facts: CardFacts) -> ModelCardData:
         license=facts.license,
         library_name="transformers",
         pipeline_tag=task,
-        base_model=facts.base_model if _is_hub_id(facts.base_model) else None,
+        base_model=facts.base_model if facts.base_model_revision else None,
         datasets=[dataset] if dataset else None,
         metrics=["accuracy"] if facts.accuracy is not None else None,
         tags=[task, "hf_vit"],
         model_name=facts.name,
         eval_results=results or None,
     )
-
-
-def _is_hub_id(name: str | None) -> bool:
-    return name is not None and _HUB_ID.fullmatch(name) is not None
 
 
 def _differences(found: str, expected: str) -> list[str]:

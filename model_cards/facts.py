@@ -76,6 +76,7 @@ class CardFacts:
     num_trainable_parameters: int | None
     config: dict
     base_model: str | None
+    base_model_revision: str | None
     measured: dict
 
     data_name: str | None
@@ -138,6 +139,7 @@ class CardFacts:
             "num_trainable_parameters": model.get("num_trainable_parameters"),
             "config": records.config,
             "base_model": base_model,
+            "base_model_revision": model.get("base_model_revision"),
             "measured": run.get("card", {}),
             "data_name": local(data["name"]) if "name" in data else None,
             "data_revision": data.get("revision"),
@@ -198,7 +200,7 @@ def _scalar_metrics(values: dict) -> list[Metric]:
     for name, value in values.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             kind = "percent" if any(word in name for word in _FRACTIONS) and 0 <= value <= 1 else "number"
-            label = name.replace("_", " ").replace("top5", "top-5")
+            label = name.replace("_", " ").replace("top5", "top-5").replace("loss", "loss (nats)")
             metrics.append(Metric(name, label[:1].upper() + label[1:], value, kind))
     return sorted(metrics, key=lambda metric: (metric.name != "accuracy", metric.kind == "number"))
 

@@ -9,9 +9,11 @@ from itertools import zip_longest
 
 import matplotlib
 import numpy as np
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from PIL import Image, PngImagePlugin
+from scipy.stats import binomtest
 
 from .facts import CardFacts
 from .format import shorten
@@ -110,7 +112,7 @@ def _curves(facts: CardFacts) -> list[dict]:
 @from_data(_curves)
 def learning_curves(panels: list[dict]) -> Figure:
     """Loss and accuracy against the epoch."""
-    figure = Figure(figsize=(3.9 * len(panels), 3.3), layout="constrained")
+    figure = Figure(figsize=(3.6 * len(panels), 3.1), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         axes.set_title(panel["title"])
         axes.set_xlabel("epoch")
@@ -146,9 +148,13 @@ def confusion_matrix(data: dict) -> Figure:
     side = min(7.2, max(4.4, 0.5 * len(names) + 1.4))
     figure = Figure(figsize=(side + 0.9, side), layout="compressed")
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap=matplotlib.colormaps["Blues"].resampled(20), vmin=0, vmax=100)
-    size = 11 if len(names) <= MAX_WRITTEN_CLASSES else max(4.5, 250 / len(names) * 0.7)
-    upright = max(map(len, names)) <= 2 and len(names) <= MAX_WRITTEN_CLASSES
+    written = len(names) <= MAX_WRITTEN_CLASSES
+    # Where no counts are written, the shade alone must show a share of a few per cent.
+    norm = PowerNorm(1 if written else 0.5, vmin=0, vmax=100)
+    image = axes.imshow(shares, cmap=matplotlib.colormaps["Blues"].resampled(20), norm=norm)
+    cell = 72 * 0.7 * side / len(names)  # points
+    size = min(11, 0.8 * cell)
+    upright = 0.65 * size * max(map(len, names)) < cell
     axes.set_xticks(range(len(names)), names, fontsize=size, rotation=0 if upright else 90)
     axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.tick_params(length=0)
@@ -156,7 +162,7 @@ def confusion_matrix(data: dict) -> Figure:
     axes.set_ylabel("true class")
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    if len(names) <= MAX_WRITTEN_CLASSES:
+    if written:
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 color = "white" if shares[row, column] > 55 else INK
@@ -167,16 +173,18 @@ def confusion_matrix(data: dict) -> Figure:
 
 @from_data(lambda facts: [bin for bin in facts.calibration if bin.get("num_examples")])
 def reliability_diagram(bins: list[dict]) -> Figure:
-    """Accuracy against confidence in each bin, over the number of examples in it."""
-    confidence, accuracy = ([100 * bin[key] for bin in bins] for key in ("confidence", "accuracy"))
-    figure = Figure(figsize=(5.2, 5.6), layout="constrained")
+    """Accuracy against confidence in each bin with its 95 % interval, over the number of examples in it."""
+    confidence, accuracy = (100 * np.array([bin[key] for bin in bins]) for key in ("confidence", "accuracy"))
+    intervals = 100 * np.array([wilson_interval(bin["accuracy"], bin["num_examples"]) for bin in bins]).T  # (2, bins)
+    figure = Figure(figsize=(4.6, 5.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 100], [0, 100], "--", color=GREY, linewidth=1.5, label="confidence = accuracy")
-    upper.plot(confidence, accuracy, "o-", color=BLUE, label="this model")
+    errors = np.abs(intervals - accuracy)
+    upper.errorbar(confidence, accuracy, errors, fmt="o", color=BLUE, elinewidth=1.5, capsize=3, label="this model")
     upper.set_ylabel("accuracy (%)")
-    upper.set_xlim(0, 100)
-    upper.set_ylim(0, 103)
-    upper.legend(loc="lower right")
+    upper.set_xlim(0, 102)
+    upper.set_ylim(0, 102)
+    upper.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, handletextpad=0.5, borderaxespad=0)
     lower.bar(confidence, [bin["num_examples"] for bin in bins], width=2.5, color=BLUE)
     lower.set_yscale("log")
     lower.set_ylim(bottom=0.5)
@@ -184,6 +192,12 @@ def reliability_diagram(bins: list[dict]) -> Figure:
     lower.set_ylabel("images")
     lower.set_xlabel("confidence (%)")
     return figure
+
+
+def wilson_interval(fraction: float, num_examples: int) -> tuple[float, float]:
+    """Wilson's 95 % confidence interval of a fraction measured on so many examples."""
+    interval = binomtest(round(fraction * num_examples), num_examples).proportion_ci(method="wilson")
+    return interval.low, interval.high
 
 
 def _samples(facts) -> list[dict]:
@@ -198,7 +212,7 @@ def samples(rows: list[dict]) -> Figure:
     """Images with their true and their predicted class; a wrong prediction is orange and bears a cross."""
     columns = min(4, len(rows))
     lines = -(-len(rows) // columns)
-    figure = Figure(figsize=(1.95 * columns, 2.45 * lines), layout="constrained")
+    figure = Figure(figsize=(1.8 * columns, 2.35 * lines), layout="constrained")
     for axes, row in zip_longest(figure.subplots(lines, columns, squeeze=False).flat, rows):
         axes.axis("off")
         if row is None:
@@ -209,5 +223,5 @@ def samples(rows: list[dict]) -> Figure:
         right = row["label"] == row["prediction"]
         answer = f"{shorten(row['prediction'], 18)}, {100 * row['score']:.1f} %"
         text = f"true: {shorten(row['label'], 18)}\n{'✓' if right else '✗'} {answer}"
-        axes.set_title(text, fontsize=10, fontweight="normal", color=BLUE if right else ORANGE)
+        axes.set_title(text, fontsize=11, fontweight="normal", color=BLUE if right else ORANGE)
     return figure

@@ -10,6 +10,7 @@ import re
 from pathlib import PurePosixPath, PureWindowsPath
 
 MAX_NAME_LENGTH = 80
+NO_BREAK = "\u00a0"  # between a number and its unit
 _MARKDOWN = re.compile(r"([\\`*\[\]#~|$]|(?<![^\W_])_|_(?![^\W_]))")
 _AUTOLINK = re.compile(r"(?<=[a-z]):(?=//)|(?<=www)\.|@", re.IGNORECASE)
 
@@ -29,32 +30,32 @@ def number(value: float) -> str:
 
 def percent(value: float) -> str:
     """A fraction in [0, 1] as a percentage with two decimals."""
-    return f"{100 * _finite(value):.2f} %"
+    return f"{100 * _finite(value):.2f}{NO_BREAK}%"
 
 
 def scaled(value: float) -> str:
     """Large counts with an SI prefix and three significant digits: 21.7 M, 4.61 G."""
-    for limit, suffix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+    for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if _finite(value) >= limit * 0.9995:  # 999,950 reads 1.00 M, not 1000 k
             digits = max(0, 2 - int(math.log10(value / limit * 1.0005)))
-            return f"{value / limit:.{digits}f}{suffix}"
+            return f"{value / limit:.{digits}f}{NO_BREAK}{suffix}"
     return number(value)
 
 
 def duration(seconds: float) -> str:
     """Seconds as a reader would say them: 42.3 s, 1 min 05 s, 2 h 03 min."""
     if round(_finite(seconds), 1) < 60:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}{NO_BREAK}s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60:,} h {minutes % 60:02d} min"
+        return f"{minutes}{NO_BREAK}min {rest:02d}{NO_BREAK}s"
+    return f"{minutes // 60:,}{NO_BREAK}h {minutes % 60:02d}{NO_BREAK}min"
 
 
 def memory(num_bytes: int) -> str:
     """Bytes in MiB or GiB."""
     gib = _finite(num_bytes) / 2**30
-    return f"{gib:.2f} GiB" if gib >= 1 else f"{num_bytes / 2**20:.0f} MiB"
+    return f"{gib:.2f}{NO_BREAK}GiB" if gib >= 1 else f"{num_bytes / 2**20:.0f}{NO_BREAK}MiB"
 
 
 def shorten(text: str, length: int = MAX_NAME_LENGTH) -> str:

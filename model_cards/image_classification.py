@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
-from scipy.stats import binomtest
-
 from . import figures
-from .facts import CardFacts, Snippet
+from .facts import CardFacts, Snippet, Split
 from .records import Records
 
 MAX_TABLE_ROWS = 30  # a longer table of classes is cut to its best and worst ends
@@ -145,9 +143,7 @@ class ImageClassificationFacts(CardFacts):
         """Wilson's 95 % confidence interval of the accuracy, from the number of evaluated examples alone."""
         if self.accuracy is None or not self.num_examples:
             return None
-        hits = round(self.accuracy * self.num_examples)
-        interval = binomtest(hits, self.num_examples).proportion_ci(method="wilson")
-        return interval.low, interval.high
+        return figures.wilson_interval(self.accuracy, self.num_examples)
 
     @property
     def class_table(self) -> list[ClassScore]:
@@ -156,6 +152,13 @@ class ImageClassificationFacts(CardFacts):
             return self.per_class
         ranked = sorted(self.per_class, key=lambda row: -row.f1)
         return ranked[:TABLE_END_ROWS] + ranked[-TABLE_END_ROWS:]
+
+    @property
+    def counted_splits(self) -> list[Split]:
+        """The splits whose classes were counted; none when the table of classes would be long."""
+        if len(self.class_names) > MAX_TABLE_ROWS:
+            return []
+        return [split for split in self.splits if 0 < len(split.class_counts) == len(self.class_names)]
 
     @property
     def confusions(self) -> list[Confusion]:

@@ -51,6 +51,7 @@ def measure(folder: Path, facts: CardFacts) -> dict | None:
         environment = {
             **os.environ,
             "HF_HUB_OFFLINE": "1",
+            "CUDA_VISIBLE_DEVICES": "",  # a GPU may be full of the training that this follows
             "HF_MODULES_CACHE": str(directory / ".modules"),
             "TOKENIZERS_PARALLELISM": "false",
         }

@@ -121,6 +121,7 @@ def tables(text):
     return found, kinds
 
 
+NBSP = "\u00a0"
 PER_CLASS = ("Class", "Precision", "Recall", "F1", "Images")
 
 
@@ -144,10 +145,10 @@ def test_body_shows_the_recorded_numbers(write_run):
     records = run_records()
     text = write_card(write_run(records)).read_text()
     shown = {row[0]: row[1:] for rows in tables(text)[0].values() for row in rows}
-    assert shown["Accuracy"] == [f"{100 * records['result']['metrics']['accuracy']:.2f} %"]
-    assert shown["Training"] == ["42.3 s"]
+    assert shown["Accuracy"] == [f"{100 * records['result']['metrics']['accuracy']:.2f}{NBSP}%"]
+    assert shown["Training"] == [f"42.3{NBSP}s"]
     for score in records["result"]["metrics"]["per_class"]:
-        fractions = [f"{100 * score[name]:.2f} %" for name in ("precision", "recall", "f1")]
+        fractions = [f"{100 * score[name]:.2f}{NBSP}%" for name in ("precision", "recall", "f1")]
         assert shown[score["label"]] == [*fractions, str(score["support"])]
 
 
@@ -162,7 +163,7 @@ def test_same_records_give_the_same_bytes(write_run):
     assert check_card(folder) == []
 
 
-@pytest.mark.parametrize("number, other", [("42.3 s", "12.3 s"), ("812,554", "812,555"), ("0.0913", "0.0912")])
+@pytest.mark.parametrize("number, other", [("42.3", "12.3"), ("812,554", "812,555"), ("0.0913", "0.0912")])
 def test_check_names_an_edited_number(write_run, number, other):
     folder = write_run(run_records())
     path = write_card(folder)
@@ -170,7 +171,7 @@ def test_check_names_an_edited_number(write_run, number, other):
     assert number in text
     path.write_text(text.replace(number, other))
     problems = check_card(folder)
-    assert problems and all(other.split()[0] in problem for problem in problems)
+    assert problems and all(other in problem for problem in problems)
 
 
 def test_check_notices_what_is_left_over_from_other_records(write_run):
