@@ -16,6 +16,7 @@ from .configuration_hf_transformer import HfTransformerConfig
 from .encoder_decoder import HfTransformerDecoder, HfTransformerEncoder, HfTransformerPreTrainedModel
 from .linear import Linear
 from .losses import token_loss
+from .pipeline_translation import TranslationPipeline  # noqa: F401 (what is imported here is saved beside the weights)
 
 
 class HfTransformerModel(HfTransformerPreTrainedModel):

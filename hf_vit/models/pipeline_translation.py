@@ -1,0 +1,82 @@
+"""The pipeline that travels with a translation model: transformers 5 has none of its own."""
+
+import torch
+from transformers import AutoModelForSeq2SeqLM
+from transformers.pipelines.base import Pipeline
+
+# Without a limit of the user's or of the model's, transformers would stop after 20 tokens.
+_MAX_NEW_TOKENS = 256
+
+
+class TranslationPipeline(Pipeline):
+    """Translate texts: `pipeline("translation", model=folder_or_id, trust_remote_code=True)`.
+
+    A text gives `[{"translation_text": ...}]`, a list of texts gives one `{"translation_text": ...}` for each; with
+    `num_return_sequences` above 1, each text gives a list of that many. An empty text gives an empty translation.
+
+    Arguments of the call:
+        truncation: cut texts to the tokenizer's `model_max_length`.
+        batch_size: texts translated at a time.
+        Any argument of `generate`, for instance `num_beams` or `max_new_tokens`.
+
+    Raises:
+        ValueError: if the tokenizer has tokens that the model lacks, or an input is not a text.
+    """
+
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = True
+    # Arguments of `generate` reach it through `_sanitize_parameters`.
+    _pipeline_calls_generate = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        size = self.model.get_input_embeddings().num_embeddings
+        if len(self.tokenizer) > size:
+            raise ValueError(f"tokenizer must have at most the model's {size} tokens, got {len(self.tokenizer)}")
+
+    def __call__(self, inputs, **kwargs):
+        results = super().__call__(inputs, **kwargs)
+        if isinstance(inputs, list) and all(len(result) == 1 for result in results):
+            return [result[0] for result in results]
+        return results
+
+    def _sanitize_parameters(self, truncation: bool | None = None, **generate_kwargs):
+        return {} if truncation is None else {"truncation": truncation}, generate_kwargs, {}
+
+    def preprocess(self, text: str, truncation: bool = False) -> dict:
+        if not isinstance(text, str):
+            raise ValueError(f"inputs must be a text or a list of texts, got {type(text).__name__}")
+        encoding = self.tokenizer(text, truncation=truncation)
+        # Some tokenizers make nothing of an empty text, and the model needs a token.
+        input_ids = encoding["input_ids"] or [self.model.config.pad_token_id]
+        input_ids = torch.tensor([input_ids])  # (1, N)
+        return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "is_empty": not text.strip()}
+
+    def _forward(self, model_inputs: dict, **generate_kwargs) -> dict:
+        is_empty = model_inputs.pop("is_empty")
+        has_limit = generate_kwargs.keys() & {"max_length", "max_new_tokens", "generation_config", "stopping_criteria"}
+        limits = self.model.generation_config
+        if not has_limit and limits.max_new_tokens is None and limits.max_length is None:
+            generate_kwargs["max_new_tokens"] = self._max_new_tokens()
+        output_ids = self.model.generate(**model_inputs, **generate_kwargs)
+        if not isinstance(output_ids, torch.Tensor):
+            output_ids = output_ids.sequences
+        batch_size = model_inputs["input_ids"].shape[0]
+        return {"output_ids": output_ids.unflatten(0, (batch_size, -1)), "is_empty": is_empty}
+
+    def _max_new_tokens(self) -> int:
+        if self.model.config.position_embedding != "learned":
+            return _MAX_NEW_TOKENS
+        return min(_MAX_NEW_TOKENS, self.model.config.max_position_embeddings - 1)
+
+    def postprocess(self, model_outputs: dict) -> list[dict[str, str]]:
+        texts = self.tokenizer.batch_decode(model_outputs["output_ids"][0], skip_special_tokens=True)
+        return [{"translation_text": "" if model_outputs["is_empty"] else text} for text in texts]
+
+
+# `save_pretrained` reads it and writes this file and its entry in the configuration again.
+TranslationPipeline._registered_impl = {"translation": {"impl": TranslationPipeline, "pt": (AutoModelForSeq2SeqLM,)}}
+
+__all__ = ["TranslationPipeline"]

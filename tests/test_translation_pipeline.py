@@ -1,0 +1,149 @@
+"""The translation pipeline, from a saved folder, in a process that cannot import the package."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, pipeline
+
+from hf_vit import HfTransformerConfig, HfTransformerForConditionalGeneration
+from hf_vit.models.pipeline_translation import TranslationPipeline
+
+WORDS = ["ein", "zwei", "drei", "vier", "fünf", "one", "two", "three", "four", "five"]
+# Hides the package, then translates, saves again, and translates from what was saved.
+PROGRAM = """
+import json, sys
+sys.modules["hf_vit"] = None
+from transformers import pipeline
+texts, options, folder, second_folder = json.loads(sys.argv[1])
+results = []
+translator = pipeline("translation", model=folder, trust_remote_code=True)
+results.append(translator(texts, **options))
+translator.save_pretrained(second_folder)
+results.append(pipeline("translation", model=second_folder, trust_remote_code=True)(texts, **options))
+translator.model.save_pretrained(second_folder + "-model")
+translator.tokenizer.save_pretrained(second_folder + "-model")
+results.append(pipeline("translation", model=second_folder + "-model", trust_remote_code=True)(texts, **options))
+print(json.dumps(results))
+"""
+
+
+def make_tokenizer(eos=True):
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    vocabulary = {token: i for i, token in enumerate([*special, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if eos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def make_model(**options):
+    torch.manual_seed(0)
+    sizes = {
+        "d_model": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "dropout": 0.0,
+    }
+    config = HfTransformerConfig(
+        **{"vocab_size": 14, "norm_position": "pre", "scale_embedding": False, **sizes, **options}
+    )
+    return HfTransformerForConditionalGeneration(config).eval()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model that has learnt to translate the five words, whatever their order, and its tokenizer."""
+    tokenizer, model = make_tokenizer(), make_model(position_embedding="learned", max_position_embeddings=16)
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(301):
+        source = torch.randint(4, 9, (32, 5 - step % 5), generator=generator)
+        end = torch.full((32, 1), 2)
+        loss = model(torch.cat((source, end), 1), labels=torch.cat((source + 5, end), 1)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05
+    return model.eval(), tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    for part in trained:
+        part.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def translator(trained):
+    model, tokenizer = trained
+    return TranslationPipeline(model=model, tokenizer=tokenizer, device="cpu")
+
+
+def test_a_process_without_the_package_translates_saves_and_translates_again(folder, tmp_path):
+    texts, options = ["zwei drei ein fünf vier", "vier"], {"batch_size": 2, "max_new_tokens": 6, "num_beams": 2}
+    arguments = json.dumps([texts, options, folder, str(tmp_path / "again")])
+    output = subprocess.run(
+        [sys.executable, "-c", PROGRAM, arguments], capture_output=True, text=True, cwd=tmp_path, timeout=300
+    )
+    assert output.returncode == 0, output.stderr
+    results = json.loads(output.stdout.splitlines()[-1])
+    assert results[0] == results[1] == results[2]
+    assert results[0][0] == {"translation_text": "two three one five four"}
+
+
+def test_lists_batches_and_arguments_of_generate(translator):
+    texts = ["drei zwei ein vier fünf", "fünf fünf vier ein zwei", "ein zwei drei vier fünf"]
+    expected = ["three two one four five", "five five four one two", "one two three four five"]
+    assert translator(texts[0]) == [{"translation_text": expected[0]}]
+    for batch_size in (1, 2, 3):
+        assert translator(texts, batch_size=batch_size) == [{"translation_text": text} for text in expected]
+    assert translator(texts[0], max_new_tokens=2) == [{"translation_text": "three two"}]
+    several = translator(texts[:2], num_beams=3, num_return_sequences=3)
+    assert [len(results) for results in several] == [3, 3]
+    assert [results[0]["translation_text"] for results in several] == expected[:2]
+    assert len({result["translation_text"] for result in several[0]}) == 3
+
+
+def test_arguments_given_at_construction_hold_for_every_call(folder):
+    translator = pipeline("translation", model=folder, trust_remote_code=True, device="cpu", max_new_tokens=1)
+    assert translator("zwei drei ein fünf vier") == [{"translation_text": "two"}]
+
+
+@pytest.mark.parametrize("eos", [True, False], ids=["eos", "no-eos"])
+def test_an_empty_text_has_an_empty_translation_and_changes_no_other(trained, eos):
+    model, _ = trained
+    translator = TranslationPipeline(model=model, tokenizer=make_tokenizer(eos), device="cpu")
+    text = "drei zwei ein vier fünf"
+    alone = translator(text)[0]
+    assert translator(["", text, "  "], batch_size=3) == [{"translation_text": ""}, alone, {"translation_text": ""}]
+    assert translator("") == [{"translation_text": ""}]
+
+
+def test_bad_input_is_named(trained, translator):
+    _, tokenizer = trained
+    with pytest.raises(ValueError, match=r"input_ids must have at most 16 tokens \(max_position_embeddings\), got 21"):
+        translator("ein " * 20)
+    with pytest.raises(ValueError, match="inputs must be a text or a list of texts, got int"):
+        translator(3)
+    with pytest.raises(ValueError, match="tokenizer must have at most the model's 13 tokens, got 14"):
+        TranslationPipeline(model=make_model(vocab_size=13), tokenizer=tokenizer, device="cpu")
+
+
+def test_a_long_text_is_cut_when_asked(trained):
+    model, _ = trained
+    tokenizer = make_tokenizer()
+    tokenizer.model_max_length = 6
+    translator = TranslationPipeline(model=model, tokenizer=tokenizer, device="cpu")
+    expected = [{"translation_text": "one one one one one"}]
+    assert translator("ein " * 20, truncation=True) == translator("ein " * 5) == expected
