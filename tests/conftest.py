@@ -88,7 +88,7 @@ def model(tiny_model, architecture):
 
 @pytest.fixture
 def images():
-    """`images(model_or_config, batch_size, height, width)`: normalised images, by default of the size it is made for."""
+    """`images(model_or_config, batch_size, height, width)`: normalised images, by default of the native size."""
 
     def make(config, batch_size=3, height=None, width=None):
         config = getattr(config, "config", config)

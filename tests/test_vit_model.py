@@ -1,4 +1,4 @@
-"""What is asked of any vision model of transformers: initialisation, saving and loading, outputs, sizes, precisions."""
+"""What any vision model of transformers must do: start, save and load, return outputs, take other sizes and types."""
 
 import json
 

@@ -1,0 +1,188 @@
+"""Every way of attending gives the same numbers and gradients, and returns its weights when asked."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from hf_vit import HfViTForImageClassification
+from hf_vit.models import attention
+
+
+@pytest.fixture
+def batched_products(monkeypatch):
+    """Batched products, a sample or two at a time, wherever they are possible; returns the chunks' sizes."""
+    sizes = []
+    chunks = attention._chunks
+
+    def recorded(query, key):
+        sizes.append([len(query[chunk]) for chunk in chunks(query, key)])
+        return chunks(query, key)
+
+    monkeypatch.setattr(attention, "_chunks", recorded)
+    monkeypatch.setattr(attention, "_products_are_faster", lambda query, key: True)
+    return sizes
+
+
+@pytest.fixture
+def flex_attention():
+    """Without the compilation, which takes half a minute on a CPU, and without gradients, which it lacks there."""
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        yield
+
+
+def heads(batch_size, num_heads, num_tokens, head_dim, **kwargs):
+    """Query, key and value as views of one tensor, as in the layer."""
+    qkv = torch.randn(batch_size, num_tokens, 3, num_heads, head_dim, **kwargs)
+    return [part.detach().requires_grad_() for part in qkv.permute(2, 0, 3, 1, 4).unbind(0)]
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "products"])
+def test_implementations_agree_with_the_eager_one(model, images, implementation, request):
+    """Outputs and gradients of all parameters in double precision."""
+    chunk_sizes = request.getfixturevalue("batched_products") if implementation == "products" else None
+    pixel_values = images(model).double()
+    model = model.double().train()
+    results = []
+    for name in ("eager", "sdpa"):
+        model.set_attn_implementation(name)
+        model.zero_grad()
+        outputs = model(pixel_values, labels=torch.tensor([0, 1, 2]))
+        outputs.loss.backward()
+        results.append((outputs.logits, [parameter.grad for parameter in model.parameters()]))
+    torch.testing.assert_close(results[1], results[0], atol=1e-7, rtol=1e-5)  # eager: softmax in fp32
+    if chunk_sizes is not None:  # the bias wants a mask, which the products do not take
+        assert bool(chunk_sizes) == (
+            model.config.position_embedding != "relative_bias" or "attention" in model.config.poolings
+        )
+
+
+def test_flex_attention_agrees_with_the_eager_one(tiny_model, images, flex_attention):
+    model = tiny_model(position_embedding="relative_bias", pooling=["cls", "attention"])
+    model.set_attn_implementation("eager")
+    expected = model(images(model)).logits
+    model.set_attn_implementation("flex_attention")
+    got = model(images(model)).logits
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_queries,num_keys", [(3, 3), (1, 4)])
+def test_gradients_of_the_products_are_the_finite_differences(monkeypatch, num_queries, num_keys):
+    torch.manual_seed(0)
+    query = heads(3, 2, num_queries, 4, dtype=torch.float64)[0]
+    _, key, value = heads(3, 2, num_keys, 4, dtype=torch.float64)
+    monkeypatch.setattr(attention, "_CHUNK_WEIGHTS", 2 * 2 * num_queries * num_keys)
+    assert [len(query[chunk]) for chunk in attention._chunks(query, key)] == [2, 1]
+    assert gradcheck(lambda *states: attention._ChunkedAttention.apply(*states, 0.7), (query, key, value))
+
+
+def test_products_in_bf16_are_as_exact_as_the_fused_kernel():
+    torch.manual_seed(0)
+    states = heads(4, 2, 33, 8, dtype=torch.float64)
+    cotangent = torch.randn(4, 2, 33, 8, dtype=torch.float64)
+
+    def results(function, dtype):
+        inputs = [part.detach().to(dtype).requires_grad_() for part in states]
+        output = function(*inputs)
+        gradients = torch.autograd.grad(output, inputs, cotangent.to(dtype))
+        return [tensor.double() for tensor in (output, *gradients)]
+
+    fused = torch.nn.functional.scaled_dot_product_attention
+    exact = results(fused, torch.float64)
+    errors = []
+    for function in (lambda *inputs: attention._ChunkedAttention.apply(*inputs, 8**-0.5), fused):
+        rounded = results(function, torch.bfloat16)
+        errors.append([(a - b).norm() / b.norm() for a, b in zip(rounded, exact)])
+    for ours, theirs in zip(*errors):
+        assert ours < max(2 * theirs, 0.01)
+
+
+def test_bf16_on_the_cpu_takes_the_products(tiny_model, images, monkeypatch):
+    """Forward and backward, with the chunks of the real size and of one sample."""
+    model = tiny_model().bfloat16().train()
+    pixel_values = images(model)
+    gradients = []
+    applied = []
+    products = attention._ChunkedAttention.apply
+    monkeypatch.setattr(attention._ChunkedAttention, "apply", lambda *args: applied.append(1) or products(*args))
+    for chunk_weights in (attention._CHUNK_WEIGHTS, 1):
+        monkeypatch.setattr(attention, "_CHUNK_WEIGHTS", chunk_weights)
+        model.zero_grad()
+        model(pixel_values, labels=torch.tensor([0, 1, 2])).loss.backward()
+        gradients.append([parameter.grad.float() for parameter in model.parameters()])
+    assert len(applied) == 4
+    torch.testing.assert_close(*gradients, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_weights_are_kept_for_the_backward_pass(tiny_model, images, dtype):
+    model = tiny_model(image_size=32).to(dtype).train()
+    shapes = set()
+
+    def record(tensor):
+        shapes.add(tuple(tensor.shape[-2:]))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        model(images(model), labels=torch.tensor([0, 1, 2]))
+        assert shapes and (65, 65) not in shapes
+        model(images(model), output_attentions=True)
+        assert (65, 65) in shapes
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("way", ["argument", "config", "loading"])
+def test_weights_are_returned_when_asked_for(tiny_model, images, tmp_path, implementation, way):
+    model = tiny_model(num_register_tokens=2)
+    model.set_attn_implementation(implementation)
+    options = {}
+    if way == "argument":
+        options = {"output_attentions": True}
+    elif way == "config":
+        model.config.output_attentions = True
+    else:
+        model.config.output_attentions = True
+        model.save_pretrained(tmp_path)
+        model = HfViTForImageClassification.from_pretrained(tmp_path, attn_implementation=implementation)
+    assert model.config._attn_implementation == implementation
+    weights = model(images(model), **options).attentions
+    assert [tuple(layer.shape) for layer in weights] == [(3, 4, 19, 19)] * 2
+    torch.testing.assert_close(weights[0].sum(-1), torch.ones(3, 4, 19))
+    model.set_attn_implementation("sdpa")
+    assert model(images(model), output_attentions=False).attentions is None
+
+
+def test_weights_explain_the_output(tiny_model, images):
+    """Weights times values, projected, is what the layer adds: they are those that were used, not others."""
+    model = tiny_model(position_embedding="relative_bias", attention_probs_dropout_prob=0.3)
+    recorded = {}
+    layer = model.vit.layers[0].attention
+    layer.qkv_proj.register_forward_hook(lambda module, args, output: recorded.update(qkv=output))
+    layer.register_forward_hook(lambda module, args, output: recorded.update(output=output[0]))
+    with torch.no_grad():
+        weights = model(images(model), output_attentions=True).attentions[0]
+        value = recorded["qkv"].chunk(3, dim=-1)[2].unflatten(-1, (4, 8)).transpose(1, 2)
+        expected = layer.out_proj((weights @ value).transpose(1, 2).flatten(2))
+        torch.testing.assert_close(recorded["output"], expected)
+        model(images(model))
+        torch.testing.assert_close(recorded["output"], expected)
+
+
+def test_flash_attention_refuses_a_position_bias(tiny_model, images):
+    model = tiny_model(position_embedding="relative_bias")
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="'flash_attention_2' knows no position bias: use 'sdpa', 'flex_attention'"):
+        model(images(model))
+
+
+def test_autocast_trains(model, images):
+    """Mixed precision: parameters fp32, products bf16; the gradients stay close to those of fp32."""
+    model.train()
+    gradients = []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            loss = model(images(model), labels=torch.tensor([0, 1, 2])).loss
+        assert loss.dtype == torch.float32
+        loss.backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    assert (gradients[1] - gradients[0]).norm() < 0.1 * gradients[0].norm()

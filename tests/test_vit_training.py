@@ -1,0 +1,202 @@
+"""The Vision Transformer under the tools that train, compile, export, adapt and place models."""
+
+import copy
+
+import numpy as np
+import peft
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from hf_vit import HfViTForImageClassification, HfViTModel
+
+
+def gradients(model, pixel_values, labels):
+    model.zero_grad()
+    loss = model(pixel_values, labels=labels).loss
+    loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def test_every_parameter_learns(model, images):
+    model.train()
+    for name, gradient in gradients(model, images(model), torch.tensor([0, 1, 2])).items():
+        assert gradient is not None and gradient.isfinite().all() and gradient.abs().max() > 0, name
+
+
+def test_a_few_steps_learn_a_batch_by_heart(model, images):
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    pixel_values, labels = images(model, 8), torch.arange(8) % 5
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(pixel_values, labels=labels).loss.backward()
+        optimizer.step()
+    assert torch.equal(model.eval()(pixel_values).logits.argmax(-1), labels)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_gives_the_same_gradients(model, images, use_reentrant):
+    model.train()
+    pixel_values, labels = images(model).requires_grad_(), torch.tensor([0, 1, 2])
+    expected = gradients(model, pixel_values, labels)
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()
+    calls = []
+    model.vit.layers[0].norm1.register_forward_hook(lambda *args: calls.append(1))
+    got = gradients(model, pixel_values, labels)
+    assert len(calls) == 2  # once more in the backward pass
+    torch.testing.assert_close(got, expected)
+
+
+# --- transformers' Trainer -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def examples(tiny_config):
+    generator = np.random.default_rng(0)
+    return [
+        {
+            "pixel_values": generator.standard_normal((3, 16, 16)).astype("float32"),
+            "labels": int(generator.integers(5)),
+            "teacher_logits": generator.standard_normal(5).astype("float32"),
+        }
+        for _ in range(8)
+    ]
+
+
+def train(model, examples, folder, steps=1, **arguments):
+    arguments = TrainingArguments(
+        output_dir=folder,
+        max_steps=steps,
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        max_grad_norm=0,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+        **{"per_device_train_batch_size": 8, "optim": "sgd", **arguments},
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=examples,
+        eval_dataset=examples,
+        compute_metrics=lambda prediction: {
+            "shape": str(prediction.predictions.shape),
+            "accuracy": (prediction.predictions.argmax(-1) == prediction.label_ids).mean(),
+        },
+    )
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("has_teacher", [True, False])
+def test_trainer_accumulates_the_gradients_of_the_whole_batch(tiny_model, examples, tmp_path, has_teacher):
+    if not has_teacher:
+        examples = [{name: example[name] for name in ("pixel_values", "labels")} for example in examples]
+    start = tiny_model(use_distillation_token=True)
+    at_once, in_parts = copy.deepcopy(start), copy.deepcopy(start)
+    train(at_once, examples, tmp_path)
+    train(in_parts, examples, tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    # One step of gradient descent by hand.
+    batch = {name: torch.tensor(np.array([example[name] for example in examples])) for name in examples[0]}
+    start.train()(**batch).loss.backward()
+    for by_hand, whole, parts in zip(start.parameters(), at_once.parameters(), in_parts.parameters()):
+        expected = by_hand.detach() - 0.1 * by_hand.grad
+        torch.testing.assert_close(whole.detach(), expected)
+        torch.testing.assert_close(parts.detach(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_trainer_learns_and_evaluates_the_mean_of_both_heads(tiny_model, examples, tmp_path):
+    model = tiny_model(use_distillation_token=True)
+    trainer = train(model, examples, tmp_path, steps=40, optim="adamw_torch", per_device_eval_batch_size=3)
+    metrics = trainer.evaluate()
+    prediction = trainer.predict(examples)
+    assert metrics["eval_shape"] == str(prediction.predictions.shape) == "(8, 5)"
+    pixel_values = torch.tensor(np.array([example["pixel_values"] for example in examples]))
+    with torch.no_grad():
+        np.testing.assert_allclose(prediction.predictions, model.eval()(pixel_values).logits, atol=1e-4)
+    assert trainer.state.log_history[-2]["train_loss"] > metrics["eval_loss"]
+
+
+# --- compile, export -------------------------------------------------------------------------------------------------
+
+
+def test_compiles_into_one_graph_forward_and_backward(model, images):
+    """`aot_eager`: captured and differentiated as for any backend, but no kernels are generated."""
+    torch._dynamo.reset()
+    model.train()
+    pixel_values, labels = images(model), torch.tensor([0, 1, 2])
+    expected = gradients(model, pixel_values, labels)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    model.zero_grad()
+    compiled(pixel_values, labels=labels).loss.backward()
+    got = {name: parameter.grad for name, parameter in model.named_parameters()}
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_kernels_give_the_same_logits(model, images):
+    torch._dynamo.reset()
+    with torch.no_grad():
+        got, expected = torch.compile(model, fullgraph=True)(images(model)).logits, model(images(model)).logits
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_exports_with_a_dynamic_batch(model, images):
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(
+        model, (), {"pixel_values": images(model, 2)}, dynamic_shapes={"pixel_values": {0: batch}}
+    )
+    pixel_values = images(model, 5)
+    with torch.no_grad():
+        got, expected = program.module()(pixel_values=pixel_values).logits, model(pixel_values).logits
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+# --- placement -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_layers_may_lie_elsewhere(model, images, tmp_path, place):
+    """With "disk", all but the embeddings stays there between uses."""
+    model.save_pretrained(tmp_path / "model", max_shard_size="40KB")
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
+    device_map = {"": "cpu"}
+    if place == "disk":
+        parts = [f"vit.{name}" for name, _ in model.vit.named_children()]
+        parts += [name for name, _ in model.named_children() if name != "vit"]
+        device_map = {name: "cpu" if name == "vit.embeddings" else "disk" for name in parts}
+    placed = HfViTForImageClassification.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
+    )
+    assert (placed.vit.layers[1].mlp.fc1.weight.device.type == "meta") == (place == "disk")
+    with torch.no_grad():
+        torch.testing.assert_close(placed(images(model)).logits, model(images(model)).logits, atol=0, rtol=0)
+
+
+# --- adapters --------------------------------------------------------------------------------------------------------
+
+
+def test_lora_on_attention_trains_saves_and_merges(tiny_model, architecture, images, tmp_path):
+    base = tiny_model(**architecture)
+    plain = copy.deepcopy(base)
+    config = peft.LoraConfig(r=4, target_modules=["qkv_proj"], modules_to_save=["classifier"], init_lora_weights=False)
+    adapted = peft.get_peft_model(base, config)
+    adapted.train()
+    pixel_values = images(base)
+    adapted(pixel_values=pixel_values, labels=torch.tensor([0, 1, 2])).loss.backward()
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.grad is not None}
+    assert all("lora_" in name or "modules_to_save" in name for name in trained)
+    assert sum("lora_A" in name for name in trained) == plain.config.num_hidden_layers
+    adapted.eval().save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = adapted(pixel_values=pixel_values).logits
+        assert not torch.allclose(expected, plain(pixel_values).logits, atol=1e-2)
+        loaded = peft.PeftModel.from_pretrained(plain, tmp_path)
+        torch.testing.assert_close(loaded(pixel_values=pixel_values).logits, expected)
+        merged = adapted.merge_and_unload()
+        torch.testing.assert_close(merged(pixel_values).logits, expected, atol=1e-4, rtol=1e-4)
+    assert isinstance(merged, HfViTForImageClassification) and isinstance(merged.vit, HfViTModel)
