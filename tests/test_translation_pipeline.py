@@ -1,13 +1,14 @@
 """The translation pipeline, from a saved folder, in a process that cannot import the package."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, pipeline
+from transformers import PreTrainedTokenizerFast
 
 from hf_vit import HfTransformerConfig, HfTransformerForConditionalGeneration
 from hf_vit.models.pipeline_translation import TranslationPipeline
@@ -93,9 +94,9 @@ def translator(trained):
 def test_a_process_without_the_package_translates_saves_and_translates_again(folder, tmp_path):
     texts, options = ["zwei drei ein fünf vier", "vier"], {"batch_size": 2, "max_new_tokens": 6, "num_beams": 2}
     arguments = json.dumps([texts, options, folder, str(tmp_path / "again")])
-    output = subprocess.run(
-        [sys.executable, "-c", PROGRAM, arguments], capture_output=True, text=True, cwd=tmp_path, timeout=300
-    )
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-c", PROGRAM, arguments]
+    output = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
     assert output.returncode == 0, output.stderr
     results = json.loads(output.stdout.splitlines()[-1])
     assert results[0] == results[1] == results[2]
@@ -115,8 +116,9 @@ def test_lists_batches_and_arguments_of_generate(translator):
     assert len({result["translation_text"] for result in several[0]}) == 3
 
 
-def test_arguments_given_at_construction_hold_for_every_call(folder):
-    translator = pipeline("translation", model=folder, trust_remote_code=True, device="cpu", max_new_tokens=1)
+def test_arguments_given_at_construction_hold_for_every_call(trained):
+    model, tokenizer = trained
+    translator = TranslationPipeline(model=model, tokenizer=tokenizer, device="cpu", max_new_tokens=1)
     assert translator("zwei drei ein fünf vier") == [{"translation_text": "two"}]
 
 

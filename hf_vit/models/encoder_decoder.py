@@ -7,7 +7,6 @@ from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import merge_with_config_defaults
@@ -15,74 +14,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import CrossAttention, SelfAttention
 from .configuration_hf_transformer import HfTransformerConfig
-from .layers import MLP, DropPath, drop_path_rates
+from .layers import drop_path_rates
 from .text_position import ATTENTION_POSITIONS, TOKEN_POSITIONS, RelativeXLSelfAttention, text_position_ids
-
-
-def _norm(config) -> nn.Module:
-    norm = nn.LayerNorm if config.norm_type == "layer_norm" else nn.RMSNorm
-    return norm(config.d_model, eps=config.layer_norm_eps)
-
-
-class HfTransformerLayer(GradientCheckpointingLayer):
-    """Self-attention, cross-attention if there is any, and MLP, each a residual branch with dropout and drop path,
-    normed before the branch or after the sum.
-
-    (batch, tokens, d_model) -> the same shape
-    """
-
-    def __init__(self, config, stack: str, layer_idx: int, drop_path_rate: float, has_cross_attention: bool):
-        super().__init__()
-        num_heads, ffn_dim = getattr(config, f"{stack}_attention_heads"), getattr(config, f"{stack}_ffn_dim")
-        attention = RelativeXLSelfAttention if config.position_embedding == "relative_xl" else SelfAttention
-        self.norm_first = config.norm_position == "pre"
-        self.attention = attention(
-            config, num_heads, layer_idx, is_causal=stack == "decoder", output_bias=config.use_bias
-        )
-        self.attention_norm = _norm(config)
-        self.cross_attention, self.cross_attention_norm = None, None
-        if has_cross_attention:
-            self.cross_attention = CrossAttention(config, num_heads, layer_idx, output_bias=config.use_bias)
-            self.cross_attention_norm = _norm(config)
-        self.mlp = MLP(
-            config.d_model, ffn_dim, config.activation_function, config.activation_dropout, bias=config.use_bias
-        )
-        self.mlp_norm = _norm(config)
-        self.dropout = nn.Dropout(config.dropout)
-        self.drop_path = DropPath(drop_path_rate)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        output_attentions: bool = False,
-        **attention_kwargs,
-    ) -> torch.Tensor:
-        has_two_caches = isinstance(past_key_values, EncoderDecoderCache)
-        own_cache = past_key_values.self_attention_cache if has_two_caches else past_key_values
-        hidden_states = self._residual(
-            hidden_states,
-            self.attention_norm,
-            lambda states: self.attention(
-                states, past_key_values=own_cache, output_attentions=output_attentions, **attention_kwargs
-            )[0],
-        )
-        if encoder_hidden_states is not None:
-            hidden_states = self._residual(
-                hidden_states,
-                self.cross_attention_norm,
-                lambda states: self.cross_attention(
-                    states, encoder_hidden_states, encoder_attention_mask, past_key_values, output_attentions
-                )[0],
-            )
-        return self._residual(hidden_states, self.mlp_norm, self.mlp)
-
-    def _residual(self, hidden_states: torch.Tensor, norm: nn.Module, branch) -> torch.Tensor:
-        if self.norm_first:
-            return hidden_states + self.drop_path(self.dropout(branch(norm(hidden_states))))
-        return norm(hidden_states + self.drop_path(self.dropout(branch(hidden_states))))
+from .transformer_layer import HfTransformerLayer, make_norm
 
 
 class HfTransformerPreTrainedModel(PreTrainedModel):
@@ -156,7 +90,7 @@ class HfTransformerStack(HfTransformerPreTrainedModel):
         self.layers = nn.ModuleList(
             [HfTransformerLayer(config, self.stack, i, rate, has_cross_attention) for i, rate in enumerate(rates)]
         )
-        self.norm = _norm(config) if config.norm_position == "pre" else nn.Identity()
+        self.norm = make_norm(config) if config.norm_position == "pre" else nn.Identity()
         self.post_init()
 
     def embed(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
@@ -276,9 +210,15 @@ class HfTransformerEncoder(HfTransformerStack):
         padding = attention_mask if attention_mask is None or attention_mask.ndim == 2 else None
         hidden_states, attention_kwargs = self.add_positions(embeddings, None, padding, 0, num_tokens)
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=embeddings, attention_mask=attention_mask)
+        # Gradients reach what is given by position under every kind of gradient checkpointing.
+        position_bias = attention_kwargs.pop("position_bias", None)
         for layer in self.layers:
             hidden_states = layer(
-                hidden_states, attention_mask=mask, output_attentions=output_attentions, **attention_kwargs
+                hidden_states,
+                position_bias,
+                attention_mask=mask,
+                output_attentions=output_attentions,
+                **attention_kwargs,
             )
         return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
 
@@ -371,9 +311,11 @@ class HfTransformerDecoder(HfTransformerStack):
                 attention_mask=encoder_attention_mask,
                 encoder_hidden_states=encoder_hidden_states,
             )
+        position_bias = attention_kwargs.pop("position_bias", None)
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
+                position_bias,
                 encoder_hidden_states,
                 encoder_attention_mask=encoder_attention_mask,
                 past_key_values=past_key_values,
@@ -390,4 +332,4 @@ class HfTransformerDecoder(HfTransformerStack):
         return EncoderDecoderCache(own_cache, DynamicCache(config=self.config)) if has_encoder else own_cache
 
 
-__all__ = ["HfTransformerDecoder", "HfTransformerEncoder", "HfTransformerLayer", "HfTransformerPreTrainedModel"]
+__all__ = ["HfTransformerDecoder", "HfTransformerEncoder", "HfTransformerPreTrainedModel"]

@@ -34,7 +34,7 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
         self.encoder = HfTransformerEncoder(config)
         self.decoder = HfTransformerDecoder(config)
         if config.share_encoder_decoder_embeddings:
-            self._tied_weights_keys = {"decoder.embed_tokens.weight": "encoder.embed_tokens.weight"}
+            self._tied_weights_keys = {"encoder.embed_tokens.weight": "decoder.embed_tokens.weight"}
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -119,9 +119,7 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, Genera
         self.model = HfTransformerModel(config)
         self.lm_head = Linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
         if config.tie_word_embeddings:
-            # All tied weights must name the same source.
-            stack = "encoder" if config.share_encoder_decoder_embeddings else "decoder"
-            self._tied_weights_keys = {"lm_head.weight": f"model.{stack}.embed_tokens.weight"}
+            self._tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
         self.post_init()
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
@@ -240,21 +238,32 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, Genera
 class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
     """The decoder alone as a language model, with cross-attention if `config.add_cross_attention`, so that
     `VisionEncoderDecoderModel` can put a Vision Transformer before it. The configuration is marked as a decoder's.
+    From the weights of a whole Transformer it takes the decoder's.
 
     Args:
         config ([`HfTransformerConfig`]): the configuration.
     """
 
-    base_model_prefix = "decoder"
+    _keys_to_ignore_on_load_unexpected = (r"^(model\.)?encoder\.",)
 
     def __init__(self, config: HfTransformerConfig):
         config.is_decoder, config.is_encoder_decoder = True, False
         super().__init__(config)
-        self.decoder = HfTransformerDecoder(config)
+        # The names are those of the decoder in the whole Transformer.
+        self.model = nn.ModuleDict({"decoder": HfTransformerDecoder(config)})
         self.lm_head = Linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
         if config.tie_word_embeddings:
-            self._tied_weights_keys = {"lm_head.weight": "decoder.embed_tokens.weight"}
+            self._tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
         self.post_init()
+
+    def get_decoder(self) -> nn.Module:
+        return self.model["decoder"]
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.get_decoder().embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.get_decoder().embed_tokens = value
 
     @can_return_tuple
     def forward(
@@ -284,7 +293,7 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: if the input or the labels do not fit the model.
         """
-        outputs = self.decoder(
+        outputs = self.get_decoder()(
             input_ids=input_ids,
             attention_mask=attention_mask,
             encoder_hidden_states=encoder_hidden_states,

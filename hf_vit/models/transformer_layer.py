@@ -1,0 +1,85 @@
+"""The layer of the Transformer's encoder and decoder."""
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, EncoderDecoderCache
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .attention import CrossAttention, SelfAttention
+from .layers import MLP, DropPath
+from .text_position import RelativeXLSelfAttention
+
+
+def make_norm(config) -> nn.Module:
+    """The norm of `config.norm_type` over the last dimension of (..., d_model)."""
+    norm = nn.LayerNorm if config.norm_type == "layer_norm" else nn.RMSNorm
+    return norm(config.d_model, eps=config.layer_norm_eps)
+
+
+class HfTransformerLayer(GradientCheckpointingLayer):
+    """Self-attention, cross-attention if there is any, and MLP, each a residual branch with dropout and drop path,
+    normed before the branch or after the sum.
+
+    (batch, tokens, d_model) -> the same shape
+    """
+
+    def __init__(self, config, stack: str, layer_idx: int, drop_path_rate: float, has_cross_attention: bool):
+        super().__init__()
+        num_heads, ffn_dim = getattr(config, f"{stack}_attention_heads"), getattr(config, f"{stack}_ffn_dim")
+        attention = RelativeXLSelfAttention if config.position_embedding == "relative_xl" else SelfAttention
+        self.norm_first = config.norm_position == "pre"
+        self.attention = attention(
+            config, num_heads, layer_idx, is_causal=stack == "decoder", output_bias=config.use_bias
+        )
+        self.attention_norm = make_norm(config)
+        self.cross_attention, self.cross_attention_norm = None, None
+        if has_cross_attention:
+            self.cross_attention = CrossAttention(config, num_heads, layer_idx, output_bias=config.use_bias)
+            self.cross_attention_norm = make_norm(config)
+        self.mlp = MLP(
+            config.d_model, ffn_dim, config.activation_function, config.activation_dropout, bias=config.use_bias
+        )
+        self.mlp_norm = make_norm(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_bias: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        output_attentions: bool = False,
+        **attention_kwargs,
+    ) -> torch.Tensor:
+        has_two_caches = isinstance(past_key_values, EncoderDecoderCache)
+        own_cache = past_key_values.self_attention_cache if has_two_caches else past_key_values
+        hidden_states = self._residual(
+            hidden_states,
+            self.attention_norm,
+            lambda states: self.attention(
+                states,
+                position_bias=position_bias,
+                past_key_values=own_cache,
+                output_attentions=output_attentions,
+                **attention_kwargs,
+            )[0],
+        )
+        if encoder_hidden_states is not None:
+            hidden_states = self._residual(
+                hidden_states,
+                self.cross_attention_norm,
+                lambda states: self.cross_attention(
+                    states, encoder_hidden_states, encoder_attention_mask, past_key_values, output_attentions
+                )[0],
+            )
+        return self._residual(hidden_states, self.mlp_norm, self.mlp)
+
+    def _residual(self, hidden_states: torch.Tensor, norm: nn.Module, branch) -> torch.Tensor:
+        if self.norm_first:
+            return hidden_states + self.drop_path(self.dropout(branch(norm(hidden_states))))
+        return norm(hidden_states + self.drop_path(self.dropout(branch(hidden_states))))
+
+
+__all__ = ["HfTransformerLayer", "make_norm"]
