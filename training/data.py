@@ -1,0 +1,333 @@
+"""Labelled images from any `datasets` source: columns found, classes named, splits made, labels checked."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Image
+from PIL import Image as PILImage
+from sklearn.model_selection import train_test_split
+from transformers.image_utils import load_image
+
+from training.arguments import argument, check_range
+from training.sampler import SampleKey
+
+VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+_FINGERPRINT_IMAGES = 256
+
+
+@dataclass
+class DataArguments:
+    _argument_group_name: ClassVar[str] = "Data"
+    key: ClassVar[str] = "data"
+
+    dataset_name: str | None = argument(
+        None, help="A dataset of the Hub, a local folder (parquet, imagefolder, saved to disk) or `sklearn_digits`."
+    )
+    dataset_config_name: str | None = argument(None, help="The dataset's configuration.")
+    dataset_revision: str | None = argument(None, help="Branch, tag or commit of a dataset of the Hub.")
+    train_dir: str | None = argument(None, help="Local folder with the training images, instead of dataset_name.")
+    validation_dir: str | None = argument(None, help="Local folder with the validation images.")
+    image_column_name: str | None = argument(None, help="Column of images; found by its type when not given.")
+    label_column_name: str | None = argument(None, help="Column of labels; found by its type when not given.")
+    train_val_split: float = argument(
+        0.1,
+        help="Part of the training split kept for validation when there is no validation split; with 0 the test "
+        "split is followed during training instead.",
+    )
+    max_train_samples: int | None = argument(None, help="Use only this many training samples.")
+    max_eval_samples: int | None = argument(None, help="Use only this many samples of each evaluation split.")
+    card_num_samples: int = argument(
+        4, help="Images of the evaluated split saved with the model and shown on its card with its answers."
+    )
+    dataloader_num_workers: int = argument(0, help="Processes that load and augment; 0 loads in the main process.")
+
+    def __post_init__(self):
+        if (self.dataset_name is None) == (self.train_dir is None):
+            raise ValueError("give either --dataset_name or --train_dir")
+        if self.validation_dir is not None and self.train_dir is None:
+            raise ValueError("--validation_dir goes with --train_dir")
+        check_range("train_val_split", self.train_val_split, 0, 0.9)
+        check_range("card_num_samples", self.card_num_samples, 0)
+        check_range("dataloader_num_workers", self.dataloader_num_workers, 0)
+        check_range("max_train_samples", self.max_train_samples, 1)
+        check_range("max_eval_samples", self.max_eval_samples, 1)
+
+
+def load_sklearn_digits() -> DatasetDict:
+    """The 1,797 handwritten digits of scikit-learn, 8x8 grey, in a fixed stratified 80/20 split."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), 0..16 -> 0..255
+    features = datasets.Features({"image": Image(), "label": ClassLabel(names=[str(name) for name in range(10)])})
+    rows = train_test_split(np.arange(len(pixels)), test_size=0.2, stratify=digits.target, random_state=0)
+    return DatasetDict(
+        {
+            split: Dataset.from_dict(
+                {"image": [PILImage.fromarray(pixels[i]) for i in index], "label": digits.target[index]}, features
+            )
+            for split, index in zip(("train", "test"), rows)
+        }
+    )
+
+
+BUILT_IN = {"sklearn_digits": load_sklearn_digits}
+
+
+@dataclass
+class LabelledImages:
+    """The splits of a data set with two columns, `image` (undecoded) and `label` (class index)."""
+
+    name: str
+    revision: str | None
+    license: str | None
+    image_column: str
+    label_column: str
+    class_names: list[str]
+    splits: dict[str, Dataset]
+
+    def labels(self, split: str) -> np.ndarray:
+        """Class indices, (num_examples,)."""
+        return np.asarray(self.splits[split].with_format("numpy")["label"][:], dtype=np.int64)
+
+    def describe(self) -> dict[str, Any]:
+        """What the run's record says about the data."""
+        splits = {
+            split: {
+                "num_examples": len(dataset),
+                "class_counts": np.bincount(self.labels(split), minlength=len(self.class_names)).tolist(),
+                "fingerprint": fingerprint(dataset, self.labels(split)),
+            }
+            for split, dataset in self.splits.items()
+        }
+        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        origin = {"name": self.name, "revision": self.revision, "license": self.license}
+        return {**origin, **columns, "class_names": self.class_names, "splits": splits}
+
+
+def fingerprint(dataset: Dataset, labels: np.ndarray) -> str:
+    """A digest of the content, the same on every machine: all labels and up to 256 evenly spaced encoded images."""
+    digest = hashlib.sha256(labels.tobytes())
+    for index in np.unique(np.linspace(0, len(dataset) - 1, _FINGERPRINT_IMAGES).astype(int)):
+        digest.update(_encoded(dataset[int(index)]["image"]))
+    return digest.hexdigest()[:16]
+
+
+def load_labelled_images(arguments: DataArguments, seed: int) -> LabelledImages:
+    """Loads and checks the data set of `arguments`; `seed` decides the validation split where one is made.
+
+    Raises:
+        ValueError: no image or label column, an empty split, a single class, a label without a class.
+    """
+    name = arguments.dataset_name or arguments.train_dir
+    raw = _load_splits(arguments)
+    reference = raw["train"]
+    if len(reference) == 0:
+        raise ValueError(f"the train split of {name!r} is empty")
+    image_column = _find_image_column(reference, arguments.image_column_name)
+    label_column = _find_label_column(reference, arguments.label_column_name, image_column)
+    class_names = _class_names(reference, label_column)
+    splits = {}
+    for split, dataset in raw.items():
+        if len(dataset) == 0:
+            raise ValueError(f"the {split} split of {name!r} is empty")
+        splits[split] = _with_class_indices(dataset, split, image_column, label_column, class_names)
+    info = reference.info
+    origin = {"name": name, "revision": _revision(info), "license": info.license or None}
+    images = LabelledImages(
+        **origin, image_column=image_column, label_column=label_column, class_names=class_names, splits=splits
+    )
+    present = np.unique(images.labels("train"))
+    if len(present) < 2:
+        raise ValueError(
+            f"the train split of {name!r} holds one class only, {class_names[present[0]]!r}: a classifier needs two"
+        )
+    _make_validation(images, arguments, seed)
+    return images
+
+
+def _revision(info: datasets.DatasetInfo) -> str | None:
+    """The commit of a Hub dataset, which `datasets` writes into the addresses of its files."""
+    for url in info.download_checksums or {}:
+        if url.startswith("hf://") and "@" in url:
+            return url.partition("@")[2].partition("/")[0]
+    return None
+
+
+def _load_folder(folder: str, config_name: str | None) -> DatasetDict:
+    path = Path(folder)
+    if not path.is_dir():
+        raise ValueError(f"no such folder: {folder!r}")
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        loaded = datasets.load_from_disk(folder)
+        return loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
+    return datasets.load_dataset(folder, config_name)
+
+
+def _load_splits(arguments: DataArguments) -> dict[str, Dataset]:
+    """The raw splits, named `train` and, where they exist, `validation` and `test`."""
+    name = arguments.dataset_name
+    try:
+        if name in BUILT_IN:
+            found = BUILT_IN[name]()
+        elif name is None or Path(name).is_dir():
+            found = _load_folder(name or arguments.train_dir, arguments.dataset_config_name)
+        else:
+            found = datasets.load_dataset(name, arguments.dataset_config_name, revision=arguments.dataset_revision)
+    except IndexError as error:  # what `datasets` makes of a split saved without rows
+        raise ValueError(f"cannot load {name!r}: is one of its splits empty?") from error
+    if arguments.validation_dir is not None:
+        validation = _load_folder(arguments.validation_dir, None)
+        found = {"train": found["train"], "validation": next(iter(validation.values()))}
+    if "train" not in found:
+        raise ValueError(f"{name or arguments.train_dir!r} has no train split; it has {', '.join(found)}")
+    splits = {"train": found["train"]}
+    for candidate in VALIDATION_NAMES:
+        if candidate in found:
+            splits["validation"] = found[candidate]
+            break
+    if "test" in found:
+        splits["test"] = found["test"]
+    return splits
+
+
+def _find_image_column(dataset: Dataset, wanted: str | None) -> str:
+    if wanted is not None:
+        if wanted not in dataset.column_names:
+            raise ValueError(f"--image_column_name {wanted!r} is not a column; columns: {dataset.column_names}")
+        return wanted
+    found = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+    if len(found) != 1:
+        problem = "no column holds images" if not found else f"several columns hold images, {found}"
+        raise ValueError(f"{problem}: name one with --image_column_name; columns: {dataset.column_names}")
+    return found[0]
+
+
+def _find_label_column(dataset: Dataset, wanted: str | None, image_column: str) -> str:
+    if wanted is not None:
+        if wanted not in dataset.column_names or wanted == image_column:
+            raise ValueError(f"--label_column_name {wanted!r} is not a label column; columns: {dataset.column_names}")
+        return wanted
+    found = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
+    found = found or [name for name in ("label", "labels") if name in dataset.column_names]
+    if len(found) != 1:
+        problem = "no column holds class labels" if not found else f"several columns hold class labels, {found}"
+        raise ValueError(f"{problem}: name one with --label_column_name; columns: {dataset.column_names}")
+    return found[0]
+
+
+def _class_names(dataset: Dataset, label_column: str) -> list[str]:
+    """Names in the order of their indices: the feature's own, or the sorted distinct values."""
+    feature = dataset.features[label_column]
+    if isinstance(feature, ClassLabel):
+        return list(feature.names)
+    values = dataset.unique(label_column)
+    if not all(isinstance(value, (int, str)) for value in values):
+        raise ValueError(f"column {label_column!r} must hold integers or strings, found {feature}")
+    return [str(value) for value in sorted(values)]
+
+
+def _with_class_indices(
+    dataset: Dataset, split: str, image_column: str, label_column: str, class_names: list[str]
+) -> Dataset:
+    """`dataset` with the columns `image` (not decoded) and `label` (indices into `class_names`)."""
+    for column in (image_column, label_column):
+        if column not in dataset.column_names:
+            raise ValueError(f"the {split} split has no column {column!r}; columns: {dataset.column_names}")
+    feature = dataset.features[label_column]
+    values = dataset.with_format("arrow")[:][label_column].to_pylist() if len(dataset) else []
+    if isinstance(feature, ClassLabel):
+        names = dict(enumerate(feature.names))
+        values = [names.get(value, value) for value in values]
+    index_of = {name: index for index, name in enumerate(class_names)}
+    unknown = sorted({str(value) for value in values if str(value) not in index_of})
+    if unknown:
+        raise ValueError(
+            f"the {split} split has labels without a class: {', '.join(unknown[:10])}; classes: "
+            f"{', '.join(class_names[:20])}{', ...' if len(class_names) > 20 else ''}"
+        )
+    indices = [index_of[str(value)] for value in values]
+    images = dataset.select_columns([image_column]).cast_column(image_column, Image(decode=False))
+    if image_column != "image":
+        images = images.rename_column(image_column, "image")
+    return images.add_column("label", np.asarray(indices, dtype=np.int64))
+
+
+def _make_validation(images: LabelledImages, arguments: DataArguments, seed: int) -> None:
+    """Splits validation off the training split where there is none, and applies the sample limits."""
+    splits = images.splits
+    if "validation" not in splits and arguments.train_val_split > 0:
+        labels = images.labels("train")
+        counts = np.bincount(labels, minlength=len(images.class_names))
+        if counts[counts > 0].min() < 2:
+            rare = images.class_names[int(np.flatnonzero(counts == 1)[0])]
+            raise ValueError(f"--train_val_split: class {rare!r} has one image, a split needs two of each class")
+        rows = train_test_split(
+            np.arange(len(labels)), test_size=arguments.train_val_split, stratify=labels, random_state=seed
+        )
+        splits["train"], splits["validation"] = (images.splits["train"].select(np.sort(index)) for index in rows)
+    if "validation" not in splits and "test" not in splits:
+        raise ValueError("--train_val_split 0 leaves nothing to evaluate: the data has no validation or test split")
+    for split, dataset in splits.items():
+        limit = arguments.max_train_samples if split == "train" else arguments.max_eval_samples
+        if limit is not None and limit < len(dataset):
+            chosen = np.random.default_rng(seed).permutation(len(dataset))[:limit]
+            splits[split] = dataset.select(np.sort(chosen))
+
+
+def _encoded(image: dict[str, Any]) -> bytes:
+    return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+
+
+def decode(image: dict[str, Any], index: int) -> PILImage.Image:
+    """The RGB image of an undecoded `datasets` cell, opened as the image-classification pipeline opens it.
+
+    Raises:
+        ValueError: the bytes are no image; names the file, where there is one, and the sample's index.
+    """
+    try:
+        with PILImage.open(io.BytesIO(_encoded(image))) as opened:
+            return load_image(opened)
+    except Exception as error:  # Pillow's decoders raise many types on broken files
+        place = f" ({image['path']})" if image.get("path") else ""
+        raise ValueError(f"cannot decode the image of sample {index}{place}: {error}") from error
+
+
+class ImageView(torch.utils.data.Dataset):
+    """Samples of a split as tensors; the key decides the view.
+
+    Items hold `pixel_values` (3, H, W) uint8, `labels` () int64 and `sample_key` (3,) int64. A plain integer index
+    stands for `SampleKey(0, index, 0)`.
+
+    Args:
+        split: columns `image` and `label`.
+        transform: `(PIL image, SampleKey) -> (3, H, W) uint8`.
+    """
+
+    def __init__(self, split: Dataset, transform):
+        self.split = split
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: SampleKey | int) -> dict[str, torch.Tensor]:
+        key = key if isinstance(key, tuple) else SampleKey(0, key, 0)
+        row = self.split[key.index]
+        pixels = self.transform(decode(row["image"], key.index), key)
+        return {"pixel_values": pixels, "labels": torch.tensor(row["label"]), "sample_key": torch.tensor(key)}
+
+
+def class_mapping(class_names: Sequence[str]) -> dict[str, dict]:
+    """`id2label` and `label2id` for a model's config."""
+    id2label = dict(enumerate(class_names))
+    return {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
