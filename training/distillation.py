@@ -1,0 +1,136 @@
+"""Teachers: any image classifiers, each shown the student's view as its own processor wants it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torchvision.transforms.v2 import functional as F
+from transformers import AutoModelForImageClassification
+from transformers.image_utils import pil_torch_interpolation_mapping
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from hf_vit.models.losses import distillation_loss
+from training.arguments import argument, check_range
+
+
+@dataclass
+class DistillationArguments:
+    _argument_group_name: ClassVar[str] = "Distillation"
+    key: ClassVar[str] = "distillation"
+
+    teacher: list[str] | None = argument(
+        None, help="Teachers: any that AutoModelForImageClassification loads; several form an ensemble."
+    )
+    teacher_weights: list[float] | None = argument(None, help="Weights of the teachers' probabilities; equal ones.")
+    teacher_trust_remote_code: bool = argument(False, help="Allow the code that a teacher brings along.")
+    distillation_type: str = argument(
+        "soft", help="KL divergence, or the teacher's decision.", choices=("soft", "hard")
+    )
+    distillation_alpha: float = argument(0.5, help="Share of the teacher in the loss; the rest is the labels'.")
+    distillation_temperature: float = argument(3.0, help="Temperature of soft distillation.")
+
+    def __post_init__(self):
+        check_range("distillation_alpha", self.distillation_alpha, 0, 1)
+        check_range("distillation_temperature", self.distillation_temperature, 0, open_low=True)
+        if self.teacher_weights is not None:
+            if len(self.teacher_weights) != len(self.teacher or ()):
+                raise ValueError(
+                    f"--teacher_weights takes one number for each teacher, found {len(self.teacher_weights)} for "
+                    f"{len(self.teacher or ())}"
+                )
+            for weight in self.teacher_weights:
+                check_range("teacher_weights", weight, 0, open_low=True)
+
+
+class Teacher(nn.Module):
+    """One frozen classifier on the student's views.
+
+    Args:
+        name: a model of the Hub or a folder.
+        class_names: the student's, in its order.
+
+    Raises:
+        ValueError: the teacher's classes are not the student's.
+    """
+
+    def __init__(self, name: str, class_names: list[str], *, trust_remote_code: bool = False):
+        super().__init__()
+        options = {"trust_remote_code": trust_remote_code}
+        self.model = AutoModelForImageClassification.from_pretrained(name, **options).eval().requires_grad_(False)
+        processor = AutoImageProcessor.from_pretrained(name, **options)
+        mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
+        self.register_buffer("mean", 255 * mean[:, None, None], persistent=False)
+        self.register_buffer("std", 255 * std[:, None, None], persistent=False)
+        self.size = input_size(processor)
+        self.interpolation = pil_torch_interpolation_mapping[getattr(processor, "resample", None) or 2]
+        order = _class_order(name, self.model.config.id2label, class_names)
+        self.register_buffer("order", torch.tensor(order), persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in 0..255 to logits (B, num_classes) in the student's order of classes."""
+        if pixels.shape[-2:] != self.size:
+            pixels = F.resize(pixels, list(self.size), interpolation=self.interpolation, antialias=True)
+        return self.model(pixel_values=(pixels - self.mean) / self.std).logits[:, self.order]
+
+
+def input_size(processor: Any) -> tuple[int, int]:
+    """(height, width) of the images that a processor hands to its model."""
+    if hasattr(processor, "data_config"):  # timm's, in transformers' wrapper
+        return tuple(processor.data_config["input_size"][-2:])
+    size = dict(processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size)
+    side = size.get("shortest_edge")
+    return (size["height"], size["width"]) if side is None else (side, side)
+
+
+def _class_order(name: str, id2label: dict[int, str], class_names: list[str]) -> list[int]:
+    index_of = {label: int(index) for index, label in id2label.items()}
+    missing = [label for label in class_names if label not in index_of]
+    surplus = [label for label in index_of if label not in class_names]
+    if missing or surplus:
+        lacks = f" lacks {', '.join(missing[:10])}" if missing else ""
+        has = f" knows {', '.join(surplus[:10])}, which the data does not" if surplus else ""
+        raise ValueError(
+            f"--teacher {name!r} has other classes than the data: it{lacks}{' and' * bool(lacks and has)}{has}"
+        )
+    return [index_of[label] for label in class_names]
+
+
+class TeacherEnsemble(nn.Module):
+    """The weighted mean of the teachers' probabilities, as logits; with one teacher, its own logits."""
+
+    def __init__(self, arguments: DistillationArguments, class_names: list[str]):
+        super().__init__()
+        trust = arguments.teacher_trust_remote_code
+        self.teachers = nn.ModuleList(Teacher(n, class_names, trust_remote_code=trust) for n in arguments.teacher)
+        weights = torch.tensor(arguments.teacher_weights or [1.0] * len(self.teachers))
+        self.register_buffer("log_weights", (weights / weights.sum()).log(), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in 0..255 to logits (B, num_classes), fp32."""
+        logits = [teacher(pixels).float() for teacher in self.teachers]
+        if len(logits) == 1:
+            return logits[0]
+        log_probabilities = torch.stack([each.log_softmax(-1) for each in logits])  # (teachers, B, C)
+        return (log_probabilities + self.log_weights[:, None, None]).logsumexp(0)
+
+
+def distilled_loss(
+    outputs: Any, label_loss, targets, teacher_logits, arguments: DistillationArguments
+) -> torch.Tensor:
+    """(1 - alpha) * the labels' loss of the class head + alpha * the teacher's of the distillation head.
+
+    A student with one head takes it for both (DeiT, arXiv 2012.12877).
+    """
+    class_logits, student_logits = (
+        getattr(outputs, "class_logits", None),
+        getattr(outputs, "distillation_logits", None),
+    )
+    true = label_loss(outputs.logits if class_logits is None else class_logits, targets)
+    student = outputs.logits if student_logits is None else student_logits
+    kind, temperature = arguments.distillation_type, arguments.distillation_temperature
+    distance = distillation_loss(student, teacher_logits, kind, temperature)
+    return (1 - arguments.distillation_alpha) * true + arguments.distillation_alpha * distance
