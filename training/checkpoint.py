@@ -1,0 +1,202 @@
+"""Files that survive a crash at any instant: temporary name, fsync, rename. Checkpoints and what a run leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from accelerate import Accelerator
+
+from training.arguments import argument, check_range
+
+CHECKPOINTS = "checkpoints"
+STATE_FILE = "trainer_state.json"
+_TEMPORARY = ".tmp-"
+
+
+@dataclass
+class CheckpointArguments:
+    _argument_group_name: ClassVar[str] = "Checkpoints"
+    key: ClassVar[str] = "checkpoint"
+
+    checkpointing_steps: str = argument("epoch", help="Save every so many optimizer steps, or `epoch`.")
+    checkpoints_total_limit: int = argument(1, help="Latest checkpoints kept; the best one is kept beside them.")
+    resume_from_checkpoint: str | None = argument(
+        None,
+        help="`latest` (of output_dir) or a checkpoint's folder: go on exactly where it was saved.",
+        aliases=["--resume"],
+        nargs="?",
+        const="latest",
+    )
+
+    def __post_init__(self):
+        if self.checkpointing_steps != "epoch" and not (
+            self.checkpointing_steps.isdigit() and int(self.checkpointing_steps) > 0
+        ):
+            raise ValueError(
+                f"--checkpointing_steps must be a positive number or 'epoch', found {self.checkpointing_steps!r}"
+            )
+        check_range("checkpoints_total_limit", self.checkpoints_total_limit, 1)
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint falls on this optimizer step within an epoch."""
+        return self.checkpointing_steps != "epoch" and step % int(self.checkpointing_steps) == 0
+
+
+@dataclass
+class TrainingState:
+    """Where a run is. `epoch` and `batch` name the next batch of a process; `step` counts optimizer steps done."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    loss_sum: float = 0.0
+    best_metric: float | None = None
+    best_step: int | None = None
+    training_seconds: float = 0.0
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Every file and folder below `folder`, and itself, to the disk."""
+    for directory, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _fsync(Path(directory, name))
+        _fsync(Path(directory))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """`path` holds either what it held before or `content`, whatever happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _fsync(path.parent)
+
+
+def move_files(source: Path, target: Path) -> None:
+    """The files of `source` replace those of the same name in `target`, each atomically, weights last."""
+    fsync_tree(source)
+    for file in sorted(source.iterdir(), key=lambda file: (file.suffix == ".safetensors", file.name)):
+        os.replace(file, target / file.name)
+    _fsync(target)
+    source.rmdir()
+
+
+def staging_folder(output_dir: Path) -> Path:
+    """A new folder on the same file system, to be filled and then moved into place."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=output_dir))
+
+
+def prepare_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> None:
+    """Checks that a run may write here.
+
+    Raises:
+        ValueError: the folder is not empty and neither overwriting nor resuming was asked for.
+    """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"--output_dir {str(output_dir)!r} is a file")
+    if output_dir.is_dir() and any(output_dir.iterdir()) and not (overwrite or resume):
+        raise ValueError(
+            f"--output_dir {str(output_dir)!r} is not empty: choose another, or add --overwrite_output_dir or "
+            "--resume_from_checkpoint latest"
+        )
+
+
+class Checkpointer:
+    """Saves and restores a run under `output_dir/checkpoints/step_0000123`.
+
+    Args:
+        described: facts that a checkpoint must share with the run that resumes it (`model`, and `batch` when it was
+            saved within an epoch).
+    """
+
+    def __init__(self, accelerator: Accelerator, output_dir: Path, total_limit: int, described: dict[str, Any]):
+        self.accelerator = accelerator
+        self.folder = output_dir / CHECKPOINTS
+        self.total_limit = total_limit
+        self.described = described
+
+    def saved(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        return sorted(path for path in self.folder.glob("step_*") if (path / STATE_FILE).is_file())
+
+    def path_of(self, step: int) -> Path:
+        return self.folder / f"step_{step:07d}"
+
+    def save(self, state: TrainingState) -> None:
+        """All processes call it; the checkpoint appears under its name only when it is whole and on the disk."""
+        path = self.path_of(state.step)
+        temporary = self.folder / f"{_TEMPORARY}{path.name}"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(temporary))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            content = {"state": asdict(state), "run": self.described}
+            (temporary / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+            fsync_tree(temporary)
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(temporary, path)
+            _fsync(self.folder)
+            self._prune(state.best_step)
+        self.accelerator.wait_for_everyone()
+
+    def _prune(self, best_step: int | None) -> None:
+        best = None if best_step is None else self.path_of(best_step)
+        for path in self.saved()[: -self.total_limit]:
+            if path != best:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def find(self, wanted: str) -> Path:
+        """The folder that `--resume_from_checkpoint` names.
+
+        Raises:
+            ValueError: there is no whole checkpoint there.
+        """
+        if wanted == "latest":
+            if not self.saved():
+                raise ValueError(f"--resume_from_checkpoint latest: {str(self.folder)!r} holds no checkpoint")
+            return self.saved()[-1]
+        if not (Path(wanted) / STATE_FILE).is_file():
+            raise ValueError(f"--resume_from_checkpoint {wanted!r} is not a checkpoint: it has no {STATE_FILE}")
+        return Path(wanted)
+
+    def read(self, path: Path) -> TrainingState:
+        """The state that a checkpoint holds, after checking that this run can go on from it.
+
+        Raises:
+            ValueError: the checkpoint is of another architecture, or lies within an epoch of other batches.
+        """
+        content = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        state, saved = TrainingState(**content["state"]), content["run"]
+        for name, value in self.described.items():
+            within_epoch = name == "batch" and state.batch == 0
+            if saved[name] != value and not within_epoch:
+                different = [key for key in value if saved[name].get(key) != value[key]]
+                facts = ", ".join(f"{key} {saved[name].get(key)!r}, here {value[key]!r}" for key in different)
+                raise ValueError(f"--resume_from_checkpoint {str(path)!r} is of another {name}: {facts}")
+        return state
+
+    def load(self, path: Path) -> None:
+        """Weights, optimizer, schedule, averages and generators of this process."""
+        self.accelerator.load_state(str(path))
