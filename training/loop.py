@@ -1,0 +1,249 @@
+"""The one Accelerate loop: devices, precision, accumulation, checkpoints and records of every task.
+
+A task offers `model`, `train_loader(batches_per_step)`, `evaluation_loader(split)`, `evaluation_splits`,
+`training_step(model, batch) -> {"loss", "outputs"}`, `evaluation_step(model, batch) -> tensors of each sample`,
+`compute_metrics(gathered, detailed=...)`, `describe()`, `save_pretrained(model, folder)`,
+`save_samples(gathered, split, folder)`, `loading_lines(folder)`, `sample_unit` and `best_metric` (higher is better).
+Each batch carries `sample_key` (B, 3), the sampler's keys. The loop knows nothing of teachers, labels or text.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import set_seed
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from model_cards import write_card
+from training.arguments import Arguments
+from training.checkpoint import CHECKPOINTS, Checkpointer, TrainingState, move_files, staging_folder
+from training.ema import ema_model
+from training.optim import build_optimizer, build_scheduler
+from training.records import RunRecord
+
+logger = logging.getLogger("training")
+
+
+class TrainingLoop:
+    """Trains, evaluates and saves one task.
+
+    Args:
+        arguments: the groups `run`, `optimization`, `ema` and `checkpoint` are read.
+        task: see the module's docstring.
+
+    Raises:
+        ValueError: the checkpoint to resume from is missing or of another run.
+    """
+
+    def __init__(self, accelerator: Accelerator, task: Any, arguments: Arguments):
+        self.started = time.perf_counter()
+        self.accelerator = accelerator
+        self.task = task
+        self.arguments = arguments
+        self.output_dir = Path(arguments.run.output_dir)
+        options = arguments.optimization
+
+        train_loader = task.train_loader(accelerator.num_processes * options.gradient_accumulation_steps)
+        self.sampler = train_loader.batch_sampler
+        self.steps_per_epoch = self.sampler.steps_per_epoch
+        self.num_steps = options.max_train_steps or options.num_train_epochs * self.steps_per_epoch
+        optimizer = build_optimizer(task.model, options)
+        # Not prepared: Accelerate would step it once for each process.
+        self.scheduler = build_scheduler(optimizer, options, self.num_steps)
+        self.evaluation_loaders = {
+            split: accelerator.prepare(task.evaluation_loader(split))
+            for split in dict.fromkeys(task.evaluation_splits)
+        }
+        self.model, self.optimizer, self.train_loader = accelerator.prepare(task.model, optimizer, train_loader)
+        accelerator.register_for_checkpointing(self.scheduler)
+        self.ema = None
+        if arguments.ema.ema_decay is not None:
+            self.ema = ema_model(accelerator.unwrap_model(self.model), arguments.ema.ema_decay)
+            accelerator.register_for_checkpointing(self.ema)
+        # Dropout must differ between processes; until here all had to draw the same.
+        set_seed(arguments.run.seed, device_specific=True)
+
+        described = task.describe()
+        self.record = RunRecord(arguments, accelerator, described)
+        self.checkpointer = self._checkpointer(described["model"])
+        self.state = TrainingState()
+        self._resume_path = None
+        if arguments.checkpoint.resume_from_checkpoint is not None:
+            self._resume_path = self.checkpointer.find(arguments.checkpoint.resume_from_checkpoint)
+            self.state = self.checkpointer.read(self._resume_path)
+
+    def _checkpointer(self, model: dict[str, Any]) -> Checkpointer:
+        options = self.arguments.optimization
+        batch = {
+            "global_batch_size": self.sampler.batch_size * self.sampler.batches_per_step,
+            "batches_per_process": options.gradient_accumulation_steps,
+            "num_processes": self.accelerator.num_processes,
+        }
+        limit = self.arguments.checkpoint.checkpoints_total_limit
+        return Checkpointer(self.accelerator, self.output_dir, limit, {"model": model, "batch": batch})
+
+    def train(self) -> None:
+        """From the first step, or the resumed one, to a folder that holds the trained model and its records."""
+        if self._resume_path is None:
+            self._clear_output_dir()
+        else:
+            self.checkpointer.load(self._resume_path)
+        self._write_record("running")
+        self._progress = tqdm(
+            total=self.num_steps,
+            initial=self.state.step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=None if self.accelerator.is_main_process else True,
+        )
+        with self._progress, logging_redirect_tqdm():
+            while self.state.step < self.num_steps:
+                self._train_epoch()
+        self._finish()
+
+    def _clear_output_dir(self) -> None:
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self.output_dir / CHECKPOINTS, ignore_errors=True)
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+        self.accelerator.wait_for_everyone()
+
+    def _train_epoch(self) -> None:
+        state = self.state
+        self.sampler.set_epoch(state.epoch)
+        self.train_loader.set_epoch(state.epoch)
+        loader = skip_first_batches(self.train_loader, state.batch) if state.batch else self.train_loader
+        self.model.train()
+        started, waited, trained_batches = time.perf_counter(), 0.0, 0
+        batches = iter(loader)
+        while state.step < self.num_steps:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            waited += time.perf_counter() - asked
+            if batch is None:
+                break
+            self._train_batch(batch)
+            trained_batches += 1
+            if self.accelerator.sync_gradients:
+                self._after_step(time.perf_counter() - started, waited, trained_batches)
+        duration = time.perf_counter() - started
+        state.training_seconds += duration
+        self._end_epoch(duration, waited, trained_batches)
+
+    def _train_batch(self, batch: dict[str, torch.Tensor]) -> None:
+        options = self.arguments.optimization
+        with self.accelerator.accumulate(self.model):
+            loss = self.task.training_step(self.model, batch)["loss"]
+            self.accelerator.backward(loss)
+            if self.accelerator.sync_gradients and options.max_grad_norm:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), options.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.state.loss_sum += loss.item()
+        self.state.batch += 1
+
+    def _after_step(self, elapsed: float, waited: float, trained_batches: int) -> None:
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.scheduler.step()
+            if self.ema is not None:
+                self.ema.update_parameters(self.accelerator.unwrap_model(self.model))
+        state = self.state
+        state.step += 1
+        self._progress.update()
+        speed = trained_batches * self.sampler.batch_size * self.accelerator.num_processes / elapsed
+        self._progress.set_postfix_str(
+            f"loss {state.loss_sum / state.batch:.3f}, {speed:,.0f} {self.task.sample_unit}/s, "
+            f"waiting for data {waited / elapsed:.0%}",
+            refresh=False,
+        )
+        if self.arguments.checkpoint.due(state.step) and state.batch < len(self.train_loader):
+            self.checkpointer.save(state)
+
+    def _end_epoch(self, duration: float, waited: float, trained_batches: int) -> None:
+        state = self.state
+        split = self.task.evaluation_splits[0]
+        metrics = self.task.compute_metrics(self.predict(split), detailed=False)
+        totals = torch.tensor([state.loss_sum, state.batch], dtype=torch.float64, device=self.accelerator.device)
+        loss_sum, batches = self.accelerator.reduce(totals).tolist()
+        samples = trained_batches * self.sampler.batch_size * self.accelerator.num_processes
+        row = {
+            "epoch": state.epoch + 1,
+            "step": state.step,
+            "learning_rate": self.scheduler.get_last_lr()[0],
+            "train_loss": loss_sum / batches,
+            "metrics": metrics,
+            "duration_s": duration,
+            f"{self.task.sample_unit}_per_second": samples / duration,
+            "data_wait_fraction": waited / duration,
+        }
+        # An epoch that was cut short is told again when a later run completes it.
+        state.epochs = [*(earlier for earlier in state.epochs if earlier["epoch"] != row["epoch"]), row]
+        metric = metrics[self.task.best_metric]
+        if state.best_metric is None or metric > state.best_metric:
+            state.best_metric, state.best_step = metric, state.step
+        if state.batch >= len(self.train_loader):
+            state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
+        self.checkpointer.save(state)
+        self._write_record("running")
+        self._log(
+            f"epoch {row['epoch']:>3}: train loss {row['train_loss']:.4f}, {split} loss {metrics['loss']:.4f}, "
+            f"{self.task.best_metric} {metric:.2%}, {samples / duration:,.0f} {self.task.sample_unit}/s, "
+            f"waiting for data {waited / duration:.0%} of the time"
+        )
+
+    @property
+    def final_model(self) -> torch.nn.Module:
+        """What is evaluated and saved: the averaged weights where there are some and they are wanted."""
+        if self.ema is not None and self.arguments.ema.use_ema_weights:
+            return self.ema.module
+        return self.accelerator.unwrap_model(self.model)
+
+    @torch.inference_mode()
+    def predict(self, split: str) -> dict[str, np.ndarray]:
+        """What the task's evaluation step gives for a split: each sample once, in order, on every process."""
+        model = self.final_model.eval()
+        parts: list[dict[str, torch.Tensor]] = []
+        for batch in self.evaluation_loaders[split]:
+            with self.accelerator.autocast():
+                result = self.task.evaluation_step(model, batch)
+            parts.append(self.accelerator.gather_for_metrics(result))
+        return {name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]}
+
+    def _write_record(self, status: str, **values: Any) -> None:
+        if self.accelerator.is_main_process:
+            self.record.update(status=status, epochs=self.state.epochs, **values)
+            self.record.write(self.output_dir)
+
+    def _finish(self) -> None:
+        split = self.task.evaluation_splits[1]
+        gathered = self.predict(split)
+        metrics = self.task.compute_metrics(gathered, detailed=True)
+        num_examples = len(next(iter(gathered.values())))
+        durations = {"training": self.state.training_seconds, "total": time.perf_counter() - self.started}
+        result = {"split": split, "num_examples": num_examples, "metrics": metrics}
+        if self.accelerator.is_main_process:
+            staging = staging_folder(self.output_dir)
+            self.task.save_pretrained(self.final_model, staging)
+            result["samples"] = self.task.save_samples(gathered, split, staging)
+            self.record.update(status="finished", epochs=self.state.epochs, result=result, duration_s=durations)
+            self.record.write(staging)
+            write_card(staging)
+            move_files(staging, self.output_dir)
+        self.accelerator.wait_for_everyone()
+        self._log(
+            f"{split} {self.task.best_metric} {metrics[self.task.best_metric]:.2%} on {num_examples} "
+            f"{self.task.sample_unit} after {durations['training']:.0f} s of training\n"
+            f"The model, its card (README.md) and its records (run.json, curves.png) are in {self.output_dir}\n"
+            f"Load it with\n\n{self.task.loading_lines(self.output_dir)}\n"
+        )
+
+    def _log(self, message: str) -> None:
+        if self.accelerator.is_main_process:
+            logger.info(message)

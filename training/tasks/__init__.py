@@ -1,0 +1,33 @@
+"""What can be trained. A task owns its data, model, loss and evaluation; the loop owns everything else."""
+
+from __future__ import annotations
+
+from training.arguments import Arguments, RunArguments, closest
+from training.checkpoint import CheckpointArguments
+from training.ema import EmaArguments
+from training.optim import OptimizationArguments
+from training.tasks.image_classification import ImageClassification
+
+TASKS = {task.name: task for task in (ImageClassification,)}
+
+
+def argument_groups(task: str) -> list[type]:
+    """The argument dataclasses of a task: those of every run, with its own in between.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if task not in TASKS:
+        raise ValueError(f"--task {task!r} is unknown; {closest(task, list(TASKS))}")
+    return [
+        RunArguments,
+        *TASKS[task].argument_groups,
+        OptimizationArguments,
+        EmaArguments,
+        CheckpointArguments,
+    ]
+
+
+def build_task(arguments: Arguments):
+    """The task that `arguments` name, with its data and model loaded and checked."""
+    return TASKS[arguments.run.task](arguments)

@@ -1,0 +1,138 @@
+"""Image classification: labelled images, any AutoModelForImageClassification, cross entropy, accuracy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+
+from training.arguments import Arguments
+from training.augment import AugmentationArguments, BatchMix, EvaluationTransform, TrainTransform, normalize
+from training.data import DataArguments, ImageView, class_mapping, decode, load_labelled_images
+from training.distillation import DistillationArguments, TeacherEnsemble, distilled_loss
+from training.losses import ClassificationLoss, LossArguments
+from training.metrics import classification_metrics, statistics
+from training.models import ModelArguments, build_model, build_processor
+from training.sampler import EpochBatchSampler
+
+
+class ImageClassification:
+    """The task `image_classification`; `training.loop` says what a task offers."""
+
+    name = "image_classification"
+    argument_groups = (DataArguments, ModelArguments, AugmentationArguments, LossArguments, DistillationArguments)
+    sample_unit = "images"
+    best_metric = "accuracy"
+
+    def __init__(self, arguments: Arguments):
+        self.arguments = arguments
+        self.seed = arguments.run.seed
+        self.data = load_labelled_images(arguments.data, self.seed)
+        set_seed(self.seed)
+        self.model = build_model(arguments.model, class_mapping(self.data.class_names))
+        self.processor = build_processor(arguments.model, self.model)
+        self.mix = BatchMix(arguments.augmentation, len(self.data.class_names), self.seed)
+        self.label_loss = ClassificationLoss(arguments.loss)
+        self.teachers = None
+        if arguments.distillation.teacher:
+            self.teachers = TeacherEnsemble(arguments.distillation, self.data.class_names)
+
+    @property
+    def evaluation_splits(self) -> tuple[str, str]:
+        """The split followed during training and the one that the result is measured on."""
+        splits = self.data.splits
+        return ("validation" if "validation" in splits else "test", "test" if "test" in splits else "validation")
+
+    def _loader(self, split: str, transform, **kwargs) -> DataLoader:
+        workers = self.arguments.data.dataloader_num_workers
+        return DataLoader(
+            ImageView(self.data.splits[split], transform),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # Its own generator: starting an epoch must not advance the one that dropout draws from.
+            generator=torch.Generator(),
+            **kwargs,
+        )
+
+    def train_loader(self, batches_per_step: int) -> DataLoader:
+        """Batches for all processes in order; its batch sampler is an `EpochBatchSampler`."""
+        transform = TrainTransform(self.arguments.augmentation, self.processor, self.seed)
+        sampler = EpochBatchSampler(
+            len(self.data.splits["train"]),
+            self.arguments.optimization.per_device_train_batch_size,
+            batches_per_step,
+            num_repeats=self.arguments.augmentation.repeated_augmentation,
+            seed=self.seed,
+        )
+        return self._loader("train", transform, batch_sampler=sampler)
+
+    def evaluation_loader(self, split: str) -> DataLoader:
+        batch_size = self.arguments.optimization.per_device_eval_batch_size
+        return self._loader(split, EvaluationTransform(self.processor), batch_size=batch_size)
+
+    def training_step(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """`loss`, a scalar, and the model's `outputs`."""
+        pixels, targets = batch["pixel_values"], batch["labels"]
+        if self.mix.mixes:
+            pixels, targets = self.mix(pixels, targets, batch["sample_key"][0])
+        outputs = model(pixel_values=normalize(pixels, self.processor))
+        if self.teachers is None:
+            return {"loss": self.label_loss(outputs.logits, targets), "outputs": outputs}
+        teacher_logits = self.teachers.to(pixels.device)(pixels.float())
+        distillation = self.arguments.distillation
+        loss = distilled_loss(outputs, self.label_loss, targets, teacher_logits, distillation)
+        return {"loss": loss, "outputs": outputs}
+
+    def evaluation_step(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What `compute_metrics` needs of each sample, first dimension B."""
+        outputs = model(pixel_values=normalize(batch["pixel_values"], self.processor))
+        return {**statistics(outputs.logits, batch["labels"]), "index": batch["sample_key"][:, 1]}
+
+    def compute_metrics(self, gathered: dict[str, np.ndarray], *, detailed: bool) -> dict[str, Any]:
+        return classification_metrics(gathered, self.data.class_names, detailed=detailed)
+
+    def describe(self) -> dict[str, Any]:
+        """The run record's `model` and `data`."""
+        parameters = list(self.model.parameters())
+        model = {
+            "class": type(self.model).__name__,
+            "num_parameters": sum(parameter.numel() for parameter in parameters),
+            "num_trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "config": self.model.config.to_diff_dict(),
+        }
+        return {"model": model, "data": self.data.describe()}
+
+    def save_pretrained(self, model: torch.nn.Module, folder: Path) -> None:
+        """Weights, config, the model's code and the processor."""
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def save_samples(self, gathered: dict[str, np.ndarray], split: str, folder: Path) -> list[dict[str, Any]]:
+        """Evenly spaced images of an evaluated split as PNG, with what the model made of them."""
+        names, samples = self.data.class_names, []
+        count = min(self.arguments.data.card_num_samples, len(gathered["index"]))
+        for number, row in enumerate(np.linspace(0, len(gathered["index"]) - 1, count).astype(int)):
+            index = int(gathered["index"][row])
+            image = self.data.splits[split][index]["image"]
+            decode(image, index).save(folder / f"sample_{number}.png")
+            samples.append(
+                {
+                    "file": f"sample_{number}.png",
+                    "label": names[gathered["labels"][row]],
+                    "prediction": names[gathered["ranked"][row, 0]],
+                    "score": float(gathered["confidence"][row]),
+                }
+            )
+        return samples
+
+    def loading_lines(self, folder: Path) -> str:
+        """The lines of Python that load what `save_pretrained` wrote."""
+        return (
+            "from transformers import pipeline\n"
+            f'classifier = pipeline("image-classification", model="{folder}", trust_remote_code=True)'
+        )
