@@ -1,0 +1,110 @@
+"""Flags and recipes: who wins, what is refused and what the refusal says."""
+
+import json
+
+import pytest
+
+from training.arguments import RECIPES_DIR, load_recipe, parse_arguments
+from training.tasks import argument_groups
+
+
+def parse(*argv):
+    return parse_arguments(argument_groups, list(argv))
+
+
+def refuse(capsys, *argv):
+    with pytest.raises(SystemExit) as refusal:
+        parse(*argv)
+    assert refusal.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text):
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_flags_win_over_the_recipe_and_the_recipe_over_the_defaults(recipe):
+    path = recipe("dataset_name: x\nlearning_rate: 3e-4\nseed: 7\nuse_ema_weights: false\nimage_size: [32, 64]\n")
+    arguments = parse("--recipe", path, "--seed", "8", "--weight-decay=0.3")
+    assert arguments.optimization.learning_rate == 3e-4  # which YAML alone reads as a string
+    assert (arguments.run.seed, arguments.optimization.weight_decay) == (8, 0.3)
+    assert arguments.model.size == (32, 64)
+    assert not arguments.ema.use_ema_weights
+    assert arguments.optimization.num_train_epochs == 10
+    assert arguments.run.output_dir == "outputs/mine"
+    named = {"recipe", "dataset_name", "learning_rate", "seed", "use_ema_weights", "image_size", "weight_decay"}
+    assert set(arguments.explicit) == named
+
+
+@pytest.mark.parametrize("flag", ["hidden_size=64,pooling=mean", '{"hidden_size": 64, "pooling": "mean"}'])
+def test_config_overrides_are_merged_over_the_recipes(recipe, flag):
+    path = recipe("dataset_name: x\nconfig_overrides: {hidden_size: 32, patch_size: 2}\n")
+    overrides = parse("--recipe", path, "--config_overrides", flag).model.config_overrides
+    assert overrides == {"hidden_size": 64, "patch_size": 2, "pooling": "mean"}
+    assert json.loads(json.dumps(overrides)) == overrides
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--learning_rte", "1"], ["'learning_rte'", "'learning_rate'"]),
+        (["--learning_rate=fast"], ["learning_rate", "fast"]),
+        (["--learning_rate", "-1"], ["--learning_rate", "> 0", "-1"]),
+        (["--seed", "-1"], ["--seed", ">= 0"]),
+        (["--per_device_train_batch_size", "0"], ["--per_device_train_batch_size", ">= 1", "0"]),
+        (["--checkpointing_steps", "often"], ["--checkpointing_steps", "'often'"]),
+        (["--config_overrides", "hidden_size"], ["config_overrides"]),
+        (["--task", "image_clasification"], ["image_classification"]),
+        (["--recipe", "digit"], ["'digits'"]),
+        (["--train_dir", "photos"], ["--dataset_name", "--train_dir"]),
+        (["--image_std", "0"], ["--image_std", "> 0"]),
+        (["surplus"], ["'surplus'"]),
+    ],
+)
+def test_bad_flags_are_refused_by_name(capsys, argv, words):
+    message = refuse(capsys, *argv)
+    assert len(message.splitlines()) == 1
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("learning_rates: 1", ["'learning_rates'", "'learning_rate'"]),
+        ("learning_rate: fast", ["learning_rate", "fast"]),
+        ("lr_scheduler_type: cosinus", ["cosinus", "cosine"]),
+        ("- a\n- b", ["name: value", "list"]),
+    ],
+)
+def test_bad_recipes_are_refused_by_name(capsys, recipe, text, words):
+    message = refuse(capsys, "--recipe", recipe(text))
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES_DIR.glob("*.yaml")))
+def test_shipped_recipes_parse_and_open_with_command_hardware_time_and_score(name):
+    parse("--recipe", name)
+    text = (RECIPES_DIR / f"{name}.yaml").read_text()
+    header = text[: text.index("\n\n")].lower()
+    assert all(line.startswith("#") for line in header.splitlines())
+    assert all(word in header for word in ("command:", "hardware:", "time:", "score:"))
+    assert f"--recipe {name}" in header or name == "digits"
+    assert load_recipe(name)
+
+
+def test_help_is_grouped_and_states_the_defaults_of_the_recipe(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert all(f"\n{group}:\n" in text for group in ("Run", "Data", "Model", "Optimization", "Checkpoints"))
+    epochs = load_recipe("digits")["num_train_epochs"]
+    line = next(line for line in text.splitlines() if line.strip().startswith("--num_train_epochs"))
+    assert line.endswith(f"(default: {epochs})")
+    assert max(map(len, text.splitlines())) <= 118
