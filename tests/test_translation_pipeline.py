@@ -64,7 +64,8 @@ def make_model(**options):
 def trained():
     """A model that has learnt to translate the five words, whatever their order, and its tokenizer."""
     tokenizer, model = make_tokenizer(), make_model(position_embedding="learned", max_position_embeddings=16)
-    optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=5e-3)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=300)
     generator = torch.Generator().manual_seed(0)
     for step in range(301):
         source = torch.randint(4, 9, (32, 5 - step % 5), generator=generator)
@@ -73,6 +74,7 @@ def trained():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        scheduler.step()
     assert loss < 0.05
     return model.eval(), tokenizer
 
