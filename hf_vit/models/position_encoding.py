@@ -46,8 +46,8 @@ def resample_table(table: torch.Tensor, grid_size: tuple[int, int]) -> torch.Ten
     rows, columns, _ = table.shape
     if (rows, columns) == tuple(grid_size):
         return table
-    if columns == grid_size[1] == 1:
-        # torch's antialiased kernel gives every row the value of the first where the width stays 1.
+    if grid_size[1] == 1 and grid_size[0] > 1:
+        # torch's antialiased CPU kernel repeats the first row where the new width is 1.
         return resample_table(table.transpose(0, 1), (1, grid_size[0])).transpose(0, 1)
     resampled = nn.functional.interpolate(
         table.permute(2, 0, 1)[None].float(),
