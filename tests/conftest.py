@@ -60,16 +60,24 @@ def tiny_config():
 
 
 @pytest.fixture
-def tiny_model(tiny_config):
-    """`tiny_model(model_class, **options)`: a model in eval mode with every parameter random, so that none can be
-    missing unnoticed."""
+def randomise():
+    """`randomise(module)`: the module with every parameter random, so that none can be missing unnoticed."""
+
+    def change(module):
+        generator = torch.Generator().manual_seed(0)
+        for parameter in module.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+        return module
+
+    return change
+
+
+@pytest.fixture
+def tiny_model(tiny_config, randomise):
+    """`tiny_model(model_class, **options)`: a random model in eval mode."""
 
     def make(model_class=HfViTForImageClassification, **options):
-        model = model_class(tiny_config(**options)).eval()
-        generator = torch.Generator().manual_seed(0)
-        for parameter in model.parameters():
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-        return model
+        return randomise(model_class(tiny_config(**options)).eval())
 
     return make
 

@@ -1,0 +1,230 @@
+"""Patch embedding, poolings, regularisation and losses against closed forms and the same parts of others."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax, rel_entr, softmax
+from torch import nn
+
+from hf_vit import HfViTModel
+from hf_vit.models.layers import DropPath, drop_path_rates
+from hf_vit.models.losses import classification_loss, distillation_loss
+from hf_vit.models.patch_embedding import PatchEmbedding
+from hf_vit.models.pooling import Pooler
+
+# --- patch embedding -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("patch_size", [4, (2, 8), (3, 5)], ids=str)
+@pytest.mark.parametrize("patch_embedding", ["conv", "hybrid"])
+def test_patch_embedding_is_a_convolution(tiny_config, patch_embedding, patch_size, dtype, tolerance):
+    """Whose stride equals its kernel; after the stem, if there is one."""
+    torch.manual_seed(0)
+    size = {"patch_size": list(patch_size) if isinstance(patch_size, tuple) else patch_size, "image_size": [120, 120]}
+    embedding = PatchEmbedding(tiny_config(**size, patch_embedding=patch_embedding, num_channels=2)).to(dtype)
+    projection = embedding.projection
+    kernel = embedding.map_patch_shape
+    convolution = nn.Conv2d(projection.in_features // math.prod(kernel), 32, kernel, stride=kernel, dtype=dtype)
+    convolution.load_state_dict(
+        {name: getattr(projection, name).view_as(value) for name, value in convolution.state_dict().items()}
+    )
+    height, width = embedding.patch_shape
+    pixel_values = torch.randn(2, 2, 3 * height, 5 * width, dtype=dtype)
+    with torch.no_grad():
+        features = embedding.stem(pixel_values) if embedding.stem else pixel_values
+        expected = convolution(features)
+        got = embedding(pixel_values)
+    assert expected.shape == (2, 32, 3, 5) and embedding.grid_size(pixel_values) == (3, 5)
+    torch.testing.assert_close(got, expected.flatten(2).transpose(1, 2), atol=tolerance, rtol=tolerance)
+
+
+# --- pooling ---------------------------------------------------------------------------------------------------------
+
+PREFIX = torch.tensor([[[1.0, -2.0, 3.0, 4.0], [900.0, 900.0, 900.0, 900.0], [-900.0, -900.0, 900.0, -900.0]]])
+PATCHES = torch.tensor([[[0.0, 2.0, -1.0, 5.0], [4.0, -6.0, -3.0, 5.0], [2.0, 1.0, -2.0, -1.0]]])
+TOKENS = torch.cat((PREFIX, PATCHES), dim=1)
+BY_HAND = {
+    "cls": [1.0, -2.0, 3.0, 4.0],
+    "mean": [2.0, -1.0, -2.0, 3.0],
+    "max": [4.0, 2.0, -1.0, 5.0],
+    "cls_mean": [1.75, -1.25, -0.75, 3.25],  # a quarter of the first, three quarters of the second
+}
+
+
+def pooler(tiny_config, pooling, **options):
+    config = tiny_config(
+        hidden_size=4,
+        num_attention_heads=2,
+        intermediate_size=8,
+        use_distillation_token=True,
+        num_register_tokens=1,
+        pooling=pooling,
+        **{"cls_mean_weight": 0.25, **options},
+    )
+    config._attn_implementation = "sdpa"
+    return Pooler(config)
+
+
+@pytest.mark.parametrize("pooling", [*BY_HAND, ["max", "cls"], ["cls_mean", "mean", "max", "cls"]], ids=str)
+def test_poolings_by_hand(tiny_config, pooling):
+    names = [pooling] if isinstance(pooling, str) else pooling
+    expected = torch.tensor([[value for name in names for value in BY_HAND[name]]])
+    for learnt in (False, True):
+        module = pooler(tiny_config, pooling, learn_cls_mean_weight=learnt)
+        torch.testing.assert_close(module(TOKENS, nn.Identity()), expected)
+    doubled = module(TOKENS, lambda pooled: 2 * pooled)  # each pooled vector is normed by itself
+    torch.testing.assert_close(doubled, 2 * expected)
+
+
+def test_weighted_pooling_is_a_softmax_of_scores(tiny_config):
+    module = pooler(tiny_config, "weighted")
+    score = module.poolings["weighted_pooling"].score
+    score.weight.data = torch.tensor([[math.log(2) / 2, 0.0, 0.0, 0.0]])  # scores 0, log 4, log 2: weights 1, 4, 2
+    score.bias.data.fill_(5)
+    expected = (PATCHES[:, 0] + 4 * PATCHES[:, 1] + 2 * PATCHES[:, 2]) / 7
+    torch.testing.assert_close(module(TOKENS, nn.Identity()), expected)
+
+
+def test_attention_pooling_is_torchs_attention_and_an_mlp(tiny_config, randomise):
+    module = pooler(tiny_config, "attention")
+    part = randomise(module.poolings["attention_pooling"])
+    attention = nn.MultiheadAttention(4, 2, batch_first=True)
+    attention.in_proj_weight.data = torch.cat((part.q_proj.weight, part.kv_proj.weight))
+    attention.in_proj_bias.data = torch.cat((part.q_proj.bias, part.kv_proj.bias))
+    attention.out_proj.load_state_dict(part.out_proj.state_dict())
+    pooled = attention(part.query, PATCHES, PATCHES)[0][:, 0]
+    hidden = nn.functional.gelu(nn.functional.linear(part.norm(pooled), part.mlp.fc1.weight, part.mlp.fc1.bias))
+    expected = pooled + nn.functional.linear(hidden, part.mlp.fc2.weight, part.mlp.fc2.bias)
+    torch.testing.assert_close(module(TOKENS, nn.Identity()), expected)
+
+
+@pytest.mark.parametrize("pooling_norm", ["before", "after", None])
+@pytest.mark.parametrize("pooling", ["cls", "max", ["mean", "max"], ["cls", "mean"]], ids=str)
+def test_the_final_norm_comes_before_or_after_pooling(tiny_model, images, pooling, pooling_norm):
+    model = tiny_model(HfViTModel, pooling=pooling, pooling_norm=pooling_norm)
+    with torch.no_grad():
+        outputs = model(images(model), output_hidden_states=True)
+        raw = outputs.hidden_states[-1]
+        normed = model.norm(raw)
+        functions = {"cls": lambda t: t[:, 0], "mean": lambda t: t[:, 1:].mean(1), "max": lambda t: t[:, 1:].amax(1)}
+        names = [pooling] if isinstance(pooling, str) else pooling
+        if pooling_norm == "after" or (pooling_norm is None and "cls" not in names):
+            pooled, last = [model.norm(functions[name](raw)) for name in names], raw
+        else:
+            pooled, last = [functions[name](normed) for name in names], normed
+    torch.testing.assert_close(outputs.pooler_output, torch.cat(pooled, dim=-1))
+    torch.testing.assert_close(outputs.last_hidden_state, last)
+
+
+# --- regularisation --------------------------------------------------------------------------------------------------
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_expectation():
+    torch.manual_seed(0)
+    num_samples, rate = 20_000, 0.3
+    branch = torch.randn(num_samples, 2, 3)
+    output = DropPath(rate).train()(branch)
+    kept = output.ne(0).flatten(1)
+    assert torch.equal(kept.all(1), kept.any(1))
+    kept = kept.all(1)
+    torch.testing.assert_close(output[kept], branch[kept] / (1 - rate))
+    deviation = math.sqrt(rate * (1 - rate) / num_samples)
+    assert abs(kept.float().mean().item() - (1 - rate)) < 4 * deviation
+    assert DropPath(rate).train()(torch.ones(num_samples, 1)).mean().item() == pytest.approx(1, abs=0.02)
+    assert torch.equal(DropPath(rate).eval()(branch), branch)
+
+
+def test_drop_path_rises_linearly_with_depth(tiny_config):
+    assert drop_path_rates(0.3, 4) == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert drop_path_rates(0.3, 1) == [0]
+    layers = HfViTModel(tiny_config(num_hidden_layers=3, drop_path_rate=0.4)).layers
+    assert [layer.drop_path.drop_prob for layer in layers] == pytest.approx([0, 0.2, 0.4])
+
+
+def test_layer_scale_scales_each_channel_of_both_branches(tiny_model, images):
+    model = tiny_model(HfViTModel, layer_scale_init_value=0.1, num_hidden_layers=1)
+    layer = model.layers[0]
+    with torch.no_grad():
+        tokens = torch.randn(2, 17, 32)
+        attended = tokens + layer.attention(layer.norm1(tokens))[0] * layer.layer_scale1.scale
+        expected = attended + layer.mlp(layer.norm2(attended)) * layer.layer_scale2.scale
+        torch.testing.assert_close(layer(tokens), expected)
+        layer.layer_scale1.scale.zero_()
+        layer.layer_scale2.scale.zero_()
+        assert torch.equal(layer(tokens), tokens)
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
+
+RANDOM = np.random.default_rng(0)
+STUDENT, TEACHER = 3 * RANDOM.standard_normal((2, 6, 5))
+LABELS = RANDOM.integers(5, size=6)
+
+
+def tensor(array):
+    return torch.tensor(array, dtype=torch.float32 if array.dtype.kind == "f" else torch.int64)
+
+
+def cross_entropy(logits, labels):
+    return -log_softmax(logits, axis=-1)[np.arange(6), labels].mean()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_soft_distillation_is_the_textbook_divergence(temperature):
+    expected = rel_entr(softmax(TEACHER / temperature, -1), softmax(STUDENT / temperature, -1)).sum(-1).mean()
+    got = distillation_loss(tensor(STUDENT), tensor(TEACHER), "soft", temperature)
+    assert got.item() == pytest.approx(temperature**2 * expected, rel=1e-5)
+    assert distillation_loss(tensor(TEACHER), tensor(TEACHER), "soft", temperature).item() == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+def test_hard_distillation_and_labels_are_cross_entropies():
+    got = distillation_loss(tensor(STUDENT), tensor(TEACHER), "hard", 3.0)
+    assert got.item() == pytest.approx(cross_entropy(STUDENT, TEACHER.argmax(-1)), rel=1e-5)
+    assert classification_loss(tensor(STUDENT), tensor(LABELS)).item() == pytest.approx(
+        cross_entropy(STUDENT, LABELS), rel=1e-5
+    )
+    mixed = 0.3 * np.eye(5)[LABELS] + 0.7 * np.eye(5)[LABELS[::-1]]
+    expected = 0.3 * cross_entropy(STUDENT, LABELS) + 0.7 * cross_entropy(STUDENT, LABELS[::-1])
+    assert classification_loss(tensor(STUDENT), tensor(mixed)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_no_gradient_reaches_the_teacher():
+    teacher = tensor(TEACHER).requires_grad_()
+    assert not distillation_loss(tensor(STUDENT), teacher, "soft", 3.0).requires_grad
+
+
+@pytest.mark.parametrize("use_distillation_token", [True, False])
+@pytest.mark.parametrize("distillation_type", ["soft", "hard"])
+def test_the_loss_mixes_labels_and_teacher(tiny_model, images, distillation_type, use_distillation_token):
+    model = tiny_model(
+        use_distillation_token=use_distillation_token,
+        distillation_type=distillation_type,
+        distillation_alpha=0.2,
+        distillation_temperature=2.0,
+    )
+    outputs = model(images(model, 6), labels=tensor(LABELS), teacher_logits=tensor(TEACHER))
+    heads = [outputs.logits] * 2
+    if use_distillation_token:
+        heads = [outputs.class_logits, outputs.distillation_logits]
+        torch.testing.assert_close(outputs.logits, (heads[0] + heads[1]) / 2)
+    true = classification_loss(heads[0], tensor(LABELS))
+    distance = distillation_loss(heads[1], tensor(TEACHER), distillation_type, 2.0)
+    torch.testing.assert_close(outputs.loss, 0.8 * true + 0.2 * distance)
+
+
+@pytest.mark.parametrize("labels", [LABELS, np.eye(5)[LABELS]], ids=["indices", "distributions"])
+@pytest.mark.parametrize("teacher_logits", [None, tensor(TEACHER)], ids=["alone", "teacher"])
+def test_the_loss_is_the_same_in_train_and_eval_and_leaves_the_config_alone(
+    tiny_model, images, labels, teacher_logits
+):
+    model = tiny_model(use_distillation_token=True)
+    before = model.config.to_dict()
+    arguments = {"labels": tensor(labels), "teacher_logits": teacher_logits}
+    losses = [model.train(training)(images(model, 6), **arguments).loss for training in (True, False)]
+    assert torch.equal(*losses)
+    assert model.config.to_dict() == before
