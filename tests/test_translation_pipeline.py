@@ -14,11 +14,11 @@ from hf_vit import HfTransformerConfig, HfTransformerForConditionalGeneration
 from hf_vit.models.pipeline_translation import TranslationPipeline
 
 WORDS = ["ein", "zwei", "drei", "vier", "fünf", "one", "two", "three", "four", "five"]
-# Hides the package, then translates, saves again, and translates from what was saved.
+# Hides the package, then translates, saves again, and translates from what was saved; loads body and decoder too.
 PROGRAM = """
 import json, sys
 sys.modules["hf_vit"] = None
-from transformers import pipeline
+from transformers import AutoModel, AutoModelForCausalLM, pipeline
 texts, options, folder, second_folder = json.loads(sys.argv[1])
 results = []
 translator = pipeline("translation", model=folder, trust_remote_code=True)
@@ -28,7 +28,8 @@ results.append(pipeline("translation", model=second_folder, trust_remote_code=Tr
 translator.model.save_pretrained(second_folder + "-model")
 translator.tokenizer.save_pretrained(second_folder + "-model")
 results.append(pipeline("translation", model=second_folder + "-model", trust_remote_code=True)(texts, **options))
-print(json.dumps(results))
+parts = [part.from_pretrained(folder, trust_remote_code=True) for part in (AutoModel, AutoModelForCausalLM)]
+print(json.dumps([results, [type(part).__name__ for part in parts]]))
 """
 
 
@@ -100,8 +101,9 @@ def test_a_process_without_the_package_translates_saves_and_translates_again(fol
     command = [sys.executable, "-c", PROGRAM, arguments]
     output = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
     assert output.returncode == 0, output.stderr
-    results = json.loads(output.stdout.splitlines()[-1])
+    results, parts = json.loads(output.stdout.splitlines()[-1])
     assert results[0] == results[1] == results[2]
+    assert parts == ["HfTransformerModel", "HfTransformerForCausalLM"]
     assert results[0][0] == {"translation_text": "two three one five four"}
 
 
