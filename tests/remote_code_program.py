@@ -1,7 +1,6 @@
 # ruff: noqa: E402
 """Run by test_remote_code.py: loads the models of a folder without the package, notes what they compute, saves them.
 
-
 Usage: python remote_code_program.py SOURCE TARGET [MODULE ...]; the modules named are hidden as well.
 """
 
