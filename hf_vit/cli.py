@@ -1,0 +1,99 @@
+"""The `hf-vit` command: publish, fetch and examine models. Names are those of the `hf` command."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+try:
+    import typer
+
+    from model_cards import check_card, write_card
+
+    from . import hub
+    from .doctor import examine
+    from .fresh_process import fresh_process
+    from .staging import staged
+except ImportError as error:
+    sys.exit(f'hf-vit needs {error.name}: pip install "hf_vit[hub]"')
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+Folder = Annotated[Path, typer.Argument(help="The folder of a model, for instance the output_dir of a run.")]
+RepoId = Annotated[str, typer.Argument(help="NAMESPACE/NAME on the Hub, or NAME alone for one's own.")]
+Token = Annotated[str | None, typer.Option(help="A token of the Hub; that of `hf auth login` or HF_TOKEN by default.")]
+
+
+@app.command()
+def push(
+    repo_id: RepoId,
+    folder: Folder,
+    private: Annotated[bool | None, typer.Option(help="Whether a new repository is private.")] = None,
+    revision: Annotated[str | None, typer.Option(help="The branch to commit to.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    tag: Annotated[str | None, typer.Option(help="A new tag for the commit.")] = None,
+    collection: Annotated[str | None, typer.Option(help="The title of a collection to put the model into.")] = None,
+    commit_message: Annotated[str, typer.Option(help="The first line of the commit.")] = hub.COMMIT_MESSAGE,
+    token: Token = None,
+) -> None:
+    """Check a model's folder, publish it in one commit, and check what arrived. Runs the code in the folder."""
+    destination = hub.Destination(repo_id, private, revision, create_pr, tag, collection, token)
+    commit = hub.push(folder, destination, commit_message=commit_message)
+    print(f"{commit.pr_url or commit.commit_url}\nLoaded back from the Hub, its outputs are the same.")
+
+
+@app.command()
+def pull(
+    repo_id: RepoId,
+    revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit.")] = None,
+    local_dir: Annotated[Path | None, typer.Option(help="Where to; the Hub's cache by default.")] = None,
+    token: Token = None,
+) -> None:
+    """Download a model's repository and print its folder. Runs nothing of it."""
+    print(hub.pull(repo_id, revision=revision, local_dir=local_dir, token=token))
+
+
+@app.command()
+def doctor(
+    folder: Folder,
+    load: Annotated[bool, typer.Option(help="Load it too, without this package, running the code in it.")] = True,
+) -> None:
+    """Say what keeps a folder from being published. Exits with 1 if anything does."""
+    with staged(folder) as stage:
+        problems = examine(stage)
+        if load and not problems:
+            with fresh_process() as process:
+                try:
+                    print("loaded by", ", ".join(process.load(stage).classes))
+                except RuntimeError as error:
+                    problems = [f"it does not load without this package: {error}"]
+    _report(problems, f"{folder} can be published")
+
+
+@app.command()
+def card(
+    folder: Folder,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit with 1 if it is not so.")] = False,
+) -> None:
+    """Write the model card from the folder's records. Runs the code in the folder, unless it only checks."""
+    if check:
+        _report(check_card(folder), "the card says what the records say")
+    else:
+        print(write_card(folder))
+
+
+def _report(problems: list[str], all_well: str) -> None:
+    print("\n".join(problems) or all_well)
+    raise typer.Exit(1 if problems else 0)
+
+
+def main() -> None:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        app()
+    except (ValueError, hub.HubError) as error:
+        sys.exit(f"hf-vit: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The program that `FreshProcess` runs: a request on each line of standard input, its answer on standard output."""
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoConfig
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+sys.modules["hf_vit"] = None  # importing it fails, as it does for those who do not have it
+reference: dict[str, torch.Tensor] = {}  # outputs of the first source, by Auto class
+
+
+def inputs_for(model, source: str, options: dict) -> dict:
+    if model.main_input_name == "pixel_values":
+        picture = Image.linear_gradient("L").convert("RGB")
+        return dict(AutoImageProcessor.from_pretrained(source, **options)(picture, return_tensors="pt"))
+    tokens = torch.arange(8)[None] % model.config.vocab_size  # (1, 8)
+    return {"input_ids": tokens, **({"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {})}
+
+
+def first_tensor(output) -> torch.Tensor:
+    values = (value[0] if isinstance(value, tuple) else value for value in output.values())
+    return next(value for value in values if isinstance(value, torch.Tensor))
+
+
+def outputs_of(source: str, revision: str | None) -> dict:
+    """The Auto classes that load the source, and the first output of those whose weights are all in it."""
+    options = {"trust_remote_code": True, "revision": revision, "code_revision": revision}
+    config = AutoConfig.from_pretrained(source, **options)
+    named = [name for name in getattr(config, "auto_map", None) or () if "Model" in name or name == "AutoBackbone"]
+    if Path(source).is_dir():  # AutoBackbone takes ids of the Hub alone
+        named = [name for name in named if name != "AutoBackbone"]
+    outputs = {}
+    for name in named or config.architectures:
+        loader = getattr(transformers, name)
+        model, report = loader.from_pretrained(source, output_loading_info=True, dtype=torch.float32, **options)
+        outputs[name] = None
+        if not report["missing_keys"]:
+            with torch.inference_mode():
+                outputs[name] = first_tensor(model.eval()(**inputs_for(model, source, options)))
+    return outputs
+
+
+def difference(outputs: dict) -> float:
+    """The largest difference to the reference; infinite when an output is missing or of another shape."""
+    largest = 0.0
+    for name, expected in reference.items():
+        output = outputs.get(name)
+        if output is None or output.shape != expected.shape:
+            return float("inf")
+        largest = max(largest, (output - expected).abs().max().item())
+    return largest
+
+
+for line in sys.stdin:
+    request = json.loads(line)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            found = outputs_of(request["source"], request["revision"])
+        reference = reference or {name: output for name, output in found.items() if output is not None}
+        answer = {"classes": list(found), "difference": difference(found)}
+    except Exception as error:
+        answer = {"error": f"{type(error).__name__}: {error}"}
+    print(json.dumps(answer), flush=True)
