@@ -101,6 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
     routes: list
 
     def _serve(self) -> None:
+        self.hub.requests.append(f"{self.command} {self.path}")
         fault = next((fault for fault in self.hub.faults if fault.strikes(self.command, self.path)), None)
         if self.hub.down or (fault and fault.moment == "during"):
             self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)

@@ -60,7 +60,8 @@ class Hub:
         url: the value for HF_ENDPOINT.
         faults: requests that will fail.
         down: whether every connection is dropped.
-        unknown: the requests that nothing here answers.
+        requests: the method and path of every request, in order of arrival.
+        unknown: those that nothing here answers.
     """
 
     def __init__(self, folder: Path, users: dict[str, User]):
@@ -69,6 +70,7 @@ class Hub:
         self.collections: dict[str, dict] = {}
         self.grants: dict[str, tuple[str, Repository, str]] = {}
         self.faults: list[Fault] = []
+        self.requests: list[str] = []
         self.unknown: list[str] = []
         self.down = False
         self._origins = [Origin(self, "api", "127.0.0.1"), Origin(self, "storage", "localhost")]

@@ -1,0 +1,86 @@
+"""What keeps a folder from being published, said in plain words."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from hub_run import save_run
+from typer.testing import CliRunner
+
+from hf_vit.cli import app
+from hf_vit.doctor import examine
+from hf_vit.staging import staged
+from model_cards import measure, write_card
+from model_cards.card import facts_of
+from model_cards.records import amend_run, fingerprint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A whole folder. Its records say that the snippets were executed, which would take a process of its own."""
+    folder = save_run(tmp_path_factory.mktemp("runs") / "digits", "alice/digits")
+    outputs = {example.code: "3: 0.5000" for example in facts_of(folder).examples}
+    amend_run(folder, measure.KEY, {"files_sha256": fingerprint(folder), "outputs": outputs})
+    write_card(folder)
+    return folder
+
+
+def save_pickle(folder):
+    torch.save({}, folder / "notes.dat")
+
+
+def keep_only(name):
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        config["auto_map"] = {name: config["auto_map"][name]}
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+def append(name, text):
+    return lambda folder: (folder / name).write_text((folder / name).read_text() + text)
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (append("README.md", "\nSee /home/alice/secret.\n"), r"README.md line \d+ .* path .*: /home/alice/secret"),
+        (append("attention.py", "\nDATA = 'C:\\\\Users\\\\alice'\n"), r"attention.py line \d+ .* path"),
+        (append("layers.py", f"\nTOKEN = 'hf_{'x' * 34}'\n"), r"layers.py line \d+ .*token: hf_xxxx…"),
+        (append("losses.py", "\n# alice@example.org knows\n"), "losses.py .* e-mail address: alice@example.org"),
+        (save_pickle, "notes.dat is a pickle"),
+        (lambda folder: (folder / "rng.pkl").write_bytes(b""), "rng.pkl is a pickle"),
+        (remove("pooling.py"), "pooling.py is missing, which modeling_hf_vit.py imports"),
+        (remove("modeling_hf_vit.py"), r"modeling_hf_vit.py is missing, which auto_map\['AutoModel'\]"),
+        (keep_only("AutoConfig"), "auto_map lacks AutoModelForImageClassification"),
+        (remove("model.safetensors"), "no weights"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x01" * 99), "model.safetensors cannot be read"),
+        (remove("config.json"), "config.json is missing"),
+        (remove("preprocessor_config.json"), "no image processor"),
+        (remove("README.md"), "README.md is missing"),
+        (remove("sample_0.png"), "sample_0.png is missing|differs from the records|not in the records"),
+        (lambda folder: (folder / "README.md").write_text("# Digits\n"), "metadata has no pipeline_tag"),
+        (lambda folder: (folder / "README.md").write_text("---\na: [\n---\n"), "metadata cannot be read"),
+        (append("run.json", "x"), "run.json is not valid JSON"),
+    ],
+)
+def test_doctor_says_what_is_wrong(folder, tmp_path, change, message):
+    copy = shutil.copytree(folder, tmp_path / "digits")
+    change(copy)
+    with staged(copy) as stage:
+        problems = examine(stage)
+    assert any(re.search(message, problem) for problem in problems), problems
+    outcome = CliRunner().invoke(app, ["doctor", str(copy), "--no-load"])
+    assert outcome.exit_code == 1 and outcome.stdout.splitlines() == problems
+
+
+def test_doctor_finds_nothing_in_a_whole_folder(folder):
+    outcome = CliRunner().invoke(app, ["doctor", str(folder), "--no-load"])
+    assert (outcome.exit_code, outcome.stdout) == (0, f"{folder} can be published\n")
