@@ -20,13 +20,41 @@ def no_gradients():
         yield
 
 
-def greedy(model, source, length, **options):
-    """The texts that taking the likeliest token over and over gives, without a cache."""
-    target = torch.full((source.shape[0], 1), model.config.decoder_start_token_id)
+# Random models would repeat one token, whatever they are given.
+DISTINCT = {"no_repeat_ngram_size": 1, "suppress_tokens": [0, 1]}
+
+
+def greedy(step, target, length):
+    """The texts that taking the likeliest distinct token over and over gives, and the logits on the way.
+
+    Args:
+        step: maps texts (batch, tokens) to the logits of their next token (batch, vocabulary).
+        target: the beginnings of the texts.
+    """
+    all_logits = []
     for _ in range(length):
-        logits = model(source, decoder_input_ids=target, **options).logits[:, -1]
-        target = torch.cat((target, logits.argmax(-1, keepdim=True)), 1)
-    return target
+        logits = step(target)
+        all_logits.append(logits)
+        used = torch.cat((target, torch.tensor([[0, 1]]).expand(len(target), -1)), 1)
+        target = torch.cat((target, logits.scatter(1, used, -torch.inf).argmax(-1, keepdim=True)), 1)
+    return target, torch.stack(all_logits)
+
+
+def translate(model, source, length, target=None, **options):
+    """[`greedy`] for a translator, without a cache."""
+    target = torch.ones(len(source), 1, dtype=torch.long) if target is None else target
+    return greedy(lambda target: model(source, decoder_input_ids=target, **options).logits[:, -1], target, length)
+
+
+def generate(model, *args, **options):
+    """Texts and logits by `generate`."""
+    outputs = model.generate(*args, **DISTINCT, **options, return_dict_in_generate=True, output_logits=True)
+    return outputs.sequences, torch.stack(outputs.logits)
+
+
+def assert_same(got, expected):
+    assert torch.equal(got[0], expected[0])
+    torch.testing.assert_close(got[1], expected[1], atol=1e-4, rtol=1e-5)
 
 
 def without_end(**options):
@@ -42,8 +70,8 @@ def without_end(**options):
 def test_greedy_search_takes_the_likeliest_token(options, side, cache):
     model = without_end(**options)
     source, mask = pad([tokens(1, length)[0] for length in (9, 5, 1)], side)
-    got = model.generate(source, attention_mask=mask, max_new_tokens=12, **cache)
-    assert torch.equal(got, greedy(model, source, 12, attention_mask=mask))
+    got = generate(model, source, attention_mask=mask, max_new_tokens=12, **cache)
+    assert_same(got, translate(model, source, 12, attention_mask=mask))
 
 
 @pytest.mark.parametrize("options", [{}, ARCHITECTURES["rope-pre-swiglu"]], ids=["shared", "separate"])
@@ -66,7 +94,7 @@ def test_beam_search_over_all_tokens_finds_the_best_text(options, cache):
 
 def test_the_length_penalty_chooses_among_lengths():
     model, source = make_model(lm_head_bias=True), tokens()
-    model.lm_head.bias[2] += 4  # ending is likely at every step
+    model.lm_head.bias[2] += 8  # ending is likely at every step
     options = {"num_beams": 4, "max_new_tokens": 12, "return_dict_in_generate": True, "output_scores": True}
     lengths = {}
     for length_penalty in (-4.0, 4.0):
@@ -88,7 +116,7 @@ def test_sampling_follows_the_seed_and_the_distribution():
 
     assert torch.equal(sample(0), sample(0))
     assert not torch.equal(sample(0), sample(1))
-    assert torch.equal(sample(0, top_k=1), greedy(model, source, 8))
+    assert torch.equal(sample(0, top_k=1, **DISTINCT), translate(model, source, 8)[0])
     drawn = sample(0, max_new_tokens=1, num_return_sequences=4000)[:, 1].view(3, 4000)
     expected = model(source, decoder_input_ids=torch.ones(3, 1, dtype=torch.long)).logits[:, 0].softmax(-1)
     shares = torch.stack([row.bincount(minlength=VOCAB_SIZE) for row in drawn]) / 4000
@@ -121,9 +149,9 @@ def test_forced_tokens_are_where_they_must_be(num_beams):
 
 def test_generation_stops_at_the_end_of_each_text():
     model, source = make_model(), tokens()
-    texts = greedy(model, source, 12)
+    texts, _ = translate(model, source, 12)
     end = int(texts[0, 4])
-    got = model.generate(source, eos_token_id=end, max_new_tokens=12)
+    got = model.generate(source, eos_token_id=end, max_new_tokens=12, **DISTINCT)
     for text, expected in zip(got, texts):
         ends = (expected[1:] == end).nonzero()
         stop = int(ends[0]) + 2 if len(ends) else len(expected)
@@ -153,9 +181,9 @@ def test_assisted_decoding_changes_no_text(options):
     model, source = without_end(**options), tokens(1)
     assistant = make_model(**{**options, "decoder_layers": 1, "encoder_layers": 1})
     assistant.generation_config.eos_token_id = None
-    expected = greedy(model, source, 12)
-    assert torch.equal(model.generate(source, assistant_model=model, max_new_tokens=12), expected)
-    assert torch.equal(model.generate(source, assistant_model=assistant, max_new_tokens=12), expected)
+    expected, _ = translate(model, source, 12)
+    for helper in (model, assistant):
+        assert torch.equal(model.generate(source, assistant_model=helper, max_new_tokens=12, **DISTINCT), expected)
 
 
 def test_attentions_of_each_step_are_returned():
@@ -173,11 +201,11 @@ def test_attentions_of_each_step_are_returned():
 def test_all_decoding_steps_over_a_static_cache_are_one_graph(options):
     torch._dynamo.reset()
     model, graphs = without_end(**options), CompileCounter()
-    expected = greedy(model, tokens(), 8)
+    expected = translate(model, tokens(), 8)
     model.forward = torch.compile(model.forward, backend=graphs, fullgraph=True)
     options = {"max_new_tokens": 8, "cache_implementation": "static", "disable_compile": True}
     for _ in range(2):
-        assert torch.equal(model.generate(tokens(), **options), expected)
+        assert_same(generate(model, tokens(), **options), expected)
         assert graphs.frame_count == 2  # the first step, which fills the cache, and all others
 
 
@@ -190,9 +218,20 @@ def test_prompts_of_a_language_model_may_differ_in_length(options, cache):
     model.generation_config.eos_token_id = None
     prompts = [tokens(1, length)[0] for length in (7, 4, 1)]
     ids, mask = pad(prompts, side="left")
-    got = model.generate(ids, attention_mask=mask, max_new_tokens=8, **cache)[:, 7:]
-    for row, prompt in zip(got, prompts):
-        text = prompt[None]
-        for _ in range(8):
-            text = torch.cat((text, model(text, use_cache=False).logits[:, -1:].argmax(-1)), 1)
-        assert torch.equal(row, text[0, len(prompt) :])
+    texts, logits = generate(model, ids, attention_mask=mask, max_new_tokens=8, **cache)
+    for i, prompt in enumerate(prompts):
+        expected = greedy(lambda text: model(text, use_cache=False).logits[:, -1], prompt[None], 8)
+        assert_same((texts[i : i + 1, 7 - len(prompt) :], logits[:, i : i + 1]), expected)
+
+
+@every_architecture
+@pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
+def test_beginnings_of_targets_may_differ_in_length(options, cache):
+    model, source = without_end(**options), tokens()
+    beginnings = [torch.cat((torch.tensor([1]), tokens(1, length, seed=2)[0])) for length in (4, 2, 0)]
+    target, mask = pad(beginnings, side="left")
+    options = {"decoder_input_ids": target, "decoder_attention_mask": mask, "max_new_tokens": 8, **cache}
+    texts, logits = generate(model, source, **options)
+    for i, beginning in enumerate(beginnings):
+        expected = translate(model, source[i : i + 1], 8, target=beginning[None])
+        assert_same((texts[i : i + 1, 5 - len(beginning) :], logits[:, i : i + 1]), expected)

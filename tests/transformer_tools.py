@@ -45,8 +45,8 @@ def make_model(model_class=HfTransformerForConditionalGeneration, **options):
     """A model in eval mode with every parameter random, so that none can be missing unnoticed."""
     model = model_class(HfTransformerConfig(**{**SIZES, **options})).eval()
     generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    for name, parameter in model.named_parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3 + name.endswith("norm.weight")
     return model
 
 
