@@ -82,11 +82,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     """`path` holds either what it held before or `content`, whatever happens."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{_TEMPORARY}{path.name}")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     _fsync(path.parent)
 
 
@@ -103,6 +107,13 @@ def staging_folder(output_dir: Path) -> Path:
     """A new folder on the same file system, to be filled and then moved into place."""
     output_dir.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=output_dir))
+
+
+def clear_temporary(output_dir: Path) -> None:
+    """Removes what a killed run had not finished writing."""
+    for folder in (output_dir, output_dir / CHECKPOINTS):
+        for path in folder.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def prepare_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> None:
@@ -124,15 +135,15 @@ class Checkpointer:
     """Saves and restores a run under `output_dir/checkpoints/step_0000123`.
 
     Args:
-        described: facts that a checkpoint must share with the run that resumes it (`model`, and `batch` when it was
-            saved within an epoch).
+        described: facts that a checkpoint must share with the run that resumes it: `model`, `data` and, when it was
+            saved within an epoch, `batch`.
     """
 
     def __init__(self, accelerator: Accelerator, output_dir: Path, total_limit: int, described: dict[str, Any]):
         self.accelerator = accelerator
         self.folder = output_dir / CHECKPOINTS
         self.total_limit = total_limit
-        self.described = described
+        self.described = json.loads(json.dumps(described))
 
     def saved(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
@@ -149,34 +160,40 @@ class Checkpointer:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(temporary))
-        self.accelerator.wait_for_everyone()
+        try:
+            self.accelerator.save_state(str(temporary))
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                content = {"state": asdict(state), "run": self.described}
+                (temporary / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+                fsync_tree(temporary)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)  # on a full disk it would only be in the way
+            raise
         if self.accelerator.is_main_process:
-            content = {"state": asdict(state), "run": self.described}
-            (temporary / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
-            fsync_tree(temporary)
-            shutil.rmtree(path, ignore_errors=True)
+            self._remove(path)
             os.replace(temporary, path)
             _fsync(self.folder)
-            self._prune(state.best_step)
+            for old in self.saved()[: -self.total_limit]:
+                if state.best_step is None or old != self.path_of(state.best_step):
+                    self._remove(old)
         self.accelerator.wait_for_everyone()
 
-    def _prune(self, best_step: int | None) -> None:
-        best = None if best_step is None else self.path_of(best_step)
-        for path in self.saved()[: -self.total_limit]:
-            if path != best:
-                shutil.rmtree(path, ignore_errors=True)
+    def _remove(self, path: Path) -> None:
+        """Never leaves a part of a checkpoint under a checkpoint's name."""
+        if path.exists():
+            doomed = path.with_name(f"{_TEMPORARY}{path.name}-removed")
+            os.replace(path, doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
 
-    def find(self, wanted: str) -> Path:
-        """The folder that `--resume_from_checkpoint` names.
+    def find(self, wanted: str) -> Path | None:
+        """The folder that `--resume_from_checkpoint` names; None for `latest` of a run that has not saved any yet.
 
         Raises:
             ValueError: there is no whole checkpoint there.
         """
         if wanted == "latest":
-            if not self.saved():
-                raise ValueError(f"--resume_from_checkpoint latest: {str(self.folder)!r} holds no checkpoint")
-            return self.saved()[-1]
+            return self.saved()[-1] if self.saved() else None
         if not (Path(wanted) / STATE_FILE).is_file():
             raise ValueError(f"--resume_from_checkpoint {wanted!r} is not a checkpoint: it has no {STATE_FILE}")
         return Path(wanted)

@@ -9,7 +9,9 @@ Each batch carries `sample_key` (B, 3), the sampler's keys. The loop knows nothi
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import shutil
 import time
 from pathlib import Path
@@ -24,8 +26,17 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from model_cards import write_card
 from training.arguments import Arguments
-from training.checkpoint import CHECKPOINTS, Checkpointer, TrainingState, move_files, staging_folder
+from training.checkpoint import (
+    CHECKPOINTS,
+    Checkpointer,
+    TrainingState,
+    clear_temporary,
+    move_files,
+    staging_folder,
+)
 from training.ema import ema_model
+from training.interruption import Interruption
+from training.meter import Meter
 from training.optim import build_optimizer, build_scheduler
 from training.records import RunRecord
 
@@ -49,6 +60,7 @@ class TrainingLoop:
         self.task = task
         self.arguments = arguments
         self.output_dir = Path(arguments.run.output_dir)
+        self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []  # losses and sample keys of the step under way
         options = arguments.optimization
 
         train_loader = task.train_loader(accelerator.num_processes * options.gradient_accumulation_steps)
@@ -73,29 +85,37 @@ class TrainingLoop:
 
         described = task.describe()
         self.record = RunRecord(arguments, accelerator, described)
-        self.checkpointer = self._checkpointer(described["model"])
+        self.checkpointer = self._checkpointer(described)
         self.state = TrainingState()
-        self._resume_path = None
+        self.resume_path = None
         if arguments.checkpoint.resume_from_checkpoint is not None:
-            self._resume_path = self.checkpointer.find(arguments.checkpoint.resume_from_checkpoint)
-            self.state = self.checkpointer.read(self._resume_path)
+            self.resume_path = self.checkpointer.find(arguments.checkpoint.resume_from_checkpoint)
+        if self.resume_path is not None:
+            self.state = self.checkpointer.read(self.resume_path)
 
-    def _checkpointer(self, model: dict[str, Any]) -> Checkpointer:
-        options = self.arguments.optimization
+    def _checkpointer(self, described: dict[str, Any]) -> Checkpointer:
         batch = {
+            "seed": self.arguments.run.seed,
             "global_batch_size": self.sampler.batch_size * self.sampler.batches_per_step,
-            "batches_per_process": options.gradient_accumulation_steps,
+            "gradient_accumulation_steps": self.arguments.optimization.gradient_accumulation_steps,
             "num_processes": self.accelerator.num_processes,
         }
+        data = {name: split["fingerprint"] for name, split in described["data"]["splits"].items()}
         limit = self.arguments.checkpoint.checkpoints_total_limit
-        return Checkpointer(self.accelerator, self.output_dir, limit, {"model": model, "batch": batch})
+        facts = {"model": described["model"], "data": data, "batch": batch}
+        return Checkpointer(self.accelerator, self.output_dir, limit, facts)
 
     def train(self) -> None:
-        """From the first step, or the resumed one, to a folder that holds the trained model and its records."""
-        if self._resume_path is None:
-            self._clear_output_dir()
-        else:
-            self.checkpointer.load(self._resume_path)
+        """From the first step, or the resumed one, to a folder that holds the trained model and its records.
+
+        Raises:
+            FloatingPointError: a loss or gradient is not finite; the last checkpoint is kept.
+            SystemExit: SIGTERM or SIGINT came, with status 128 + signal, after a checkpoint was saved.
+        """
+        self._prepare_output_dir()
+        if self.resume_path is not None:
+            self.checkpointer.load(self.resume_path)
+            self._log(f"resuming from {self.resume_path}: step {self.state.step:,} of {self.num_steps:,}")
         self._write_record("running")
         self._progress = tqdm(
             total=self.num_steps,
@@ -104,15 +124,23 @@ class TrainingLoop:
             dynamic_ncols=True,
             disable=None if self.accelerator.is_main_process else True,
         )
-        with self._progress, logging_redirect_tqdm():
-            while self.state.step < self.num_steps:
-                self._train_epoch()
+        with Interruption(self.accelerator) as self._interruption, self._progress, logging_redirect_tqdm():
+            try:
+                while self.state.step < self.num_steps:
+                    self._train_epoch()
+            except BaseException as error:
+                reason = {"error": f"{type(error).__name__}: {error}"} if isinstance(error, Exception) else {}
+                with contextlib.suppress(OSError):  # a full disk must not hide what happened
+                    self._write_record("interrupted", **reason)
+                raise
         self._finish()
 
-    def _clear_output_dir(self) -> None:
+    def _prepare_output_dir(self) -> None:
         if self.accelerator.is_main_process:
-            shutil.rmtree(self.output_dir / CHECKPOINTS, ignore_errors=True)
+            if self.arguments.checkpoint.resume_from_checkpoint is None:
+                shutil.rmtree(self.output_dir / CHECKPOINTS, ignore_errors=True)
             self.output_dir.mkdir(parents=True, exist_ok=True)
+            clear_temporary(self.output_dir)
         self.accelerator.wait_for_everyone()
 
     def _train_epoch(self) -> None:
@@ -121,35 +149,48 @@ class TrainingLoop:
         self.train_loader.set_epoch(state.epoch)
         loader = skip_first_batches(self.train_loader, state.batch) if state.batch else self.train_loader
         self.model.train()
-        started, waited, trained_batches = time.perf_counter(), 0.0, 0
-        batches = iter(loader)
-        while state.step < self.num_steps:
-            asked = time.perf_counter()
-            batch = next(batches, None)
-            waited += time.perf_counter() - asked
-            if batch is None:
-                break
+        self._meter = Meter(self.sampler.batch_size * self.accelerator.num_processes)
+        for batch in self._meter.timed(loader):
             self._train_batch(batch)
-            trained_batches += 1
             if self.accelerator.sync_gradients:
-                self._after_step(time.perf_counter() - started, waited, trained_batches)
-        duration = time.perf_counter() - started
-        state.training_seconds += duration
-        self._end_epoch(duration, waited, trained_batches)
+                self._after_step()
+                if state.step == self.num_steps:
+                    break
+        self._meter.stop()
+        state.training_seconds += self._meter.lap()
+        self._end_epoch()
 
     def _train_batch(self, batch: dict[str, torch.Tensor]) -> None:
-        options = self.arguments.optimization
         with self.accelerator.accumulate(self.model):
             loss = self.task.training_step(self.model, batch)["loss"]
             self.accelerator.backward(loss)
-            if self.accelerator.sync_gradients and options.max_grad_norm:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), options.max_grad_norm)
+            self._pending.append((loss.detach(), batch["sample_key"]))
+            self.state.batch += 1
+            if self.accelerator.sync_gradients:
+                limit = self.arguments.optimization.max_grad_norm or float("inf")
+                self._check_finite(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
             self.optimizer.step()
             self.optimizer.zero_grad()
-        self.state.loss_sum += loss.item()
-        self.state.batch += 1
 
-    def _after_step(self, elapsed: float, waited: float, trained_batches: int) -> None:
+    def _check_finite(self, gradient_norm: torch.Tensor) -> None:
+        """Adds the step's losses to the epoch's, or stops before the step when one is not finite.
+
+        One look at the device for each step; with a gradient scaler, infinite gradients are its business.
+        """
+        losses = torch.stack([loss for loss, _ in self._pending]).tolist()
+        scaled = self.accelerator.scaler is not None
+        if all(map(math.isfinite, losses)) and (scaled or math.isfinite(float(gradient_norm))):
+            self.state.loss_sum += sum(losses)
+            self._pending.clear()
+            return
+        samples = sorted({int(index) for _, keys in self._pending for index in keys[:, 1]})
+        raise FloatingPointError(
+            f"non-finite loss or gradient at step {self.state.step + 1}: loss {losses}, gradient norm "
+            f"{float(gradient_norm)}, learning rate {self.scheduler.get_last_lr()[0]:g}, samples {samples}; "
+            f"checkpoints are in {self.checkpointer.folder}"
+        )
+
+    def _after_step(self) -> None:
         if not self.accelerator.optimizer_step_was_skipped:
             self.scheduler.step()
             if self.ema is not None:
@@ -157,31 +198,46 @@ class TrainingLoop:
         state = self.state
         state.step += 1
         self._progress.update()
-        speed = trained_batches * self.sampler.batch_size * self.accelerator.num_processes / elapsed
-        self._progress.set_postfix_str(
-            f"loss {state.loss_sum / state.batch:.3f}, {speed:,.0f} {self.task.sample_unit}/s, "
-            f"waiting for data {waited / elapsed:.0%}",
-            refresh=False,
-        )
-        if self.arguments.checkpoint.due(state.step) and state.batch < len(self.train_loader):
-            self.checkpointer.save(state)
+        self._progress.set_postfix_str(f"loss {state.loss_sum / state.batch:.3f}, {self._speed()}", refresh=False)
+        signal = self._interruption.signal()
+        within_epoch = state.batch < len(self.train_loader)
+        if within_epoch and (signal or self.arguments.checkpoint.due(state.step)):
+            state.training_seconds += self._meter.lap()
+            self._save()
+        if signal and within_epoch:
+            self._stop(signal)
 
-    def _end_epoch(self, duration: float, waited: float, trained_batches: int) -> None:
-        state = self.state
+    def _save(self) -> None:
+        # One process writes the state for all: it must hold the mean of their losses.
+        loss_sum = torch.tensor(self.state.loss_sum, dtype=torch.float64, device=self.accelerator.device)
+        self.state.loss_sum = float(self.accelerator.reduce(loss_sum, "mean"))
+        self.checkpointer.save(self.state)
+
+    def _stop(self, signal: int) -> None:
+        self._log(
+            f"interrupted by signal {signal} at step {self.state.step:,}; go on with --resume_from_checkpoint latest"
+        )
+        raise SystemExit(128 + signal)
+
+    def _speed(self) -> str:
+        meter = self._meter
+        return f"{meter.speed:,.0f} {self.task.sample_unit}/s, waiting for data {meter.wait_fraction:.0%} of the time"
+
+    def _end_epoch(self) -> None:
+        state, meter = self.state, self._meter
         split = self.task.evaluation_splits[0]
         metrics = self.task.compute_metrics(self.predict(split), detailed=False)
         totals = torch.tensor([state.loss_sum, state.batch], dtype=torch.float64, device=self.accelerator.device)
         loss_sum, batches = self.accelerator.reduce(totals).tolist()
-        samples = trained_batches * self.sampler.batch_size * self.accelerator.num_processes
         row = {
             "epoch": state.epoch + 1,
             "step": state.step,
             "learning_rate": self.scheduler.get_last_lr()[0],
             "train_loss": loss_sum / batches,
             "metrics": metrics,
-            "duration_s": duration,
-            f"{self.task.sample_unit}_per_second": samples / duration,
-            "data_wait_fraction": waited / duration,
+            "duration_s": meter.elapsed,
+            f"{self.task.sample_unit}_per_second": meter.speed,
+            "data_wait_fraction": meter.wait_fraction,
         }
         # An epoch that was cut short is told again when a later run completes it.
         state.epochs = [*(earlier for earlier in state.epochs if earlier["epoch"] != row["epoch"]), row]
@@ -190,13 +246,14 @@ class TrainingLoop:
             state.best_metric, state.best_step = metric, state.step
         if state.batch >= len(self.train_loader):
             state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
-        self.checkpointer.save(state)
+        self._save()
         self._write_record("running")
         self._log(
             f"epoch {row['epoch']:>3}: train loss {row['train_loss']:.4f}, {split} loss {metrics['loss']:.4f}, "
-            f"{self.task.best_metric} {metric:.2%}, {samples / duration:,.0f} {self.task.sample_unit}/s, "
-            f"waiting for data {waited / duration:.0%} of the time"
+            f"{self.task.best_metric} {metric:.2%}, {self._speed()}"
         )
+        if signal := self._interruption.signal():
+            self._stop(signal)
 
     @property
     def final_model(self) -> torch.nn.Module:

@@ -14,6 +14,7 @@ from training.arguments import Arguments
 from training.augment import AugmentationArguments, BatchMix, EvaluationTransform, TrainTransform, normalize
 from training.data import DataArguments, ImageView, class_mapping, decode, load_labelled_images
 from training.distillation import DistillationArguments, TeacherEnsemble, distilled_loss
+from training.interruption import leave_process_group
 from training.losses import ClassificationLoss, LossArguments
 from training.metrics import classification_metrics, statistics
 from training.models import ModelArguments, build_model, build_processor
@@ -53,6 +54,7 @@ class ImageClassification:
             ImageView(self.data.splits[split], transform),
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=leave_process_group,
             pin_memory=torch.cuda.is_available(),
             # Its own generator: starting an epoch must not advance the one that dropout draws from.
             generator=torch.Generator(),
