@@ -1,4 +1,4 @@
-"""Input and configurations that do not fit the Transformer are named; long texts and initial weights are as defined."""
+"""Input and configurations that do not fit the Transformer are named; long texts and initial weights as defined."""
 
 import math
 
