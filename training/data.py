@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import datasets
 import numpy as np
@@ -17,49 +17,29 @@ from PIL import Image as PILImage
 from sklearn.model_selection import train_test_split
 from transformers.image_utils import load_image
 
-from training.arguments import argument, check_range
+from training.arguments import argument
 from training.sampler import SampleKey
+from training.sources import SourceArguments, limit_samples, load_folder, load_source, named_splits, revision_of
 
-VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 _FINGERPRINT_IMAGES = 256
 
 
 @dataclass
-class DataArguments:
-    _argument_group_name: ClassVar[str] = "Data"
-    key: ClassVar[str] = "data"
-
+class DataArguments(SourceArguments):
     dataset_name: str | None = argument(
         None, help="A dataset of the Hub, a local folder (parquet, imagefolder, saved to disk) or `sklearn_digits`."
     )
-    dataset_config_name: str | None = argument(None, help="The dataset's configuration.")
-    dataset_revision: str | None = argument(None, help="Branch, tag or commit of a dataset of the Hub.")
     train_dir: str | None = argument(None, help="Local folder with the training images, instead of dataset_name.")
     validation_dir: str | None = argument(None, help="Local folder with the validation images.")
     image_column_name: str | None = argument(None, help="Column of images; found by its type when not given.")
     label_column_name: str | None = argument(None, help="Column of labels; found by its type when not given.")
-    train_val_split: float = argument(
-        0.1,
-        help="Part of the training split kept for validation when there is no validation split; with 0 the test "
-        "split is followed during training instead.",
-    )
-    max_train_samples: int | None = argument(None, help="Use only this many training samples.")
-    max_eval_samples: int | None = argument(None, help="Use only this many samples of each evaluation split.")
-    card_num_samples: int = argument(
-        4, help="Images of the evaluated split saved with the model and shown on its card with its answers."
-    )
-    dataloader_num_workers: int = argument(0, help="Processes that load and augment; 0 loads in the main process.")
 
     def __post_init__(self):
+        super().__post_init__()
         if (self.dataset_name is None) == (self.train_dir is None):
             raise ValueError("give either --dataset_name or --train_dir")
         if self.validation_dir is not None and self.train_dir is None:
             raise ValueError("--validation_dir goes with --train_dir")
-        check_range("train_val_split", self.train_val_split, 0, 0.9)
-        check_range("card_num_samples", self.card_num_samples, 0)
-        check_range("dataloader_num_workers", self.dataloader_num_workers, 0)
-        check_range("max_train_samples", self.max_train_samples, 1)
-        check_range("max_eval_samples", self.max_eval_samples, 1)
 
 
 def load_sklearn_digits() -> DatasetDict:
@@ -131,18 +111,15 @@ def load_labelled_images(arguments: DataArguments, seed: int) -> LabelledImages:
     name = arguments.dataset_name or arguments.train_dir
     raw = _load_splits(arguments)
     reference = raw["train"]
-    if len(reference) == 0:
-        raise ValueError(f"the train split of {name!r} is empty")
     image_column = _find_image_column(reference, arguments.image_column_name)
     label_column = _find_label_column(reference, arguments.label_column_name, image_column)
     class_names = _class_names(reference, label_column)
-    splits = {}
-    for split, dataset in raw.items():
-        if len(dataset) == 0:
-            raise ValueError(f"the {split} split of {name!r} is empty")
-        splits[split] = _with_class_indices(dataset, split, image_column, label_column, class_names)
+    splits = {
+        split: _with_class_indices(dataset, split, image_column, label_column, class_names)
+        for split, dataset in raw.items()
+    }
     info = reference.info
-    origin = {"name": name, "revision": _revision(info), "license": info.license or None}
+    origin = {"name": name, "revision": revision_of(info), "license": info.license or None}
     images = LabelledImages(
         **origin, image_column=image_column, label_column=label_column, class_names=class_names, splits=splits
     )
@@ -155,49 +132,20 @@ def load_labelled_images(arguments: DataArguments, seed: int) -> LabelledImages:
     return images
 
 
-def _revision(info: datasets.DatasetInfo) -> str | None:
-    """The commit of a Hub dataset, which `datasets` writes into the addresses of its files."""
-    for url in info.download_checksums or {}:
-        if url.startswith("hf://") and "@" in url:
-            return url.partition("@")[2].partition("/")[0]
-    return None
-
-
-def _load_folder(folder: str, config_name: str | None) -> DatasetDict:
-    path = Path(folder)
-    if not path.is_dir():
-        raise ValueError(f"no such folder: {folder!r}")
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        loaded = datasets.load_from_disk(folder)
-        return loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
-    return datasets.load_dataset(folder, config_name)
-
-
 def _load_splits(arguments: DataArguments) -> dict[str, Dataset]:
     """The raw splits, named `train` and, where they exist, `validation` and `test`."""
-    name = arguments.dataset_name
-    try:
-        if name in BUILT_IN:
-            found = BUILT_IN[name]()
-        elif name is None or Path(name).is_dir():
-            found = _load_folder(name or arguments.train_dir, arguments.dataset_config_name)
-        else:
-            found = datasets.load_dataset(name, arguments.dataset_config_name, revision=arguments.dataset_revision)
-    except IndexError as error:  # what `datasets` makes of a split saved without rows
-        raise ValueError(f"cannot load {name!r}: is one of its splits empty?") from error
+    name = arguments.dataset_name or arguments.train_dir
+    found = load_source(
+        name,
+        arguments.dataset_config_name,
+        revision=arguments.dataset_revision,
+        built_in=BUILT_IN,
+        is_folder=arguments.train_dir is not None,
+    )
     if arguments.validation_dir is not None:
-        validation = _load_folder(arguments.validation_dir, None)
+        validation = load_folder(arguments.validation_dir, None)
         found = {"train": found["train"], "validation": next(iter(validation.values()))}
-    if "train" not in found:
-        raise ValueError(f"{name or arguments.train_dir!r} has no train split; it has {', '.join(found)}")
-    splits = {"train": found["train"]}
-    for candidate in VALIDATION_NAMES:
-        if candidate in found:
-            splits["validation"] = found[candidate]
-            break
-    if "test" in found:
-        splits["test"] = found["test"]
-    return splits
+    return named_splits(found, name)
 
 
 def _find_image_column(dataset: Dataset, wanted: str | None) -> str:
@@ -277,11 +225,7 @@ def _make_validation(images: LabelledImages, arguments: DataArguments, seed: int
         splits["train"], splits["validation"] = (images.splits["train"].select(np.sort(index)) for index in rows)
     if "validation" not in splits and "test" not in splits:
         raise ValueError("--train_val_split 0 leaves nothing to evaluate: the data has no validation or test split")
-    for split, dataset in splits.items():
-        limit = arguments.max_train_samples if split == "train" else arguments.max_eval_samples
-        if limit is not None and limit < len(dataset):
-            chosen = np.random.default_rng(seed).permutation(len(dataset))[:limit]
-            splits[split] = dataset.select(np.sort(chosen))
+    limit_samples(splits, arguments, seed)
 
 
 def _encoded(image: dict[str, Any]) -> bytes:
