@@ -19,27 +19,29 @@ logger = logging.getLogger(__name__)
 
 
 class BackgroundPush:
-    """Pushes the folder of a running training without holding it up.
+    """Pushes what a running training has saved without holding it up, and without ever raising into it.
 
     One push is under way at a time. A folder that is handed over meanwhile waits for its turn and is replaced by the
-    next one: the last always gets through. Failures are logged, with the command that finishes the job.
+    next one: the last always gets through. Failures are logged.
 
     Args:
-        destination: as for `push`; the repository is created at once, so that a wrong token is known before training.
+        destination: as for `push`. The repository is created at once: a wrong token is known before training.
+        output_dir: the folder of the run, which the message after a failed last push says how to publish.
 
     Attributes:
-        repo_id: the full id of the repository.
+        repo_id: the full id of the repository; the run's records should hold it as `hub_model_id`.
 
     Raises:
         HubError: the Hub said no, or was not reached.
     """
 
-    def __init__(self, destination: Destination):
+    def __init__(self, destination: Destination, output_dir: str | os.PathLike):
         with explained(destination):
             self.repo_id = create_repository(destination)
-        self.destination = replace(destination, repo_id=self.repo_id)
+        self.output_dir = Path(output_dir)
+        self._destination = replace(destination, repo_id=self.repo_id)
         self._lock = threading.Lock()
-        self._waiting: tuple[tempfile.TemporaryDirectory, Callable] | None = None
+        self._waiting: tuple[tempfile.TemporaryDirectory, Callable[[], None]] | None = None
         self._thread: threading.Thread | None = None
 
     def push(
@@ -48,19 +50,19 @@ class BackgroundPush:
         *,
         commit_message: str = COMMIT_MESSAGE,
         checkpoint: str | os.PathLike | None = None,
-        load: bool = False,
+        last: bool = False,
     ) -> None:
-        """Copies what is published of `folder`, has it pushed, and returns; never raises.
-
-        The card is written in the copy, in the background.
+        """Copies what is published of `folder`, has it pushed, and returns. The copy gets its card in the background.
 
         Args:
+            folder: what `save_pretrained` wrote, with the run's records; it may change or vanish afterwards.
             checkpoint: a folder that is published as `last-checkpoint`, from which training can be resumed.
-            load: as for `push`; meant for the last push, since it takes much of a processor for a while.
+            last: whether the model is loaded before and after, which takes much of a processor for some seconds.
         """
         snapshot = tempfile.TemporaryDirectory(prefix="hf_vit-push-")
+        copy = Path(snapshot.name, self.output_dir.resolve().name)
         try:
-            copy = Path(snapshot.name, Path(folder).resolve().name)
+            copy.mkdir()
             for name in published_files(folder):
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(Path(folder, name), copy / name)
@@ -68,17 +70,18 @@ class BackgroundPush:
                 shutil.copytree(checkpoint, copy / LAST_CHECKPOINT)
         except OSError as error:
             snapshot.cleanup()
-            self._log_failure(error, folder)
+            logger.warning("%s: not pushed: %s", commit_message, error)
             return
 
         def work() -> None:
             try:
                 if (copy / RUN_FILE).is_file():
                     write_card_for(copy, self.repo_id)
-                info = push(copy, self.destination, commit_message=commit_message, load=load)
-                logger.info("pushed to %s", info.commit_url)
+                info = push(copy, self._destination, commit_message=commit_message, load=last)
+                logger.info("%s: pushed to %s", commit_message, info.commit_url)
             except Exception as error:
-                self._log_failure(error, folder, copy)
+                reason = str(error).replace(str(copy), str(self.output_dir))
+                logger.warning("%s: not pushed: %s", commit_message, reason if last else reason.partition("\n")[0])
             finally:
                 snapshot.cleanup()
 
@@ -104,7 +107,3 @@ class BackgroundPush:
                     self._thread = None
                     return
             waiting[1]()
-
-    def _log_failure(self, error: Exception, folder: str | os.PathLike, copy: Path | None = None) -> None:
-        message = str(error) if copy is None else str(error).replace(str(copy), os.fspath(folder))
-        logger.warning("%s was not pushed: %s", folder, message)

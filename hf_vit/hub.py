@@ -99,6 +99,8 @@ def push(
     with staged(folder) as stage:
         if problems := examine(stage):
             raise ValueError(_listed(folder, problems))
+        with explained(destination, folder):
+            _repeated(_api(destination).whoami)  # a wrong token is known at once
         if not load:
             with explained(destination, folder):
                 return _publish(stage, destination, commit_message)
@@ -226,7 +228,7 @@ def explained(destination: Destination, folder: str | os.PathLike | None = None)
     except Exception as error:
         message = f"{destination.repo_id}: {_reason(error)}"
         if folder is not None:
-            message += f"\n{folder} is unchanged. This finishes the job:\n\n    {destination.command(folder)}\n"
+            message += f"\n{folder} is unchanged. To finish the job, run\n\n    {destination.command(folder)}\n"
         raise HubError(message) from error
 
 

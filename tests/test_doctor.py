@@ -7,10 +7,14 @@ import shutil
 import pytest
 import torch
 from hub_run import save_run
+from PIL import Image
+from transformers import ViTImageProcessor
 from typer.testing import CliRunner
 
+from hf_vit import HfViTForImageClassification
 from hf_vit.cli import app
 from hf_vit.doctor import examine
+from hf_vit.fresh_process import fresh_process
 from hf_vit.staging import staged
 from model_cards import measure, write_card
 from model_cards.card import facts_of
@@ -84,3 +88,20 @@ def test_doctor_says_what_is_wrong(folder, tmp_path, change, message):
 def test_doctor_finds_nothing_in_a_whole_folder(folder):
     outcome = CliRunner().invoke(app, ["doctor", str(folder), "--no-load"])
     assert (outcome.exit_code, outcome.stdout) == (0, f"{folder} can be published\n")
+
+
+def test_a_fresh_process_is_a_stranger(folder, tmp_path):
+    other, broken = (shutil.copytree(folder, tmp_path / name) for name in ("other", "broken"))
+    model = HfViTForImageClassification.from_pretrained(other)
+    torch.nn.init.zeros_(model.classifier.weight)
+    model.save_pretrained(other)
+    append("layers.py", "\nimport hf_vit\n")(broken)
+    expected = HfViTForImageClassification.from_pretrained(folder)
+    picture = Image.linear_gradient("L").convert("RGB")
+    inputs = ViTImageProcessor.from_pretrained(folder)(picture, return_tensors="pt")
+    with fresh_process() as process:
+        assert process.load(folder) == (["AutoModel", "AutoModelForImageClassification"], 0.0)
+        difference = (model(**inputs).logits - expected(**inputs).logits).abs().max().item()
+        assert process.load(other).difference == pytest.approx(difference, rel=1e-4)
+        with pytest.raises(RuntimeError, match=r"Error: .*\bhf_vit\b"):
+            process.load(broken)

@@ -268,7 +268,7 @@ def test_a_branch_and_a_pull_request(hub, author, plain):
 @pytest.mark.parametrize(
     "destination, message",
     [
-        ({"repo_id": "alice/x", "token": "hf_wrong"}, "hf auth login"),
+        ({"repo_id": "alice/x", "token": "hf_wrong"}, "the Hub needs a valid token: log in with `hf auth login`"),
         ({"repo_id": "alice/x", "token": TOKENS["reader"]}, "may not write"),
         ({"repo_id": "bob/x"}, "may not write"),
         ({"repo_id": REPO, "tag": "v1"}, "a tag 'v1' already"),
@@ -332,7 +332,7 @@ def test_pushes_in_the_background(hub, author, plain, tmp_path):
                 kept.append(record.getMessage())
         kept = []
         logging.getLogger("hf_vit.background_push").addHandler(Kept())
-        background = BackgroundPush(hub.Destination("background"))
+        background = BackgroundPush(hub.Destination("background"), folder)
         """,
         folder=str(folder),
     )
@@ -349,10 +349,11 @@ def test_pushes_in_the_background(hub, author, plain, tmp_path):
 
     hub.down = True
     (folder / "notes.txt").write_text("new")
-    kept = author.run("background.push(folder)\nbackground.wait()\nresult = kept")
+    kept = author.run("background.push(folder, commit_message='end', last=True)\nbackground.wait()\nresult = kept")
     hub.down = False
     assert git.log()[0] == "epoch 3"
-    assert "was not pushed" in kept[-1] and f"hf-vit push alice/background {shlex.quote(str(folder))}" in kept[-1]
+    assert re.match("end: not pushed: alice/background: the Hub was not reached", kept[-1])
+    assert f"hf-vit push alice/background {shlex.quote(str(folder))}" in kept[-1]
 
 
 def test_nothing_is_sent_of_a_folder_with_a_problem(hub, author, plain, tmp_path):
