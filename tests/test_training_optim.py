@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from hf_vit import HfViTConfig, HfViTForImageClassification
@@ -22,7 +22,7 @@ def names_by_decay(model, groups):
 def test_decay_goes_where_timm_puts_it(name):
     with torch.device("meta"):
         model = timm.create_model(name)
-    ours = names_by_decay(model, parameter_groups(model, OptimizationArguments(weight_decay=0.1)))
+    ours = names_by_decay(model, parameter_groups(model, OptimizationArguments(weight_decay=0.1), 1.0))
     spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     theirs = param_groups_weight_decay(model, weight_decay=0.1, no_weight_decay_list=spared)
     assert ours == names_by_decay(model, theirs)
@@ -41,7 +41,7 @@ def test_tokens_positions_norms_and_biases_of_ours_do_not_decay(position_embeddi
             pooling=["weighted", "attention"],
         )
     )
-    groups = names_by_decay(model, parameter_groups(model, OptimizationArguments(weight_decay=0.1)))
+    groups = names_by_decay(model, parameter_groups(model, OptimizationArguments(weight_decay=0.1), 1.0))
     assert set().union(*groups.values()) == {name for name, _ in model.named_parameters()}
     words = ("token", "position", "norm", "bias", "scale", "query")
     assert not [name for name in groups[0.1] if any(word in name for word in words)]
@@ -51,7 +51,7 @@ def test_tokens_positions_norms_and_biases_of_ours_do_not_decay(position_embeddi
 
 def test_warm_up_then_cosine_to_zero():
     arguments = OptimizationArguments(learning_rate=0.5, warmup_ratio=0.2)
-    optimizer = build_optimizer(nn.Linear(2, 2), arguments)
+    optimizer = build_optimizer(nn.Linear(2, 2), arguments, global_batch_size=8)
     scheduler = build_scheduler(optimizer, arguments, 20)
     rates = []
     for _ in range(20):
@@ -79,3 +79,32 @@ def test_averaged_weights_follow_the_recurrence_with_warm_up():
     assert averaged.module[1].num_batches_tracked == 20
     assert 14 < float(averaged.module[1].running_mean[0]) < 19
     assert not any(parameter.requires_grad for parameter in averaged.parameters())
+
+
+def rates_of(model, learning_rate=1.0, **options):
+    optimizer = build_optimizer(model, OptimizationArguments(learning_rate=learning_rate, **options), 256)
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {name_of[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_layer_wise_decay_is_timms():
+    model = timm.create_model("vit_tiny_patch16_224", depth=4, embed_dim=24)
+    theirs = param_groups_layer_decay(model, layer_decay=0.5)
+    scale_of = {id(p): group["lr_scale"] for group in theirs for p in group["params"]}
+    expected = {name: scale_of[id(p)] for name, p in model.named_parameters() if not name.startswith("norm.")}
+    ours = rates_of(model, layer_decay=0.5)
+    # timm counts the last norm to the last block, BEiT and we to the head.
+    assert {ours.pop("norm.weight"), ours.pop("norm.bias")} == {1.0}
+    assert ours == pytest.approx(expected)
+
+
+def test_layer_wise_decay_counts_a_convolutional_stem_as_the_lowest_layer():
+    model = HfViTForImageClassification(HfViTConfig(**SIZES, patch_size=4, patch_embedding="hybrid"))
+    rates = rates_of(model, layer_decay=0.1)
+    for word, rate in {".embeddings.": 1e-3, "vit.layers.0.": 1e-2, "vit.layers.1.": 0.1, "classifier": 1}.items():
+        found = [found for name, found in rates.items() if word in name]
+        assert found == pytest.approx([rate] * len(found)) and found, word
+
+
+def test_learning_rate_scales_with_the_global_batch():
+    assert set(rates_of(nn.Linear(2, 2), learning_rate=5e-4, lr_base_batch_size=512).values()) == {2.5e-4}

@@ -12,6 +12,7 @@ from transformers import ViTImageProcessor
 from transformers.image_utils import pil_torch_interpolation_mapping
 
 from training.arguments import argument, check_range
+from training.processors import InputFormat
 from training.sampler import SampleKey, seed_of
 
 AUTO_AUGMENTS = ("randaugment", "trivialaugment", "autoaugment_imagenet", "autoaugment_cifar10", "three_augment")
@@ -89,8 +90,8 @@ class TrainTransform:
 
     def __init__(self, arguments: AugmentationArguments, processor: ViTImageProcessor, seed: int):
         self.seed = seed
-        size = (processor.size["height"], processor.size["width"])
-        interpolation = pil_torch_interpolation_mapping[processor.resample]
+        form = InputFormat.of(processor)
+        size, interpolation = form.size, pil_torch_interpolation_mapping[form.resample]
         steps: list[torch.nn.Module] = [v2.PILToTensor(), *_crop(arguments, size, interpolation)]
         if arguments.horizontal_flip_prob:
             steps.append(v2.RandomHorizontalFlip(arguments.horizontal_flip_prob))
@@ -98,7 +99,7 @@ class TrainTransform:
         if arguments.color_jitter:
             steps.append(v2.ColorJitter(*[arguments.color_jitter] * 3))
         if arguments.random_erasing_prob:
-            mean_color = [255 * mean for mean in processor.image_mean]
+            mean_color = [255 * mean for mean in form.mean]
             steps.append(v2.RandomErasing(arguments.random_erasing_prob, value=mean_color))
         self.transform = v2.Compose(steps)
 

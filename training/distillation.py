@@ -14,6 +14,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_vit.models.losses import distillation_loss
 from training.arguments import argument, check_range
+from training.processors import InputFormat
 
 
 @dataclass
@@ -60,12 +61,11 @@ class Teacher(nn.Module):
         super().__init__()
         options = {"trust_remote_code": trust_remote_code}
         self.model = AutoModelForImageClassification.from_pretrained(name, **options).eval().requires_grad_(False)
-        processor = AutoImageProcessor.from_pretrained(name, **options)
-        mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
-        self.register_buffer("mean", 255 * mean[:, None, None], persistent=False)
-        self.register_buffer("std", 255 * std[:, None, None], persistent=False)
-        self.size = input_size(processor)
-        self.interpolation = pil_torch_interpolation_mapping[getattr(processor, "resample", None) or 2]
+        form = InputFormat.of(AutoImageProcessor.from_pretrained(name, **options))
+        self.register_buffer("mean", 255 * torch.tensor(form.mean)[:, None, None], persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(form.std)[:, None, None], persistent=False)
+        self.size = form.size
+        self.interpolation = pil_torch_interpolation_mapping[form.resample]
         order = _class_order(name, self.model.config.id2label, class_names)
         self.register_buffer("order", torch.tensor(order), persistent=False)
 
@@ -74,15 +74,6 @@ class Teacher(nn.Module):
         if pixels.shape[-2:] != self.size:
             pixels = F.resize(pixels, list(self.size), interpolation=self.interpolation, antialias=True)
         return self.model(pixel_values=(pixels - self.mean) / self.std).logits[:, self.order]
-
-
-def input_size(processor: Any) -> tuple[int, int]:
-    """(height, width) of the images that a processor hands to its model."""
-    if hasattr(processor, "data_config"):  # timm's, in transformers' wrapper
-        return tuple(processor.data_config["input_size"][-2:])
-    size = dict(processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size)
-    side = size.get("shortest_edge")
-    return (size["height"], size["width"]) if side is None else (side, side)
 
 
 def _class_order(name: str, id2label: dict[int, str], class_names: list[str]) -> list[int]:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from PIL.Image import Resampling as PILImageResampling
-from transformers import AutoConfig, AutoModelForImageClassification, ViTImageProcessor
+from PIL.Image import Resampling
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTImageProcessor,
+)
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_vit import HfViTConfig
-from training.arguments import Mapping, argument, check_range
-from training.distillation import input_size
+from training.arguments import Mapping, argument, check_range, closest
+from training.processors import InputFormat
+from training.resolution import change_image_size
 
 
 @dataclass
@@ -37,7 +46,16 @@ class ModelArguments:
     image_mean: list[float] | None = argument(None, help="Mean per channel, subtracted from pixels in [0, 1].")
     image_std: list[float] | None = argument(None, help="Standard deviation per channel that divides them.")
 
+    eval_crop_ratio: float | None = argument(
+        None, help="Evaluate on a centre crop: its part of the resized image's short side; else on the whole image."
+    )
+    train_only: str | None = argument(
+        None, help="Freeze the rest: train the classifier, or it and the attention.", choices=("head", "attention")
+    )
+    gradient_checkpointing: bool = argument(False, help="Recompute activations to save memory.")
+
     def __post_init__(self):
+        check_range("eval_crop_ratio", self.eval_crop_ratio, 0, 1, open_low=True)
         if self.model_name_or_path is not None and self.config_name is not None:
             raise ValueError("--config_name is for training from scratch, it does not go with --model_name_or_path")
         if self.image_size is not None:
@@ -58,80 +76,138 @@ class ModelArguments:
         return None if self.image_size is None else (self.image_size[0], self.image_size[-1])
 
 
-def build_model(arguments: ModelArguments, class_mapping: dict[str, dict]):
+def build_model(arguments: ModelArguments, class_mapping: dict[str, dict]) -> PreTrainedModel:
     """A model for the classes, from a checkpoint (with a new head where the classes differ) or from scratch.
 
     Raises:
-        ValueError: an unknown architecture, variant or config field.
+        ValueError: an unknown architecture, variant or config field, or weights that do not fit.
     """
-    fields = dict(arguments.config_overrides)
-    if arguments.size is not None and (arguments.model_name_or_path is None or "image_size" not in fields):
-        height, width = arguments.size
-        fields.setdefault("image_size", height if height == width else [height, width])
-    if arguments.model_name_or_path is not None:
-        return AutoModelForImageClassification.from_pretrained(
-            arguments.model_name_or_path,
-            revision=arguments.model_revision,
-            trust_remote_code=arguments.trust_remote_code,
-            ignore_mismatched_sizes=True,
-            **class_mapping,
-            **_known_fields(arguments, fields),
-        )
-    config = _new_config(arguments, {**fields, **class_mapping})
+    model = _pretrained(arguments, class_mapping) if arguments.model_name_or_path else _new(arguments, class_mapping)
+    if arguments.train_only is not None:
+        freeze(model, arguments.train_only)
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def _size_field(arguments: ModelArguments) -> dict[str, Any]:
+    if arguments.size is None:
+        return {}
+    height, width = arguments.size
+    return {"image_size": height if height == width else [height, width]}
+
+
+def _check_fields(fields: dict[str, Any], config: PreTrainedConfig) -> None:
+    unknown = [name for name in fields if not hasattr(config, name)]
+    if unknown:
+        hint = closest(unknown[0], list(config.to_dict()))
+        raise ValueError(f"--config_overrides: {config.model_type} has no field {unknown[0]!r}; {hint}")
+
+
+def _new(arguments: ModelArguments, class_mapping: dict[str, dict]) -> PreTrainedModel:
+    name, fields = arguments.config_name, {**arguments.config_overrides, **_size_field(arguments)}
+    if name is None:
+        default = AutoConfig.for_model(arguments.model_type)
+        fields = fields if hasattr(default, "image_size") else dict(arguments.config_overrides)
+        _check_fields(fields, default)
+        config = AutoConfig.for_model(arguments.model_type, **fields, **class_mapping)
+    elif Path(name).exists() or "/" in name:
+        options = {"trust_remote_code": arguments.trust_remote_code, "revision": arguments.model_revision}
+        config = AutoConfig.from_pretrained(name, **options)
+        fields = fields if hasattr(config, "image_size") else dict(arguments.config_overrides)
+        _check_fields(fields, config)
+        config = AutoConfig.from_pretrained(name, **options, **fields, **class_mapping)
+    else:
+        config = HfViTConfig.from_variant(name, **fields, **class_mapping)
     return AutoModelForImageClassification.from_config(config, trust_remote_code=arguments.trust_remote_code)
 
 
-def _known_fields(arguments: ModelArguments, fields: dict[str, Any]) -> dict[str, Any]:
-    """Convolutional networks have no `image_size`; their config must not grow one."""
-    config = AutoConfig.from_pretrained(
-        arguments.model_name_or_path,
-        revision=arguments.model_revision,
-        trust_remote_code=arguments.trust_remote_code,
+def _pretrained(arguments: ModelArguments, class_mapping: dict[str, dict]) -> PreTrainedModel:
+    name = arguments.model_name_or_path
+    options = {"trust_remote_code": arguments.trust_remote_code, "revision": arguments.model_revision}
+    fields = dict(arguments.config_overrides)
+    config = AutoConfig.from_pretrained(name, **options)
+    _check_fields(fields, config)
+    resamples_itself = config.model_type == HfViTConfig.model_type
+    if resamples_itself:
+        fields = {**fields, **_size_field(arguments)}
+    config = AutoConfig.from_pretrained(name, **options, **fields)
+    config.id2label, config.label2id = class_mapping["id2label"], class_mapping["label2id"]
+    model, info = AutoModelForImageClassification.from_pretrained(
+        name, **options, config=config, ignore_mismatched_sizes=True, output_loading_info=True
     )
-    return {name: value for name, value in fields.items() if name != "image_size" or hasattr(config, name)}
-
-
-def _new_config(arguments: ModelArguments, fields: dict[str, Any]):
-    name = arguments.config_name
-    if name is None:
-        known = AutoConfig.for_model(arguments.model_type)
-        unknown = [field for field in fields if not hasattr(known, field)]
-        if "image_size" in unknown:
-            unknown.remove("image_size")
-            fields = {key: value for key, value in fields.items() if key != "image_size"}
-        if unknown:
-            raise ValueError(f"--config_overrides: {arguments.model_type} has no field {', '.join(unknown)}")
-        return AutoConfig.for_model(arguments.model_type, **fields)
-    if Path(name).exists() or "/" in name:
-        return AutoConfig.from_pretrained(name, trust_remote_code=arguments.trust_remote_code, **fields)
-    return HfViTConfig.from_variant(name, **fields)
-
-
-def build_processor(arguments: ModelArguments, model) -> ViTImageProcessor:
-    """The processor saved beside the weights: resize, rescale, normalise, grey and RGBA images to RGB.
-
-    Mean and deviation are those given, else the checkpoint's own, else 0.5.
-    """
-    mean, std, resample, size = [0.5] * 3, [0.5] * 3, PILImageResampling.BILINEAR, arguments.size
-    if arguments.model_name_or_path is not None:
-        own = AutoImageProcessor.from_pretrained(
-            arguments.model_name_or_path,
-            revision=arguments.model_revision,
-            trust_remote_code=arguments.trust_remote_code,
+    own = {id(parameter) for parameter in head_parameters(model)}
+    head = {key for key, parameter in model.named_parameters() if id(parameter) in own}
+    misfits = [key for key, *_ in info["mismatched_keys"] if key not in head]
+    if misfits:
+        raise ValueError(
+            f"--model_name_or_path {name!r} is of another architecture: {', '.join(misfits[:5])} do not fit"
         )
-        mean, std, resample = own.image_mean, own.image_std, own.resample
-        size = size or input_size(own)
-    size = size or _pair(getattr(model.config, "image_size", 224))
-    if arguments.interpolation is not None:
-        resample = PILImageResampling[arguments.interpolation.upper()]
-    return ViTImageProcessor(
-        resample=resample,
-        size={"height": size[0], "width": size[1]},
-        image_mean=(arguments.image_mean or mean) * (3 if len(arguments.image_mean or mean) == 1 else 1),
-        image_std=(arguments.image_std or std) * (3 if len(arguments.image_std or std) == 1 else 1),
-        do_convert_rgb=True,
-    )
+    if arguments.size is not None and not resamples_itself:
+        change_image_size(model, arguments.size)
+    return model
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
+    """The parameters of the classifier: those outside the base model.
+
+    Raises:
+        ValueError: the model does not say which part of it is the classifier.
+    """
+    timm_model = getattr(model, "timm_model", None)
+    if timm_model is not None:
+        return list(timm_model.get_classifier().parameters())
+    body = {id(parameter) for parameter in model.base_model.parameters()}
+    head = [parameter for parameter in model.parameters() if id(parameter) not in body]
+    if not head:
+        raise ValueError(f"{type(model).__name__} does not say which of its parameters are the classifier's")
+    return head
+
+
+def freeze(model: PreTrainedModel, train_only: str) -> None:
+    """Leaves the classifier trainable and, for `attention`, the attention layers (arXiv 2203.09795)."""
+    model.requires_grad_(False)
+    for parameter in head_parameters(model):
+        parameter.requires_grad_(True)
+    if train_only == "attention":
+        layers = [
+            module for name, module in model.named_modules() if re.fullmatch(r"attn|attention", name.split(".")[-1])
+        ]
+        if not layers:
+            raise ValueError(f"--train_only attention: {type(model).__name__} has no attention layers")
+        for layer in layers:
+            layer.requires_grad_(True)
+
+
+def train_mode(model: nn.Module) -> None:
+    """Training mode, except for parts whose parameters are all frozen: their dropout and batch statistics rest."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def build_processor(arguments: ModelArguments, model: PreTrainedModel) -> ViTImageProcessor:
+    """The processor saved beside the weights.
+
+    What is not given is the checkpoint's own, or: the config's size, mean and deviation 0.5, bilinear, no crop.
+    """
+    size = getattr(model.config, "image_size", 224)
+    size = (size, size) if isinstance(size, int) else (size[0], size[1])
+    form = InputFormat(size, [0.5] * 3, [0.5] * 3, Resampling.BILINEAR)
+    if arguments.model_name_or_path is not None:
+        options = {"trust_remote_code": arguments.trust_remote_code, "revision": arguments.model_revision}
+        form = InputFormat.of(AutoImageProcessor.from_pretrained(arguments.model_name_or_path, **options))
+    given = {
+        "size": arguments.size,
+        "mean": _per_channel(arguments.image_mean),
+        "std": _per_channel(arguments.image_std),
+        "resample": arguments.interpolation and Resampling[arguments.interpolation.upper()],
+        "crop_ratio": arguments.eval_crop_ratio,
+    }
+    return form._replace(**{name: value for name, value in given.items() if value is not None}).processor()
+
+
+def _per_channel(values: list[float] | None) -> list[float] | None:
+    return values * 3 if values is not None and len(values) == 1 else values

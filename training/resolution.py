@@ -1,0 +1,49 @@
+"""Models for images of another size than they were trained for, from any checkpoint."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def change_image_size(model: nn.Module, size: tuple[int, int]) -> None:
+    """Lays a model's learnt positions out for images of `size` (height, width), in place.
+
+    Knows models with transformers' `interpolate_pos_encoding` (ViT, DeiT, ...), timm's `set_input_size` and those
+    that take any size. Ours resample while they load.
+
+    Raises:
+        ValueError: the model cannot take images of this size.
+    """
+    timm_model = getattr(model, "timm_model", None)
+    if hasattr(timm_model, "set_input_size"):
+        timm_model.set_input_size(img_size=size)
+        model.config.model_args = {**(model.config.model_args or {}), "img_size": list(size)}
+    for module in model.modules():
+        if hasattr(module, "interpolate_pos_encoding") and hasattr(module, "position_embeddings"):
+            _interpolate(model, module, size)
+    mode = model.training
+    try:
+        model.eval()(pixel_values=torch.zeros(1, getattr(model.config, "num_channels", 3), *size))
+    except Exception as error:  # whatever a model does with a size that it cannot take
+        raise ValueError(
+            f"--image_size {size[0]} {size[1]}: {type(model).__name__} cannot take it: {error}"
+        ) from error
+    finally:
+        model.train(mode)
+
+
+def _interpolate(model: nn.Module, embeddings: nn.Module, size: tuple[int, int]) -> None:
+    patches = embeddings.patch_embeddings
+    patch = patches.patch_size if isinstance(patches.patch_size, (tuple, list)) else (patches.patch_size,) * 2
+    grid = (size[0] // patch[0], size[1] // patch[1])
+    num_prefix = embeddings.position_embeddings.shape[1] - patches.num_patches
+    tokens = embeddings.position_embeddings.new_zeros(1, num_prefix + grid[0] * grid[1], model.config.hidden_size)
+    positions = embeddings.interpolate_pos_encoding(tokens, *size)
+    embeddings.position_embeddings = nn.Parameter(positions.clone())
+    patches.num_patches = grid[0] * grid[1]
+    for module in (embeddings, patches):
+        if hasattr(module, "image_size"):
+            module.image_size = size
+    model.config.image_size = size[0] if size[0] == size[1] else list(size)
