@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from transformers import ViTImageProcessor, pipeline
 
 from training.augment import AugmentationArguments, EvaluationTransform, TrainTransform, normalize
-from training.data import DataArguments, ImageView, decode, load_labelled_images
+from training.data import DataArguments, ImageView, load_labelled_images
+from training.decoding import decode
 from training.sampler import EpochBatchSampler
 
 NAMES = ["ant", "bee", "cow"]
@@ -205,3 +206,17 @@ def test_evaluation_sees_what_the_pipeline_sees(tmp_path, mode):
     classifier = pipeline("image-classification", model=model, image_processor=processor)
     scores = {row["label"]: row["score"] for row in classifier(image, top_k=3)}
     assert [scores[model.config.id2label[i]] for i in range(3)] == pytest.approx(expected.tolist(), abs=1e-7)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_corrupt_images_can_be_left_out(tmp_path, num_workers):
+    source = save(tmp_path / "source", {"train": table([0, 1, 2] * 4), "test": table([0, 1, 2])}, "imagefolder")
+    for name in ("train/bee/004.png", "train/cow/002.png", "test/ant/000.png"):
+        (source / name).write_bytes((source / name).read_bytes()[:100])
+    data = load(source, train_val_split=0, on_bad_sample="skip", dataloader_num_workers=num_workers)
+    described = data.describe()
+    assert described["bad_samples"] == {"train": 2, "test": 1}
+    assert [described["splits"][name]["class_counts"] for name in ("train", "test")] == [[4, 3, 3], [0, 1, 1]]
+    for split in data.splits.values():
+        for index, row in enumerate(split):
+            decode(row["image"], index)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -15,11 +14,14 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 from PIL import Image as PILImage
 from sklearn.model_selection import train_test_split
-from transformers.image_utils import load_image
 
 from training.arguments import argument
+from training.bad_samples import find_bad_samples
+from training.decoding import decode, encoded
 from training.sampler import SampleKey
 from training.sources import SourceArguments, limit_samples, load_folder, load_source, named_splits, revision_of
+
+logger = logging.getLogger("training")
 
 _FINGERPRINT_IMAGES = 256
 
@@ -33,6 +35,11 @@ class DataArguments(SourceArguments):
     validation_dir: str | None = argument(None, help="Local folder with the validation images.")
     image_column_name: str | None = argument(None, help="Column of images; found by its type when not given.")
     label_column_name: str | None = argument(None, help="Column of labels; found by its type when not given.")
+    on_bad_sample: str = argument(
+        "error",
+        help="At an image that cannot be decoded stop, or look at all images first and leave such ones out.",
+        choices=("error", "skip"),
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -65,7 +72,10 @@ BUILT_IN = {"sklearn_digits": load_sklearn_digits}
 
 @dataclass
 class LabelledImages:
-    """The splits of a data set with two columns, `image` (undecoded) and `label` (class index)."""
+    """The splits of a data set with two columns, `image` (undecoded) and `label` (class index).
+
+    `bad_samples` counts the images left out of each of the source's splits.
+    """
 
     name: str
     revision: str | None
@@ -74,6 +84,7 @@ class LabelledImages:
     label_column: str
     class_names: list[str]
     splits: dict[str, Dataset]
+    bad_samples: dict[str, int] = field(default_factory=dict)
 
     def labels(self, split: str) -> np.ndarray:
         """Class indices, (num_examples,)."""
@@ -91,6 +102,7 @@ class LabelledImages:
         }
         columns = {"image_column": self.image_column, "label_column": self.label_column}
         origin = {"name": self.name, "revision": self.revision, "license": self.license}
+        origin["bad_samples"] = self.bad_samples
         return {**origin, **columns, "class_names": self.class_names, "splits": splits}
 
 
@@ -98,7 +110,7 @@ def fingerprint(dataset: Dataset, labels: np.ndarray) -> str:
     """A digest of the content, the same on every machine: all labels and up to 256 evenly spaced encoded images."""
     digest = hashlib.sha256(labels.tobytes())
     for index in np.unique(np.linspace(0, len(dataset) - 1, _FINGERPRINT_IMAGES).astype(int)):
-        digest.update(_encoded(dataset[int(index)]["image"]))
+        digest.update(encoded(dataset[int(index)]["image"]))
     return digest.hexdigest()[:16]
 
 
@@ -123,6 +135,8 @@ def load_labelled_images(arguments: DataArguments, seed: int) -> LabelledImages:
     images = LabelledImages(
         **origin, image_column=image_column, label_column=label_column, class_names=class_names, splits=splits
     )
+    if arguments.on_bad_sample == "skip":
+        _leave_out_bad_samples(images, arguments.dataloader_num_workers)
     present = np.unique(images.labels("train"))
     if len(present) < 2:
         raise ValueError(
@@ -210,6 +224,19 @@ def _with_class_indices(
     return images.add_column("label", np.asarray(indices, dtype=np.int64))
 
 
+def _leave_out_bad_samples(images: LabelledImages, num_workers: int) -> None:
+    for name, split in images.splits.items():
+        bad = find_bad_samples(split, num_workers)
+        images.bad_samples[name] = len(bad)
+        if len(bad) == len(split):
+            raise ValueError(f"no image of the {name} split can be decoded")
+        if bad:
+            logger.info(
+                "left %d images of the %s split out that cannot be decoded: samples %s", len(bad), name, bad[:20]
+            )
+            images.splits[name] = split.select(np.setdiff1d(np.arange(len(split)), bad))
+
+
 def _make_validation(images: LabelledImages, arguments: DataArguments, seed: int) -> None:
     """Splits validation off the training split where there is none, and applies the sample limits."""
     splits = images.splits
@@ -226,24 +253,6 @@ def _make_validation(images: LabelledImages, arguments: DataArguments, seed: int
     if "validation" not in splits and "test" not in splits:
         raise ValueError("--train_val_split 0 leaves nothing to evaluate: the data has no validation or test split")
     limit_samples(splits, arguments, seed)
-
-
-def _encoded(image: dict[str, Any]) -> bytes:
-    return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
-
-
-def decode(image: dict[str, Any], index: int) -> PILImage.Image:
-    """The RGB image of an undecoded `datasets` cell, opened as the image-classification pipeline opens it.
-
-    Raises:
-        ValueError: the bytes are no image; names the file, where there is one, and the sample's index.
-    """
-    try:
-        with PILImage.open(io.BytesIO(_encoded(image))) as opened:
-            return load_image(opened)
-    except Exception as error:  # Pillow's decoders raise many types on broken files
-        place = f" ({image['path']})" if image.get("path") else ""
-        raise ValueError(f"cannot decode the image of sample {index}{place}: {error}") from error
 
 
 class ImageView(torch.utils.data.Dataset):

@@ -37,8 +37,10 @@ from training.checkpoint import (
 from training.ema import ema_model
 from training.interruption import Interruption
 from training.meter import Meter
+from training.models import train_mode
 from training.optim import build_optimizer, build_scheduler
 from training.records import RunRecord
+from training.tracking import start_trackers
 
 logger = logging.getLogger("training")
 
@@ -67,7 +69,8 @@ class TrainingLoop:
         self.sampler = train_loader.batch_sampler
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.num_steps = options.max_train_steps or options.num_train_epochs * self.steps_per_epoch
-        optimizer = build_optimizer(task.model, options)
+        global_batch_size = self.sampler.batch_size * self.sampler.batches_per_step
+        optimizer = build_optimizer(task.model, options, global_batch_size)
         # Not prepared: Accelerate would step it once for each process.
         self.scheduler = build_scheduler(optimizer, options, self.num_steps)
         self.evaluation_loaders = {
@@ -105,6 +108,30 @@ class TrainingLoop:
         facts = {"model": described["model"], "data": data, "batch": batch}
         return Checkpointer(self.accelerator, self.output_dir, limit, facts)
 
+    def plan(self) -> str:
+        """What a run would do: model, parameters, data, steps and schedule."""
+        model, data = self.record.content["model"], self.record.content["data"]
+        options, hardware = self.arguments.optimization, self.record.content["hardware"]
+        trainable, total = model["num_trainable_parameters"], model["num_parameters"]
+        splits = ", ".join(f"{name} {split['num_examples']:,}" for name, split in data["splits"].items())
+        rates = [self.rate_at(step) for step in (0, self.num_steps // 4, self.num_steps // 2, self.num_steps - 1)]
+        rows = {
+            "model": f"{model['class']}, {total:,} parameters, {trainable:,} of them trained",
+            "data": f"{data['name']}: {splits} {self.task.sample_unit}, {len(data['class_names'])} classes",
+            "steps": f"{self.num_steps:,} of {self.sampler.batch_size * self.sampler.batches_per_step} "
+            f"{self.task.sample_unit}, {self.steps_per_epoch:,} in an epoch",
+            "schedule": f"{options.lr_scheduler_type.value}, learning rate "
+            f"{', '.join(f'{rate:.3g}' for rate in rates)} at the start, after a quarter, half and at the end",
+            "hardware": f"{hardware['num_processes']} x {hardware['device_name']}, "
+            f"{hardware['mixed_precision']} mixed precision",
+            "output": str(self.output_dir),
+        }
+        return "\n".join(f"{name:>9}: {text}" for name, text in rows.items())
+
+    def rate_at(self, step: int) -> float:
+        """The highest layer's learning rate at a step."""
+        return self.scheduler.base_lrs[-1] * self.scheduler.lr_lambdas[-1](step)
+
     def train(self) -> None:
         """From the first step, or the resumed one, to a folder that holds the trained model and its records.
 
@@ -117,6 +144,8 @@ class TrainingLoop:
             self.checkpointer.load(self.resume_path)
             self._log(f"resuming from {self.resume_path}: step {self.state.step:,} of {self.num_steps:,}")
         self._write_record("running")
+        if self.arguments.tracking.with_tracking:
+            start_trackers(self.accelerator, self.arguments.tracking, self.arguments.to_dict())
         self._progress = tqdm(
             total=self.num_steps,
             initial=self.state.step,
@@ -148,7 +177,7 @@ class TrainingLoop:
         self.sampler.set_epoch(state.epoch)
         self.train_loader.set_epoch(state.epoch)
         loader = skip_first_batches(self.train_loader, state.batch) if state.batch else self.train_loader
-        self.model.train()
+        train_mode(self.model)
         self._meter = Meter(self.sampler.batch_size * self.accelerator.num_processes)
         for batch in self._meter.timed(loader):
             self._train_batch(batch)
@@ -199,6 +228,9 @@ class TrainingLoop:
         state.step += 1
         self._progress.update()
         self._progress.set_postfix_str(f"loss {state.loss_sum / state.batch:.3f}, {self._speed()}", refresh=False)
+        if state.step % self.arguments.tracking.logging_steps == 0:
+            values = {"train_loss": state.loss_sum / state.batch, "learning_rate": self.scheduler.get_last_lr()[-1]}
+            self.accelerator.log(values, step=state.step)
         signal = self._interruption.signal()
         within_epoch = state.batch < len(self.train_loader)
         if within_epoch and (signal or self.arguments.checkpoint.due(state.step)):
@@ -232,7 +264,7 @@ class TrainingLoop:
         row = {
             "epoch": state.epoch + 1,
             "step": state.step,
-            "learning_rate": self.scheduler.get_last_lr()[0],
+            "learning_rate": self.scheduler.get_last_lr()[-1],
             "train_loss": loss_sum / batches,
             "metrics": metrics,
             "duration_s": meter.elapsed,
@@ -248,6 +280,7 @@ class TrainingLoop:
             state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
         self._save()
         self._write_record("running")
+        self.accelerator.log({f"{split}_{name}": value for name, value in metrics.items()}, step=state.step)
         self._log(
             f"epoch {row['epoch']:>3}: train loss {row['train_loss']:.4f}, {split} loss {metrics['loss']:.4f}, "
             f"{self.task.best_metric} {metric:.2%}, {self._speed()}"
@@ -294,6 +327,7 @@ class TrainingLoop:
             write_card(staging)
             move_files(staging, self.output_dir)
         self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
         self._log(
             f"{split} {self.task.best_metric} {metrics[self.task.best_metric]:.2%} on {num_examples} "
             f"{self.task.sample_unit} after {durations['training']:.0f} s of training\n"

@@ -13,12 +13,15 @@ from training.arguments import Arguments, parse_arguments
 from training.checkpoint import prepare_output_dir
 from training.loop import TrainingLoop
 from training.tasks import argument_groups, build_task
+from training.tracking import tracker_options
 
 
 def build_accelerator(arguments: Arguments) -> Accelerator:
     options = arguments.optimization
     return Accelerator(
         mixed_precision=options.mixed_precision,
+        **tracker_options(arguments.tracking, arguments.run.output_dir),
+        dynamo_backend="inductor" if options.torch_compile else None,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=options.gradient_accumulation_steps),
     )
 
@@ -36,7 +39,11 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = build_accelerator(arguments)
     with accelerator.main_process_first():
         task = build_task(arguments)
-    TrainingLoop(accelerator, task, arguments).train()
+    loop = TrainingLoop(accelerator, task, arguments)
+    if arguments.run.dry_run:
+        accelerator.print(loop.plan())
+    else:
+        loop.train()
 
 
 if __name__ == "__main__":

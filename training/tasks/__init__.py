@@ -7,6 +7,7 @@ from training.checkpoint import CheckpointArguments
 from training.ema import EmaArguments
 from training.optim import OptimizationArguments
 from training.tasks.image_classification import ImageClassification
+from training.tracking import TrackingArguments
 
 TASKS = {task.name: task for task in (ImageClassification,)}
 
@@ -25,6 +26,7 @@ def argument_groups(task: str) -> list[type]:
         OptimizationArguments,
         EmaArguments,
         CheckpointArguments,
+        TrackingArguments,
     ]
 
 

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 
 from training.arguments import Arguments
 from training.augment import AugmentationArguments, BatchMix, EvaluationTransform, TrainTransform, normalize
-from training.data import DataArguments, ImageView, class_mapping, decode, load_labelled_images
+from training.data import DataArguments, ImageView, class_mapping, load_labelled_images
+from training.decoding import decode
 from training.distillation import DistillationArguments, TeacherEnsemble, distilled_loss
 from training.interruption import leave_process_group
 from training.losses import ClassificationLoss, LossArguments
