@@ -116,12 +116,12 @@ def pooling_weights(model, last_hidden_state: torch.Tensor) -> torch.Tensor:
     body = model.base_model
     num_prefix = body.config.num_prefix_tokens
     patches = last_hidden_state[:, num_prefix:]
-    poolings = body.config.poolings
     if body.pooler is None:
-        poolings = ("cls",) if body.config.use_class_token else ("mean",)
+        poolings = [("cls" if body.config.use_class_token else "mean", None)]
+    else:
+        poolings = list(zip(body.config.poolings, body.pooler.poolings.values()))
     weights = last_hidden_state.new_zeros(last_hidden_state.shape[:2], dtype=torch.float32)  # (B, T)
-    for name in poolings:
-        module = body.pooler.poolings[f"{name}_pooling"] if body.pooler else None
+    for name, module in poolings:
         class_share, patch_weights = _WEIGHTS[name](module, patches)
         weights[:, num_prefix:] += (1 - class_share) * patch_weights
         if class_share:

@@ -128,7 +128,7 @@ def test_weighted_pooling_is_the_weighted_sum(tiny_model, images):
 def test_attention_pooling_has_the_weights_of_torch(tiny_model, images):
     model = tiny_model(HfViTModel, pooling="attention", use_class_token=False)
     weights, tokens = weights_and_tokens(model, images)
-    pooling = model.pooler.poolings["attention_pooling"]
+    (pooling,) = model.pooler.poolings.values()
     peer = nn.MultiheadAttention(32, 4, batch_first=True)
     peer.in_proj_weight.data = torch.cat((pooling.q_proj.weight, pooling.kv_proj.weight))
     peer.in_proj_bias.data = torch.cat((pooling.q_proj.bias, pooling.kv_proj.bias))
