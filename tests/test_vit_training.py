@@ -6,6 +6,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from accelerate import infer_auto_device_map
 from transformers import Trainer, TrainingArguments
 
 from hf_vit import HfViTForImageClassification, HfViTModel
@@ -43,7 +44,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(model, images, use_reen
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     model.enable_input_require_grads()
     calls = []
-    model.vit.layers[0].norm1.register_forward_hook(lambda *args: calls.append(1))
+    model.vit.layers[0].attention_norm.register_forward_hook(lambda *args: calls.append(1))
     got = gradients(model, pixel_values, labels)
     assert len(calls) == 2  # once more in the backward pass
     torch.testing.assert_close(got, expected)
@@ -175,6 +176,17 @@ def test_layers_may_lie_elsewhere(model, images, tmp_path, place):
     assert (placed.vit.layers[1].mlp.fc1.weight.device.type == "meta") == (place == "disk")
     with torch.no_grad():
         torch.testing.assert_close(placed(images(model)).logits, model(images(model)).logits, atol=0, rtol=0)
+
+
+def test_no_residual_branch_is_split_between_devices(model):
+    """Wherever memory ends, as `device_map="auto"` sees it."""
+    total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    whole = ["vit.embeddings", "vit.pooler", *(f"vit.layers.{i}" for i in range(len(model.vit.layers)))]
+    for share in (0.6, 0.7, 0.8, 0.9):
+        memory = {"cpu": int(share * total), "disk": 10 * total}
+        device_map = infer_auto_device_map(model, memory, no_split_module_classes=model._no_split_modules)
+        assert set(device_map.values()) == {"cpu", "disk"}
+        assert not [name for name in device_map if name.startswith(tuple(f"{module}." for module in whole))]
 
 
 # --- adapters --------------------------------------------------------------------------------------------------------
