@@ -1,11 +1,11 @@
 """Weights of transformers' encoder-decoders, brought into ours."""
 
 import copy
-import re
 
 import torch
 from torch import nn
 
+from .conversion import check_class, load_weights, renamed, with_fused_projections
 from .models.configuration_hf_transformer import HfTransformerConfig
 from .models.modeling_hf_transformer import HfTransformerForConditionalGeneration
 
@@ -48,7 +48,7 @@ def from_marian(model: nn.Module) -> HfTransformerForConditionalGeneration:
     Raises:
         ValueError: if the model is of another class.
     """
-    _check_class(model, "MarianMTModel")
+    check_class(model, "MarianMTModel")
     target = model.model.decoder.embed_tokens.weight
     config = HfTransformerConfig(
         **{name: getattr(model.config, name) for name in _MARIAN_FIELDS},
@@ -59,7 +59,7 @@ def from_marian(model: nn.Module) -> HfTransformerForConditionalGeneration:
         share_encoder_decoder_embeddings=torch.equal(model.model.encoder.embed_tokens.weight, target),
         tie_word_embeddings=torch.equal(model.lm_head.weight, target),
     )
-    weights = _renamed(model, _MARIAN_NAMES)
+    weights = renamed(model.state_dict(), _MARIAN_NAMES)
     weights["lm_head.bias"] = weights.pop("final_logits_bias")[0]
     for name in [name for name in weights if name == "model.shared.weight" or "embed_positions" in name]:
         del weights[name]
@@ -74,7 +74,7 @@ def from_t5(model: nn.Module) -> HfTransformerForConditionalGeneration:
         ValueError: if the model is of another class, its heads do not add up to its width, or its activation is one
             that ours lacks.
     """
-    _check_class(model, "T5ForConditionalGeneration")
+    check_class(model, "T5ForConditionalGeneration")
     peer = model.config
     if peer.d_kv * peer.num_heads != peer.d_model:
         raise ValueError(f"d_kv * num_heads must equal d_model ({peer.d_model}), got {peer.d_kv} * {peer.num_heads}")
@@ -103,7 +103,7 @@ def from_t5(model: nn.Module) -> HfTransformerForConditionalGeneration:
         **{name: getattr(peer, name) for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id")},
         bos_token_id=None,
     )
-    weights = _renamed(model, _T5_NAMES)
+    weights = renamed(model.state_dict(), _T5_NAMES)
     del weights["shared.weight"]
     for name in [name for name in weights if name.endswith("attention.q_proj.weight")]:
         weights[name] = weights[name] * peer.d_kv**0.5
@@ -115,30 +115,11 @@ def from_t5(model: nn.Module) -> HfTransformerForConditionalGeneration:
     return _with_weights(config, weights, model)
 
 
-def _check_class(model: nn.Module, name: str):
-    if type(model).__name__ != name:
-        raise ValueError(f"model must be a {name}, got {type(model).__name__}")
-
-
-def _renamed(model: nn.Module, renamings: tuple) -> dict[str, torch.Tensor]:
-    weights = {}
-    for name, value in model.state_dict().items():
-        for pattern, replacement in renamings:
-            name = re.sub(pattern, replacement, name)
-        weights[name] = value
-    return weights
-
-
 def _with_weights(
     config: HfTransformerConfig, weights: dict[str, torch.Tensor], peer: nn.Module
 ) -> HfTransformerForConditionalGeneration:
-    for name in [name for name in weights if ".q_proj." in name]:
-        is_cross = ".cross_attention." in name
-        fused = ("k_proj", "v_proj") if is_cross else ("q_proj", "k_proj", "v_proj")
-        parts = [weights.pop(name.replace("q_proj", part)) for part in fused]
-        weights[name.replace("q_proj", "kv_proj" if is_cross else "qkv_proj")] = torch.cat(parts)
     model = HfTransformerForConditionalGeneration(config).eval()
-    model.load_state_dict(weights)
+    load_weights(model, with_fused_projections(weights))
     model.generation_config = copy.deepcopy(peer.generation_config)
     return model
 

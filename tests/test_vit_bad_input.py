@@ -4,7 +4,6 @@ import re
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import (
     AutoModelForImageClassification,
     ResNetConfig,
@@ -79,7 +78,7 @@ def test_configurations(tiny_config, options, message):
 )
 def test_configurations_of_wrong_types(tiny_config, options):
     (name,) = options
-    with pytest.raises(StrictDataclassFieldValidationError, match=f"'{name}'"):
+    with pytest.raises(ValueError, match=re.escape(f"{name} must be of type ")):
         tiny_config(**options)
 
 

@@ -81,7 +81,7 @@ def test_poolings_by_hand(tiny_config, pooling):
 
 def test_weighted_pooling_is_a_softmax_of_scores(tiny_config):
     module = pooler(tiny_config, "weighted")
-    score = module.poolings["weighted_pooling"].score
+    score = module.poolings["weighted"].score
     score.weight.data = torch.tensor([[math.log(2) / 2, 0.0, 0.0, 0.0]])  # scores 0, log 4, log 2: weights 1, 4, 2
     score.bias.data.fill_(5)
     expected = (PATCHES[:, 0] + 4 * PATCHES[:, 1] + 2 * PATCHES[:, 2]) / 7
@@ -90,7 +90,7 @@ def test_weighted_pooling_is_a_softmax_of_scores(tiny_config):
 
 def test_attention_pooling_is_torchs_attention_and_an_mlp(tiny_config, randomise):
     module = pooler(tiny_config, "attention")
-    part = randomise(module.poolings["attention_pooling"])
+    part = randomise(module.poolings["attention"])
     attention = nn.MultiheadAttention(4, 2, batch_first=True)
     attention.in_proj_weight.data = torch.cat((part.q_proj.weight, part.kv_proj.weight))
     attention.in_proj_bias.data = torch.cat((part.q_proj.bias, part.kv_proj.bias))
@@ -149,8 +149,8 @@ def test_layer_scale_scales_each_channel_of_both_branches(tiny_model, images):
     layer = model.layers[0]
     with torch.no_grad():
         tokens = torch.randn(2, 17, 32)
-        attended = tokens + layer.attention(layer.norm1(tokens))[0] * layer.layer_scale1.scale
-        expected = attended + layer.mlp(layer.norm2(attended)) * layer.layer_scale2.scale
+        attended = tokens + layer.attention(layer.attention_norm(tokens))[0] * layer.layer_scale1.scale
+        expected = attended + layer.mlp(layer.mlp_norm(attended)) * layer.layer_scale2.scale
         torch.testing.assert_close(layer(tokens), expected)
         layer.layer_scale1.scale.zero_()
         layer.layer_scale2.scale.zero_()

@@ -5,7 +5,7 @@ from torch import nn
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .linear import Linear
+from .linear import Linear, is_plain_eager
 
 # Attention weights that one step of `_ChunkedAttention` holds at a time: 1M bf16 numbers stay in a core's cache.
 _CHUNK_WEIGHTS = 1 << 20
@@ -29,6 +29,8 @@ def eager_attention_forward(
     Args:
         query: shape (batch, heads, queries, head size); `key` and `value` likewise with the number of keys.
         attention_mask: additive (float) or boolean (True: attend), broadcast to (batch, heads, queries, keys).
+        scaling: factor of the scores before anything is added.
+        dropout: rate for the weights, in [0, 1), applied if `module` is in training.
         position_bias: added to the scores, broadcast likewise.
 
     Returns:
@@ -92,7 +94,7 @@ def _products_are_faster(query: torch.Tensor, key: torch.Tensor) -> bool:
         query.device.type == "cpu"
         and query.dtype == torch.bfloat16
         and key.shape[2] <= _MAX_KEYS_FOR_PRODUCTS
-        and not torch.compiler.is_compiling()
+        and is_plain_eager(query, key)
     )
 
 
@@ -152,6 +154,9 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     Args:
         states: shape (batch, heads, tokens, head size).
         cos, sin: shape (tokens, head size), or (batch, 1, tokens, head size) if the samples' positions differ.
+
+    Returns:
+        The turned states, of the same shape and type.
     """
     first, second = states.chunk(2, dim=-1)
     return states * cos.to(states.dtype) + torch.cat((-second, first), dim=-1) * sin.to(states.dtype)

@@ -1,10 +1,9 @@
 """Configuration of the encoder-decoder Transformer."""
 
-from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
-from .layers import GATED_ACTIVATIONS
+from .strict_config import GATED_ACTIVATIONS, strict_config
 
 POSITION_EMBEDDINGS = ("sinusoidal", "learned", "relative", "relative_xl", "rope")
 NORM_POSITIONS = ("post", "pre")
@@ -22,7 +21,7 @@ CUSTOM_PIPELINES = {
 }
 
 
-@strict
+@strict_config
 class HfTransformerConfig(PreTrainedConfig):
     r"""
     Configuration of [`HfTransformerModel`], [`HfTransformerForConditionalGeneration`] and

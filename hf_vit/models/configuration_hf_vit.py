@@ -1,19 +1,20 @@
 """Configuration of the Vision Transformer."""
 
+import difflib
 import re
 
-from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from .layers import GATED_ACTIVATIONS
+from .strict_config import GATED_ACTIVATIONS, strict_config
 
 POOLINGS = ("cls", "mean", "max", "cls_mean", "weighted", "attention", "none")
 POSITION_EMBEDDINGS = ("learned", "learned_2d", "sincos_1d", "sincos_2d", "relative_bias", "rope_2d", "none")
 PATCH_EMBEDDINGS = ("conv", "hybrid")
 DISTILLATION_TYPES = ("soft", "hard")
 
+_CLOSED_FORM_POSITIONS = ("sincos_1d", "sincos_2d", "rope_2d")
 # Where the papers give the prefix tokens a position: ViT and DeiT (learned), BEiT (relative bias). MAE's table of rows
 # and columns and the rotary models (EVA-02, DINOv3) leave them without one.
 _POSITION_ON_PREFIX_BY_DEFAULT = ("learned", "learned_2d", "sincos_1d", "relative_bias")
@@ -57,7 +58,11 @@ def variant_names() -> list[str]:
     return names
 
 
-@strict
+def _field_names(config_class: type) -> set[str]:
+    return {*config_class.__dataclass_fields__, "num_labels", "out_features", "out_indices", "attn_implementation"}
+
+
+@strict_config
 class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
     Configuration of [`HfViTModel`], [`HfViTForImageClassification`] and [`HfViTBackbone`]. Fields that transformers'
@@ -74,12 +79,12 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         attention_probs_dropout_prob (`float`): dropout of the attention weights, in [0, 1).
         drop_path_rate (`float`): rate of stochastic depth (1603.09382) in the last layer, in [0, 1); it rises linearly
             from 0 in the first.
-        layer_scale_init_value (`float`, *optional*): initial value of the learnt scale of each residual branch
-            (LayerScale, 2103.17239). `None`: no scale.
+        layer_scale_init_value (`float`, *optional*): initial value, above 0, of the learnt scale of each residual
+            branch (LayerScale, 2103.17239). `None`: no scale.
         initializer_range (`float`): standard deviation of the initial weights, after truncation at two deviations.
         layer_norm_eps (`float`): epsilon of the layer norms.
         image_size (`int` or pair): (height, width) in pixels for which the positions are laid out. Images of other
-            sizes are taken too, see [`HfViTModel`].
+            sizes are taken too, see [`HfViTModel`]. Given anew while loading, the positions follow.
         patch_size (`int` or pair): (height, width) of a patch in pixels.
         num_channels (`int`): channels of the images.
         qkv_bias (`bool`): biases for queries, keys and values.
@@ -94,7 +99,7 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             has its own rows for them; `sincos_1d` counts them as the first tokens of the sequence; `sincos_2d` and
             `rope_2d` lay them out on a row above the image; `relative_bias` gives each direction between prefix and
             patches its own entry. `None`: as in each scheme's paper (yes for `learned`, `learned_2d`, `sincos_1d` and
-            `relative_bias`).
+            `relative_bias`). Without prefix tokens it means nothing.
         use_class_token (`bool`): put a learnt class token first.
         use_distillation_token (`bool`): put a learnt distillation token (DeiT, 2012.12877) after the class token; the
             classifier then has two heads.
@@ -104,13 +109,15 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             2104.05704), `"attention"` (learnt query, multi-head attention and MLP: MAP, 2106.04560) or `"none"`.
             Several names are concatenated. No pooling over patches sees the prefix tokens.
         pooling_norm (`str`, *optional*): final layer norm `"before"` or `"after"` pooling. `None`: after for mean and
-            max alone (timm's `fc_norm`), before for the rest.
+            max alone (timm's `fc_norm`), before for the rest. A `pooling` given while loading leaves it where it was.
         cls_mean_weight (`float`): share of the class token in `cls_mean`, in [0, 1].
         learn_cls_mean_weight (`bool`): learn that share, starting from `cls_mean_weight` (then in (0, 1)).
         distillation_type (`str`): `"soft"` (KL divergence) or `"hard"` (the teacher's decision).
         distillation_alpha (`float`): share of the distillation loss, in [0, 1].
         distillation_temperature (`float`): temperature of soft distillation, above 0.
         apply_layernorm (`bool`): whether [`HfViTBackbone`] applies the final norm to its feature maps.
+        position_grid_size (pair, *optional*): (rows, columns) on which the coordinates of `sincos_1d`, `sincos_2d` and
+            `rope_2d` count whole steps. `None`: the grid of `image_size`. Loading with another `image_size` keeps it.
 
     Raises:
         ValueError: if a value is outside its range or does not fit the others.
@@ -127,8 +134,8 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     attention_probs_dropout_prob: float | int = 0.0
     drop_path_rate: float | int = 0.0
     layer_scale_init_value: float | int | None = None
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-6
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-6
     image_size: int | list[int] | tuple[int, ...] = 224
     patch_size: int | list[int] | tuple[int, ...] = 16
     num_channels: int = 3
@@ -140,7 +147,7 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     use_class_token: bool = True
     use_distillation_token: bool = False
     num_register_tokens: int = 0
-    pooling: str | list[str] = "cls"
+    pooling: str | list[str] | tuple[str, ...] = "cls"
     pooling_norm: str | None = None
     cls_mean_weight: float | int = 0.5
     learn_cls_mean_weight: bool = False
@@ -148,6 +155,7 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     distillation_alpha: float | int = 0.5
     distillation_temperature: float | int = 3.0
     apply_layernorm: bool = True
+    position_grid_size: list[int] | tuple[int, ...] | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -173,8 +181,11 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             overrides: fields that take another value.
 
         Raises:
-            ValueError: if there is no such variant; the message lists those that exist.
+            ValueError: if there is no such variant, the message lists those that exist; or no such field.
         """
+        for unknown in sorted(set(overrides) - _field_names(cls)):
+            nearest = difflib.get_close_matches(unknown, _field_names(cls), n=1)
+            raise ValueError(f"{unknown} is no field of {cls.__name__}" + "".join(f", nearest: {n}" for n in nearest))
         match = _VARIANT_PATTERN.fullmatch(name)
         family, size, distilled, patch_size, image_size = match.groups() if match else (None,) * 5
         known = int(patch_size) in _VARIANTS[family].get(size, ()) if match else False
@@ -198,6 +209,11 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(f"model_type of the checkpoint must be {cls.model_type!r}, got {model_type!r}")
+        saved = cls(**config_dict)
+        if "pooling" in kwargs:
+            kwargs.setdefault("pooling_norm", "after" if saved.norm_after_pooling else "before")
+        if "image_size" in kwargs and saved.position_embedding in _CLOSED_FORM_POSITIONS:
+            kwargs.setdefault("position_grid_size", list(saved.position_grid))
         return super().from_dict(config_dict, **kwargs)
 
     @property
@@ -231,6 +247,11 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     def grid_size(self) -> tuple[int, int]:
         """(rows, columns) of patches in an image of `image_size`."""
         return self.image_shape[0] // self.patch_shape[0], self.image_shape[1] // self.patch_shape[1]
+
+    @property
+    def position_grid(self) -> tuple[int, int]:
+        """`position_grid_size`, or its default."""
+        return self.grid_size if self.position_grid_size is None else tuple(self.position_grid_size)
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -280,9 +301,10 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.learn_cls_mean_weight and self.cls_mean_weight in (0, 1):
             raise ValueError(f"cls_mean_weight must be in (0, 1) to be learnt, got {self.cls_mean_weight}")
-        for name in ("distillation_temperature", "initializer_range", "layer_norm_eps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("distillation_temperature", "initializer_range", "layer_norm_eps", "layer_scale_init_value"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
 
     def _check_sizes(self):
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
@@ -295,9 +317,9 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"hidden_size must be a multiple of num_attention_heads ({self.num_attention_heads}), "
                 f"got {self.hidden_size}"
             )
-        for name in ("image_size", "patch_size"):
+        for name in ("image_size", "patch_size", "position_grid_size"):
             value = getattr(self, name)
-            if len(_pair(value)) != 2 or min(_pair(value)) < 1:
+            if value is not None and (len(_pair(value)) != 2 or min(_pair(value)) < 1):
                 raise ValueError(f"{name} must be a positive integer or a pair (height, width) of them, got {value}")
         if any(size % patch for size, patch in zip(self.image_shape, self.patch_shape)):
             raise ValueError(f"image_size must be a multiple of patch_size ({self.patch_size}), got {self.image_size}")

@@ -5,6 +5,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from .linear import Linear
+from .strict_config import GATED_ACTIVATIONS
 
 
 class DropPath(nn.Module):
@@ -52,10 +53,6 @@ class LayerScale(nn.Module):
         return branch * self.scale
 
 
-# Activations that gate one half of the hidden layer by the other (2002.05202), and the function on the gate.
-GATED_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh"}
-
-
 class MLP(nn.Module):
     """Two linear layers with an activation between: (..., hidden_size) -> (..., hidden_size).
 
@@ -87,4 +84,4 @@ class MLP(nn.Module):
         return self.fc2(self.dropout(hidden_states))
 
 
-__all__ = ["GATED_ACTIVATIONS", "MLP", "DropPath", "LayerScale", "drop_path_rates"]
+__all__ = ["MLP", "DropPath", "LayerScale", "drop_path_rates"]

@@ -12,39 +12,51 @@ def _multiply(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
 
 
 class _OneDNNLinear(torch.autograd.Function):
+    """states @ weight.T + bias and its gradients by oneDNN; gradients that are differentiated again, by torch."""
+
     @staticmethod
     def forward(ctx, states, weight, bias):
         ctx.save_for_backward(states, weight)
         return _multiply(states, weight, bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output):
         states, weight = ctx.saved_tensors
+        multiply = nn.functional.linear if torch.is_grad_enabled() else _multiply
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad
         rows = grad_output.reshape(-1, grad_output.shape[-1])
-        grad_states = _multiply(grad_output, weight.t()) if needs_states else None
-        grad_weight = _multiply(rows.t(), states.reshape(-1, states.shape[-1]).t()) if needs_weight else None
+        grad_states = multiply(grad_output, weight.t()) if needs_states else None
+        grad_weight = multiply(rows.t(), states.reshape(-1, states.shape[-1]).t()) if needs_weight else None
         return grad_states, grad_weight, rows.sum(0) if needs_bias else None
+
+
+def is_plain_eager(*tensors: torch.Tensor) -> bool:
+    """Whether these are ordinary tensors, computed at once: nothing traces, compiles, transforms, fakes or counts the
+    operators, which should then be torch's own."""
+    return (
+        all(type(tensor) in (torch.Tensor, nn.Parameter) for tensor in tensors)
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.maybe_current_level() is None
+        and torch.autograd.forward_ad._current_level < 0
+    )
 
 
 def _onednn_serves(states: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         _onednn_linear is not None
+        and is_plain_eager(states, weight)
         and states.device.type == weight.device.type == "cpu"
         and states.dtype == weight.dtype == torch.float32
         and states.numel() > 0
         and not torch.is_autocast_enabled("cpu")
-        # What traces, counts or fakes operators should see the ordinary one.
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and torch._C._len_torch_dispatch_stack() == 0
     )
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear`, its fp32 products on a CPU done by oneDNN, which fuses the bias and, where MKL does not know
-    the processor, is twice as fast. Elsewhere and in other types it is `torch.nn.Linear`.
+    """`torch.nn.Linear`, its fp32 products on a CPU done by oneDNN, which fuses the bias and, on processors that are
+    not Intel's, is about twice as fast as MKL, which torch takes. Elsewhere it is `torch.nn.Linear`.
 
     (..., in_features) -> (..., out_features)
     """
@@ -57,4 +69,4 @@ class Linear(nn.Linear):
         return _multiply(input, self.weight, self.bias)
 
 
-__all__ = ["Linear"]
+__all__ = ["Linear", "is_plain_eager"]

@@ -58,7 +58,11 @@ class HfViTImageClassifierOutput(ModelOutput):
 
 class HfViTEmbeddings(nn.Module):
     """(batch, channels, height, width) -> (batch, prefix + rows * columns, hidden_size): patches, absolute positions,
-    prefix tokens."""
+    prefix tokens.
+
+    Raises:
+        ValueError: if the images do not fit the model.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -100,9 +104,9 @@ class HfViTLayer(GradientCheckpointingLayer):
 
     def __init__(self, config, drop_path_rate: float):
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = SelfAttention(config)
-        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
         self.layer_scale1, self.layer_scale2 = self._layer_scale(config), self._layer_scale(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -116,9 +120,9 @@ class HfViTLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: torch.Tensor, position_bias: torch.Tensor | None = None, **attention_kwargs
     ) -> torch.Tensor:
-        branch, _ = self.attention(self.norm1(hidden_states), position_bias=position_bias, **attention_kwargs)
+        branch, _ = self.attention(self.attention_norm(hidden_states), position_bias=position_bias, **attention_kwargs)
         hidden_states = hidden_states + self.drop_path(self.dropout(self.layer_scale1(branch)))
-        branch = self.mlp(self.norm2(hidden_states))
+        branch = self.mlp(self.mlp_norm(hidden_states))
         return hidden_states + self.drop_path(self.dropout(self.layer_scale2(branch)))
 
 
@@ -216,7 +220,7 @@ class HfViTModel(HfViTPreTrainedModel):
             ValueError: if the images do not fit the model.
         """
         grid_size = self.embeddings.patch_embedding.grid_size(pixel_values)
-        hidden_states = self.embeddings(pixel_values.to(self.norm.weight.dtype), grid_size)
+        hidden_states = self.embeddings(pixel_values.to(self.embeddings.patch_embedding.dtype), grid_size)
         position_bias = self.relative_position_bias(grid_size) if self.relative_position_bias else None
         attention_kwargs = {
             "rotary_embedding": self.rotary_embedding(grid_size) if self.rotary_embedding else None,
@@ -307,11 +311,11 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
             return classification_loss(logits, labels)
         alpha = self.config.distillation_alpha
         student = logits if distillation_logits is None else distillation_logits
-        distance = distillation_loss(
+        from_teacher = distillation_loss(
             student, teacher_logits, self.config.distillation_type, self.config.distillation_temperature
         )
-        true = classification_loss(logits if class_logits is None else class_logits, labels)
-        return (1 - alpha) * true + alpha * distance
+        from_labels = classification_loss(logits if class_logits is None else class_logits, labels)
+        return (1 - alpha) * from_labels + alpha * from_teacher
 
 
 class HfViTBackbone(BackboneMixin, HfViTModel):
@@ -333,6 +337,9 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
 
         Returns:
             `feature_maps`: for each stage asked for, a tensor of shape (batch, hidden_size, rows, columns).
+
+        Raises:
+            ValueError: if the images do not fit the model.
         """
         rows, columns = self.embeddings.patch_embedding.grid_size(pixel_values)
         outputs = HfViTModel.forward(self, pixel_values, **kwargs)
@@ -352,4 +359,10 @@ HfViTModel.register_for_auto_class("AutoModel")
 HfViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 HfViTBackbone.register_for_auto_class("AutoBackbone")
 
-__all__ = ["HfViTBackbone", "HfViTForImageClassification", "HfViTModel", "HfViTPreTrainedModel"]
+__all__ = [
+    "HfViTBackbone",
+    "HfViTForImageClassification",
+    "HfViTImageClassifierOutput",
+    "HfViTModel",
+    "HfViTPreTrainedModel",
+]

@@ -29,6 +29,11 @@ class PatchEmbedding(nn.Module):
         self.map_patch_shape = (self.patch_shape[0] // stride, self.patch_shape[1] // stride)
         self.projection = Linear(channels * math.prod(self.map_patch_shape), config.hidden_size)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights that meet the images."""
+        return next(self.stem.parameters() if self.stem else self.projection.parameters()).dtype
+
     def grid_size(self, pixel_values: torch.Tensor) -> tuple[int, int]:
         """(rows, columns) of patches in these images.
 

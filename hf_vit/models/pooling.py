@@ -76,7 +76,7 @@ class WeightedPooling(nn.Module):
 
 class AttentionPooling(nn.Module):
     """Multi-head attention of one learnt query over the patches, then an MLP branch: the MAP head of "Scaling Vision
-    Transformers" (2106.04560), as in big_vision, SigLIP and timm.
+    Transformers" (2106.04560). As in big_vision, SigLIP and timm it has biases and no dropout, whatever the layers do.
 
     (batch, tokens, hidden_size) -> (batch, hidden_size)
     """
@@ -125,7 +125,7 @@ class Pooler(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.poolings = nn.ModuleDict({f"{name}_pooling": _POOLINGS[name](config) for name in config.poolings})
+        self.poolings = nn.ModuleDict({name: _POOLINGS[name](config) for name in config.poolings})
 
     def forward(self, tokens: torch.Tensor, norm: nn.Module) -> torch.Tensor:
         pooled = [norm(pooling(tokens)) for pooling in self.poolings.values()]

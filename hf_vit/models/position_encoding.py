@@ -11,15 +11,15 @@ from torch import nn
 
 
 def grid_coordinates(
-    grid_size: tuple[int, int], native_grid_size: tuple[int, int], device: torch.device | None = None
+    grid_size: tuple[int, int], position_grid: tuple[int, int], device: torch.device | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row and column of each patch in units of the native grid, where patch (i, j) sits at exactly (i, j).
+    """Row and column of each patch in steps of the position grid, on which patch (i, j) sits at exactly (i, j).
 
     Returns:
         Two fp32 tensors of shape (rows * columns,), in raster order.
     """
     axes = []
-    for length, native_length in zip(grid_size, native_grid_size):
+    for length, native_length in zip(grid_size, position_grid):
         positions = torch.arange(length, dtype=torch.float32, device=device)
         axes.append((positions + 0.5) * (native_length / length) - 0.5 if length != native_length else positions)
     rows, columns = torch.meshgrid(*axes, indexing="ij")
@@ -42,20 +42,19 @@ def sincos_table(positions: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def resample_table(table: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
-    """Bicubic resampling of a table of shape (rows, columns, size) to another grid, antialiased where it shrinks."""
-    rows, columns, _ = table.shape
-    if (rows, columns) == tuple(grid_size):
+    """Bicubic resampling of a table of shape (rows, columns, size) to another grid, axis by axis, antialiased along an
+    axis that shrinks."""
+    rows, columns = grid_size
+    return _resample_rows(_resample_rows(table, rows).transpose(0, 1), columns).transpose(0, 1)
+
+
+def _resample_rows(table: torch.Tensor, num_rows: int) -> torch.Tensor:
+    if len(table) == num_rows:
         return table
-    if grid_size[1] == 1 and grid_size[0] > 1:
-        # torch's antialiased CPU kernel repeats the first row where the new width is 1.
-        return resample_table(table.transpose(0, 1), (1, grid_size[0])).transpose(0, 1)
-    resampled = nn.functional.interpolate(
-        table.permute(2, 0, 1)[None].float(),
-        size=tuple(grid_size),
-        mode="bicubic",
-        antialias=grid_size[0] < rows or grid_size[1] < columns,
-    )
-    return resampled[0].permute(1, 2, 0).to(table.dtype)
+    images = table.permute(1, 2, 0)[:, :, None].float()  # (columns, size, 1, rows)
+    size = (1, num_rows)
+    resampled = nn.functional.interpolate(images, size=size, mode="bicubic", antialias=num_rows < len(table))
+    return resampled[:, :, 0].permute(2, 0, 1).to(table.dtype)
 
 
 class LearnedPosition(nn.Module):
@@ -100,12 +99,13 @@ class _FixedPosition(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.native_grid_size = config.grid_size
+        self.position_grid = config.position_grid
         self.num_prefix_tokens = config.num_prefix_tokens
         self.has_prefix_positions = config.has_prefix_positions
 
     def coordinates(self, grid_size: tuple[int, int], device: torch.device | None) -> list[torch.Tensor]:
         """Rows and columns of the tokens that have positions; prefix tokens lie side by side above the image."""
-        rows, columns = grid_coordinates(grid_size, self.native_grid_size, device)
+        rows, columns = grid_coordinates(grid_size, self.position_grid, device)
         if self.has_prefix_positions:
             prefix = torch.arange(self.num_prefix_tokens, dtype=torch.float32, device=device)
             rows, columns = torch.cat((torch.full_like(prefix, -1.0), rows)), torch.cat((prefix, columns))
@@ -132,8 +132,8 @@ class SinCosPosition(_FixedPosition):
             rows, columns = self.coordinates(grid_size, device)
             halves = [sincos_table(axis, self.hidden_size // 2) for axis in (columns, rows)]
             return torch.cat(halves, dim=-1)
-        rows, columns = grid_coordinates(grid_size, self.native_grid_size, device)
-        positions = rows * self.native_grid_size[1] + columns
+        rows, columns = grid_coordinates(grid_size, self.position_grid, device)
+        positions = rows * self.position_grid[1] + columns
         if self.has_prefix_positions:
             prefix = torch.arange(self.num_prefix_tokens, dtype=torch.float32, device=device)
             positions = torch.cat((prefix, positions + self.num_prefix_tokens))
@@ -166,7 +166,7 @@ class RotaryPosition(_FixedPosition):
         exponents = torch.arange(num_frequencies, dtype=torch.float32, device=device) / num_frequencies
         frequencies = 2 * math.pi / self.base**exponents
         axes = []
-        for axis, native_length in zip(self.coordinates(grid_size, device), self.native_grid_size):
+        for axis, native_length in zip(self.coordinates(grid_size, device), self.position_grid):
             scaled = 2 * (axis + 0.5) / native_length - 1  # (tokens,)
             axes.append(scaled[:, None] * frequencies)
         angles = torch.cat(axes, dim=-1).repeat(1, 2)  # (tokens, head size): row, column, row, column
