@@ -1,14 +1,15 @@
 """Interrupted runs end where uninterrupted ones do, to the bit; nothing on the way can spoil what was saved."""
 
 import json
-import multiprocessing
 import os
 import random
 import re
 import signal
 import time
+from functools import partial
 
 import pytest
+import training_runs
 
 from training.checkpoint import CHECKPOINTS, STATE_FILE
 
@@ -35,44 +36,13 @@ ema_decay: 0.9
 warmup_ratio: 0.2
 checkpointing_steps: 4
 """
-# A server that has imported everything once; each run is a fork of it, so a run starts in no time.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["training.train"])
-
-
-def run(argv, slow_down):
-    """Entry point of a training process."""
-    import torch
-
-    from training import loop, train
-
-    os.setsid()  # a process group of its own, as under a shell or torchrun
-    multiprocessing.set_start_method("fork", force=True)  # of loader workers
-    torch.set_num_threads(1)
-    loop.write_card = lambda folder: None  # another module's work, and slow
-    after_step = loop.TrainingLoop._after_step
-
-    def slowly(self):
-        time.sleep(slow_down)
-        after_step(self)
-
-    loop.TrainingLoop._after_step = slowly
-    train.main(argv)
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     recipe = tmp_path_factory.mktemp("recipe") / "everything.yaml"
     recipe.write_text(RECIPE)
-
-    def start(folder, *argv, slow_down=0.0):
-        process = SERVER.Process(
-            target=run, args=(["--recipe", str(recipe), "--output_dir", str(folder), *argv], slow_down)
-        )
-        process.start()
-        return process
-
-    return start
+    return partial(training_runs.start, "--recipe", recipe, "--output_dir")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,78 @@
+"""Several processes train as one does, and evaluation counts each sample once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training_runs import TINY, finish
+
+ROOT = Path(__file__).parent.parent
+ARGUMENTS = [*TINY, "--ema_decay=0.9", "--max_eval_samples=37"]
+
+
+def record_of(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "alone"
+    finish(*ARGUMENTS, "--per_device_train_batch_size=16", "--output_dir", folder)
+    return record_of(folder)
+
+
+def assert_same_curve(record, other):
+    for name in ("train_loss", "step", "learning_rate"):
+        assert [row[name] for row in record["epochs"]] == pytest.approx(
+            [row[name] for row in other["epochs"]], abs=1e-5
+        )
+    for row, expected in zip(record["epochs"], other["epochs"]):
+        assert row["metrics"]["loss"] == pytest.approx(expected["metrics"]["loss"], abs=1e-5)
+
+
+def test_two_processes_under_torchrun_have_the_curve_of_one(alone, tmp_path):
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=localhost:0",
+    ]
+    # 37 samples in batches of 5 leave an uneven rest on the second process.
+    sizes = [
+        "--per_device_train_batch_size=8",
+        "--per_device_eval_batch_size=5",
+        "--output_dir",
+        str(tmp_path / "both"),
+    ]
+    process = subprocess.run(
+        [sys.executable, *launcher, "training/train.py", *ARGUMENTS, *sizes],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    record = record_of(tmp_path / "both")
+    assert record["hardware"]["num_processes"] == 2
+    assert_same_curve(record, alone)
+    ours, theirs = (each["result"]["metrics"]["confusion_matrix"] for each in (record, alone))
+    assert record["result"]["num_examples"] == sum(map(sum, ours)) == 37
+    assert [sum(row) for row in ours] == [sum(row) for row in theirs]
+
+
+def test_accumulated_batches_have_the_curve_of_one_large_batch(alone, tmp_path):
+    sizes = ["--per_device_train_batch_size=4", "--gradient_accumulation_steps=4"]
+    finish(*ARGUMENTS, *sizes, "--output_dir", tmp_path / "run")
+    assert_same_curve(record_of(tmp_path / "run"), alone)
+
+
+@pytest.mark.parametrize("num_samples", [1, 3, 8])
+def test_each_sample_is_evaluated_once_however_few(tmp_path, num_samples):
+    sizes = [f"--max_eval_samples={num_samples}", "--per_device_eval_batch_size=4", "--max_train_steps=1"]
+    finish(*TINY, *sizes, "--output_dir", tmp_path / "run", num_processes=2)
+    result = record_of(tmp_path / "run")["result"]
+    assert result["num_examples"] == sum(map(sum, result["metrics"]["confusion_matrix"])) == num_samples

@@ -1,0 +1,62 @@
+"""Training processes that start in no time: forks of a server that has imported everything once."""
+
+import multiprocessing
+import os
+import socket
+import time
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["training.train", "training_runs"])
+
+# The smallest model, and no more data than a few steps need.
+TINY = [
+    "--train_val_split=0",
+    "--max_train_samples=100",
+    "--image_size=8",
+    "--num_train_epochs=3",
+    "--card_num_samples=0",
+    "--config_overrides=hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16",
+    "--dataloader_num_workers=0",
+]
+
+
+def _run(argv, slow_down, environment):
+    os.environ.update(environment)
+    os.setsid()  # a process group of its own, as under a shell or torchrun
+    multiprocessing.set_start_method("fork", force=True)  # of loader workers
+    import torch
+
+    from training import loop, train
+
+    torch.set_num_threads(1)
+    loop.write_card = lambda folder: None  # another module's work, and slow
+    after_step = loop.TrainingLoop._after_step
+
+    def slowly(self):
+        time.sleep(slow_down)
+        after_step(self)
+
+    loop.TrainingLoop._after_step = slowly
+    train.main(argv)
+
+
+def start(*argv, slow_down=0.0, environment=None):
+    """A process that trains with the arguments `argv`, pausing `slow_down` seconds after every step."""
+    process = _SERVER.Process(target=_run, args=([str(each) for each in argv], slow_down, environment or {}))
+    process.start()
+    return process
+
+
+def finish(*argv, num_processes=1):
+    """Trains to the end, on several CPU ranks where asked to; fails when a process does."""
+    environments = [{"ACCELERATE_USE_CPU": "true"}]
+    if num_processes > 1:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+        world = {**environments[0], **address, "WORLD_SIZE": str(num_processes)}
+        environments = [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
+    processes = [start(*argv, environment=environment) for environment in environments]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * num_processes
