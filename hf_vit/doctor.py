@@ -18,7 +18,7 @@ from model_cards import check_card
 
 CARD_FILE = "README.md"
 LAST_CHECKPOINT = "last-checkpoint"  # a run's state, for resuming it; transformers' Trainer has it under this name
-NOT_PUBLISHED = (".*", "*/.*", "*__pycache__*", "checkpoints/*", "checkpoint-*/*")
+NOT_PUBLISHED = (".*", "*/.*", "*__pycache__*", "checkpoints/*", "checkpoint-*/*", "logs/*")
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")  # hold any text there is
@@ -38,7 +38,7 @@ _CARD_IMAGES = re.compile(r"!\[[^\]]*\]\((?!https?:)([^)\s]+)\)")
 def published_files(folder: str | os.PathLike) -> list[str]:
     """The files of `folder` that belong into a model repository, as sorted POSIX paths relative to it.
 
-    Left out are hidden files and the checkpoints of a run.
+    Left out are hidden files, and the checkpoints and tracking logs of a run (whose names tell the host).
     """
     folder = Path(folder)
     paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

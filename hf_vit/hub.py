@@ -39,7 +39,7 @@ class HubError(RuntimeError):
 
 @dataclass(frozen=True)
 class Destination:
-    """Where on the Hub a folder goes; the fields are named as the options of `hf upload`.
+    """Where on the Hub a folder goes; the fields are named as the options of the `hf` command.
 
     Args:
         repo_id: `namespace/name`, the namespace being a user or an organisation, or `name` alone for one's own.
@@ -99,11 +99,11 @@ def push(
     with staged(folder) as stage:
         if problems := examine(stage):
             raise ValueError(_listed(folder, problems))
-        with explained(destination, folder):
-            _repeated(_api(destination).whoami)  # a wrong token is known at once
         if not load:
             with explained(destination, folder):
                 return _publish(stage, destination, commit_message)
+        with explained(destination, folder):
+            _repeated(_api(destination).whoami)  # a wrong token is known before the model is loaded
         with fresh_process(destination.token) as process:
             try:
                 process.load(stage)
@@ -162,10 +162,12 @@ def _publish(
     repo_id = create_repository(destination)
     if destination.revision not in (None, "main"):
         _repeated(lambda: api.create_branch(repo_id, branch=destination.revision, exist_ok=True))
+    tags = {}
     if destination.tag is not None:
-        tags = _repeated(lambda: api.list_repo_refs(repo_id)).tags
-        if destination.tag in [tag.name for tag in tags]:
-            raise ValueError(f"{repo_id} has a tag {destination.tag!r} already, choose another name")
+        refs = _repeated(lambda: api.list_repo_refs(repo_id))
+        tags = {tag.name: tag.target_commit for tag in refs.tags}
+        tips = {branch.name: branch.target_commit for branch in refs.branches}
+        _check_tag(destination, tags, tips.get(destination.revision or "main"))
     name_in_card(stage, repo_id)
 
     def commit() -> CommitInfo:
@@ -179,6 +181,7 @@ def _publish(
     if process is not None:
         _compare(process, repo_id, info)
     if destination.tag is not None:
+        _check_tag(destination, tags, info.oid)
         _repeated(lambda: api.create_tag(repo_id, tag=destination.tag, revision=info.oid, exist_ok=True))
     if destination.collection is not None:
         namespace = repo_id.split("/")[0]
@@ -186,6 +189,12 @@ def _publish(
         collection = _repeated(lambda: api.create_collection(destination.collection, **options))
         _repeated(lambda: api.add_collection_item(collection.slug, repo_id, "model", exists_ok=True))
     return info
+
+
+def _check_tag(destination: Destination, tags: dict[str, str], commit: str) -> None:
+    """A tag may be there from a push that was cut short, but only on the same commit."""
+    if tags.get(destination.tag, commit) != commit:
+        raise ValueError(f"it has a tag {destination.tag!r} already, on another commit: choose another name")
 
 
 def _compare(process: FreshProcess, repo_id: str, info: CommitInfo) -> None:
