@@ -51,6 +51,26 @@ def _pooling(name: str) -> Callable[[dict, dict], bool]:
     return used
 
 
+def _any(*conditions: Callable[[dict, dict], bool]) -> Callable[[dict, dict], bool]:
+    return lambda config, arguments: any(condition(config, arguments) for condition in conditions)
+
+
+def _mixup(config: dict, arguments: dict) -> bool:
+    beside_cutmix = not arguments.get("cutmix_alpha") or arguments.get("mixup_switch_prob", 0.5) < 1
+    return bool(arguments.get("mixup_alpha") and arguments.get("mixup_prob", 1) and beside_cutmix)
+
+
+def _cutmix(config: dict, arguments: dict) -> bool:
+    beside_mixup = not arguments.get("mixup_alpha") or arguments.get("mixup_switch_prob", 0.5) > 0
+    return bool(arguments.get("cutmix_alpha") and arguments.get("mixup_prob", 1) and beside_mixup)
+
+
+def _distillation(distillation_type: str) -> Callable[[dict, dict], bool]:
+    return lambda config, arguments: (
+        bool(arguments.get("teacher")) and arguments.get("distillation_type", "soft") == distillation_type
+    )
+
+
 PAPERS = (
     Paper(
         "Vision Transformer",
@@ -61,12 +81,12 @@ PAPERS = (
         _field("model_type", "hf_vit", "vit"),
     ),
     Paper(
-        "Distillation token",
+        "Distillation token or hard distillation",
         "Touvron, Hugo",
         2020,
         "Training data-efficient image transformers & distillation through attention",
         "2012.12877",
-        _field("use_distillation_token"),
+        _any(_field("use_distillation_token"), _distillation("hard")),
     ),
     Paper(
         "Knowledge distillation",
@@ -74,7 +94,7 @@ PAPERS = (
         2015,
         "Distilling the Knowledge in a Neural Network",
         "1503.02531",
-        _argument("teacher_model_name_or_path"),
+        _distillation("soft"),
     ),
     Paper(
         "Register tokens",
@@ -163,6 +183,106 @@ PAPERS = (
         "Deep Networks with Stochastic Depth",
         "1603.09382",
         _field("drop_path_rate"),
+    ),
+    Paper(
+        "Gated activation",
+        "Shazeer, Noam",
+        2020,
+        "GLU Variants Improve Transformer",
+        "2002.05202",
+        _field("hidden_act", "swiglu", "geglu", "geglu_tanh"),
+    ),
+    Paper(
+        "Random resized crop",
+        "Szegedy, Christian",
+        2014,
+        "Going Deeper with Convolutions",
+        "1409.4842",
+        _argument("train_crop", "random_resized_crop"),
+    ),
+    Paper(
+        "RandAugment",
+        "Cubuk, Ekin D.",
+        2019,
+        "RandAugment: Practical automated data augmentation with a reduced search space",
+        "1909.13719",
+        _argument("auto_augment", "randaugment"),
+    ),
+    Paper(
+        "TrivialAugment",
+        "Müller, Samuel G.",
+        2021,
+        "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation",
+        "2103.10158",
+        _argument("auto_augment", "trivialaugment"),
+    ),
+    Paper(
+        "AutoAugment",
+        "Cubuk, Ekin D.",
+        2018,
+        "AutoAugment: Learning Augmentation Policies from Data",
+        "1805.09501",
+        _argument("auto_augment", "autoaugment_imagenet", "autoaugment_cifar10"),
+    ),
+    Paper(
+        "3-Augment, simple random crop or binary cross entropy",
+        "Touvron, Hugo",
+        2022,
+        "DeiT III: Revenge of the ViT",
+        "2204.07118",
+        _any(
+            _argument("auto_augment", "three_augment"),
+            _argument("train_crop", "simple_random_crop"),
+            _argument("loss_type", "bce"),
+        ),
+    ),
+    Paper(
+        "Random erasing",
+        "Zhong, Zhun",
+        2017,
+        "Random Erasing Data Augmentation",
+        "1708.04896",
+        _argument("random_erasing_prob"),
+    ),
+    Paper(
+        "MixUp",
+        "Zhang, Hongyi",
+        2017,
+        "mixup: Beyond Empirical Risk Minimization",
+        "1710.09412",
+        _mixup,
+    ),
+    Paper(
+        "CutMix",
+        "Yun, Sangdoo",
+        2019,
+        "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features",
+        "1905.04899",
+        _cutmix,
+    ),
+    Paper(
+        "Repeated augmentation",
+        "Hoffer, Elad",
+        2019,
+        "Augment your batch: better training with larger batches",
+        "1901.09335",
+        lambda config, arguments: arguments.get("repeated_augmentation", 1) > 1,
+    ),
+    Paper(
+        "Label smoothing",
+        "Szegedy, Christian",
+        2015,
+        "Rethinking the Inception Architecture for Computer Vision",
+        "1512.00567",
+        _argument("label_smoothing_factor"),
+    ),
+    Paper(
+        "Exponential moving average of the weights",
+        "Morales-Brotons, Daniel",
+        2024,
+        "Exponential Moving Average of Weights in Deep Learning: Dynamics and Benefits",
+        "2411.18704",
+        lambda config, arguments: bool(arguments.get("ema_decay") and arguments.get("use_ema_weights", True)),
     ),
     Paper(
         "AdamW",
