@@ -7,15 +7,18 @@ from pathlib import Path
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from . import measure, records
 from .facts import CardFacts
 from .figures import digest_of
 from .format import FILTERS
 from .image_classification import ImageClassificationFacts
+from .translation import TranslationFacts
 
 CARD_FILE = "README.md"
-TASKS = {"image_classification": ImageClassificationFacts}
+TASKS = {"image_classification": ImageClassificationFacts, "translation": TranslationFacts}
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
 
 
@@ -110,12 +113,11 @@ def render(facts: CardFacts) -> str:
 def metadata(facts: CardFacts) -> ModelCardData:
     """The block the Hub reads: licence, tags, data set, and every measured metric as it stands in the records."""
     task = facts.task.replace("_", "-")
-    # A name alone may be a local folder's; what came from the Hub has a revision.
-    dataset = facts.data_name if facts.data_revision else None
+    dataset = _hub_id(facts.data_name, facts.data_revision)
     results = [
         EvalResult(
             task_type=task,
-            dataset_type=dataset or re.sub(r"[^\w.-]+", "-", facts.data_name.lower()),
+            dataset_type=dataset or re.sub(r"[^a-z0-9_.-]+", "-", facts.data_name.lower()),
             dataset_name=facts.data_name,
             dataset_split=facts.split,
             dataset_revision=facts.data_revision,
@@ -130,13 +132,36 @@ def metadata(facts: CardFacts) -> ModelCardData:
         license=facts.license,
         library_name="transformers",
         pipeline_tag=task,
-        base_model=facts.base_model if facts.base_model_revision else None,
+        base_model=_hub_id(facts.base_model, facts.base_model_revision),
         datasets=[dataset] if dataset else None,
         metrics=["accuracy"] if facts.accuracy is not None else None,
         tags=[task, "hf_vit"],
         model_name=facts.name,
         eval_results=results or None,
+        co2_eq_emissions=_emissions(facts),
     )
+
+
+def _hub_id(name: str | None, revision: str | None) -> str | None:
+    """The name, if it can be that of a repository: with any other the Hub refuses the whole card. What came from the
+    Hub has a revision; a name without may be a local folder's."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name if revision else None
+
+
+def _emissions(facts: CardFacts) -> dict | None:
+    if facts.co2 is None:
+        return None
+    emissions = {
+        "emissions": 1000 * facts.co2,  # grams
+        "source": "codecarbon",
+        "training_type": "fine-tuning" if facts.base_model else "pre-training",
+        "hardware_used": facts.hardware.get("device_name"),
+    }
+    return {name: value for name, value in emissions.items() if value is not None}
 
 
 def _differences(found: str, expected: str) -> list[str]:

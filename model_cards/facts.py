@@ -56,7 +56,8 @@ class Snippet:
 class CardFacts:
     """Everything a card may say. A field that is None or empty was not measured and is left out of the card.
 
-    Times are in seconds, memory in bytes, accuracies fractions in [0, 1], `speed` in examples per second. `measured`
+    Times are in seconds, memory in bytes, accuracies fractions in [0, 1], `speed` in examples per second, `energy` in
+    kWh and `co2` in kg of CO2 equivalents. `evaluated_split` is the one that was followed during training. `measured`
     holds what was found when the model was run for its card, see `measure`.
     """
 
@@ -96,6 +97,8 @@ class CardFacts:
     total_duration: float | None
     speed: float | None
     peak_memory: int | None
+    energy: float | None
+    co2: float | None
     hardware: dict
 
     command: str | None
@@ -113,7 +116,7 @@ class CardFacts:
         """The fields of this class by name; a task's class adds its own to those of the shared one."""
         run = records.run
         arguments, model, data = run.get("arguments", {}), run.get("model", {}), run.get("data", {})
-        result, durations = run.get("result", {}), run.get("duration_s", {})
+        result, durations, cost = run.get("result", {}), run.get("duration_s", {}), run.get("cost", {})
         splits = [
             Split(name, info["num_examples"], info.get("class_counts", []), info.get("fingerprint"))
             for name, info in data.get("splits", {}).items()
@@ -147,15 +150,19 @@ class CardFacts:
             "splits": splits,
             "split": result.get("split"),
             "num_examples": result.get("num_examples"),
-            "metrics": _scalar_metrics(result.get("metrics", {})),
+            "metrics": scalar_metrics(result.get("metrics", {})),
             "epochs": epochs,
-            "evaluated_split": "validation" if "validation" in data.get("splits", {}) else result.get("split"),
+            "evaluated_split": next(
+                (name for name in ("validation", "test") if name in data.get("splits", {})), result.get("split")
+            ),
             "arguments": _hyper_parameters(arguments, run.get("non_default_arguments", [])),
             "seed": run.get("seed"),
             "training_duration": durations.get("training"),
             "total_duration": durations.get("total"),
             "speed": sum(speeds) / len(speeds) if speeds else None,
             "peak_memory": run.get("peak_memory_bytes"),
+            "energy": cost.get("energy_kwh"),
+            "co2": cost.get("co2_kg"),
             "hardware": run.get("hardware", {}),
             "command": run.get("command"),
             "recipe": run.get("recipe"),
@@ -189,13 +196,19 @@ class CardFacts:
         return []
 
     @property
+    def pictures(self) -> list[str]:
+        """The images of the folder on which a figure shows what the model attends to."""
+        return []
+
+    @property
     def snippets(self) -> list[Snippet]:
         """`examples` with the output recorded for exactly that code."""
         outputs = self.measured.get("outputs", {})
         return [Snippet(example.title, example.code, outputs.get(example.code)) for example in self.examples]
 
 
-def _scalar_metrics(values: dict) -> list[Metric]:
+def scalar_metrics(values: dict) -> list[Metric]:
+    """The single numbers among recorded metrics: accuracy first, then the other fractions, then the rest."""
     metrics = []
     for name, value in values.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -38,12 +38,15 @@ STYLE = {
     "legend.frameon": False,
     "text.parse_math": False,
 }
+# Few shades, so that the file stays small.
+SHADES, DIVERGING = (matplotlib.colormaps[name].resampled(32) for name in ("viridis", "PuOr"))
 PLAIN = FuncFormatter(lambda value, position: f"{value:g}")  # logarithmic axes write powers as formulas otherwise
 DPI = 144
 LOG_SCALE_FROM = 50  # a loss that falls by more than this factor is unreadable on a linear axis
 MAX_MATRIX_CLASSES = 50  # more class names than this cannot be read along an axis
 MAX_WRITTEN_CLASSES = 15  # more counts than this squared cannot be read inside the cells
 MAX_SAMPLES = 8
+MAX_PICTURES = 4  # whose attention is shown
 _DIGEST = "Records"  # the PNG's text field with the digest of the numbers it shows
 
 
@@ -96,6 +99,8 @@ def _curves(facts: CardFacts) -> list[dict]:
     panels = [
         ("Loss", "loss (nats)", [("train", "train_loss", 1), (evaluated, "loss", 1)]),
         ("Accuracy", "accuracy (%)", [(evaluated, "accuracy", 100)]),
+        ("BLEU", "BLEU", [(evaluated, "bleu", 1)]),
+        ("Exact match", "exact match (%)", [(evaluated, "exact_match", 100)]),
     ]
     found = []
     for title, label, lines in panels:
@@ -111,7 +116,7 @@ def _curves(facts: CardFacts) -> list[dict]:
 
 @from_data(_curves)
 def learning_curves(panels: list[dict]) -> Figure:
-    """Loss and accuracy against the epoch."""
+    """Loss and quality against the epoch."""
     figure = Figure(figsize=(3.6 * len(panels), 3.1), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         axes.set_title(panel["title"])
@@ -200,14 +205,19 @@ def wilson_interval(fraction: float, num_examples: int) -> tuple[float, float]:
     return interval.low, interval.high
 
 
-def _samples(facts) -> list[dict]:
-    return [
-        {**sample, "image": (facts.folder / sample["file"]).read_bytes().hex()}
-        for sample in facts.samples[:MAX_SAMPLES]
-    ]
+def _with_images(facts, rows: list[dict]) -> list[dict]:
+    return [{**row, "image": (facts.folder / row["file"]).read_bytes().hex()} for row in rows]
 
 
-@from_data(_samples)
+def _show(axes, image: str, max_side: int) -> tuple[int, int]:
+    """Draws an encoded image, in hexadecimal, at most so many pixels long; returns its (width, height)."""
+    image = Image.open(io.BytesIO(bytes.fromhex(image))).convert("RGB")
+    image.thumbnail((max_side, max_side))
+    axes.imshow(image, interpolation="nearest" if max(image.size) < 64 else "antialiased")
+    return image.size
+
+
+@from_data(lambda facts: _with_images(facts, facts.samples[:MAX_SAMPLES]))
 def samples(rows: list[dict]) -> Figure:
     """Images with their true and their predicted class; a wrong prediction is orange and bears a cross."""
     columns = min(4, len(rows))
@@ -217,11 +227,103 @@ def samples(rows: list[dict]) -> Figure:
         axes.axis("off")
         if row is None:
             continue
-        image = Image.open(io.BytesIO(bytes.fromhex(row["image"]))).convert("RGB")
-        image.thumbnail((DPI * 2, DPI * 2))
-        axes.imshow(image, interpolation="nearest" if max(image.size) < 64 else "antialiased")
+        _show(axes, row["image"], 2 * DPI)
         right = row["label"] == row["prediction"]
         answer = f"{shorten(row['prediction'], 18)}, {100 * row['score']:.1f} %"
         text = f"true: {shorten(row['label'], 18)}\n{'✓' if right else '✗'} {answer}"
         axes.set_title(text, fontsize=11, fontweight="normal", color=BLUE if right else ORANGE)
+    return figure
+
+
+def _attention(facts) -> list[dict]:
+    looked_at = [row for row in facts.measured.get("attention", []) if row["file"] in facts.pictures]
+    return _with_images(facts, looked_at)
+
+
+@from_data(_attention)
+def attention(rows: list[dict]) -> Figure:
+    """Images, each with its attention maps; under a map its least and its largest value, 1 being an even share."""
+    titles = list(rows[0]["maps"])
+    columns = 1 + len(titles)
+    side = 7.2 / columns
+    figure = Figure(figsize=(7.2, (side + 0.2) * len(rows) + 0.3), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes, title in zip(grid[0], ["image", *titles]):
+        axes.set_title(title, fontsize=11, fontweight="normal", loc="center")
+    for line, row in zip(grid, rows):
+        width, height = _show(line[0], row["image"], int(side * DPI))
+        for axes, title in zip(line[1:], titles):
+            values = row["maps"][title]
+            axes.imshow(values, cmap=SHADES, extent=(0, width, height, 0))
+            axes.set_xlabel(f"{np.min(values):.2f} – {np.max(values):.2f}", fontsize=10)
+        for axes in line:
+            _without_frame(axes)
+    return figure
+
+
+def _without_frame(axes) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+
+
+@from_data(lambda facts: facts.measured.get("positions"))
+def positions(data: dict) -> Figure:
+    """Similarity maps of patches all over the grid, or what each offset between two patches does."""
+    maps = np.array(data["maps"])  # (count, height, width)
+    if data["kind"] == "similarity":
+        return _similarity(maps, data["rows"], data["columns"], data["grid_size"])
+    return _by_offset(maps, data["kind"], data["grid_size"])
+
+
+def _similarity(maps: np.ndarray, rows: list[int], columns: list[int], grid_size: list[int]) -> Figure:
+    height, width = grid_size
+    side = min(7.2 / len(columns), 1.15)
+    size = (side * len(columns) + 1.2, side * len(rows) * height / width + 0.45)
+    figure = Figure(figsize=size, layout="compressed")
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    least = min(0.0, maps.min())
+    for place, (axes, values) in enumerate(zip(grid.flat, maps)):
+        image = axes.imshow(values, cmap=SHADES, vmin=least, vmax=1, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+        row, column = rows[place // len(columns)], columns[place % len(columns)]
+        axes.plot(column, row, ".", color=ORANGE, markersize=5)
+        _without_frame(axes)
+    for axes, row in zip(grid[:, 0], rows):
+        axes.set_ylabel(row + 1, rotation=0, ha="right", va="center")
+    for axes, column in zip(grid[-1], columns):
+        axes.set_xlabel(column + 1)
+    figure.supxlabel("column of the patch", fontsize=11)
+    figure.supylabel("row of the patch", fontsize=11)
+    figure.colorbar(image, ax=grid, label="cosine similarity", fraction=0.046, pad=0.03).outline.set_visible(False)
+    return figure
+
+
+def _by_offset(maps: np.ndarray, kind: str, grid_size: list[int]) -> Figure:
+    height, width = grid_size
+    columns = min(4, len(maps))
+    lines = -(-len(maps) // columns)
+    side = 3.6 if len(maps) == 1 else 1.7
+    figure = Figure(figsize=(side * columns + 1.2, side * lines + 0.5), layout="compressed")
+    grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    largest = np.abs(maps).max() or 1
+    for place, axes in enumerate(grid.flat):
+        axes.grid(False)
+        if place >= len(maps):
+            axes.axis("off")
+            continue
+        image = axes.imshow(
+            maps[place],
+            cmap=DIVERGING,
+            vmin=-largest,
+            vmax=largest,
+            extent=(0.5 - width, width - 0.5, height - 0.5, 0.5 - height),
+        )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+        if len(maps) > 1:
+            axes.set_title(f"head {place + 1}", fontsize=11, fontweight="normal")
+    figure.supxlabel("columns from key to query", fontsize=11)
+    figure.supylabel("rows from key to query", fontsize=11)
+    label = "bias of the score" if kind == "bias" else "product of rotated query and key"
+    figure.colorbar(image, ax=grid, label=label, fraction=0.046, pad=0.03).outline.set_visible(False)
     return figure

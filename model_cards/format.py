@@ -58,6 +58,18 @@ def memory(num_bytes: int) -> str:
     return f"{gib:.2f}{NO_BREAK}GiB" if gib >= 1 else f"{num_bytes / 2**20:.0f}{NO_BREAK}MiB"
 
 
+def energy(kilowatt_hours: float) -> str:
+    """Kilowatt hours, in Wh below one."""
+    value, unit = (kilowatt_hours, "kWh") if _finite(kilowatt_hours) >= 1 else (1000 * kilowatt_hours, "Wh")
+    return f"{value:.3g}{NO_BREAK}{unit}"
+
+
+def mass(kilograms: float) -> str:
+    """Kilograms, in grams below one."""
+    value, unit = (kilograms, "kg") if _finite(kilograms) >= 1 else (1000 * kilograms, "g")
+    return f"{value:.3g}{NO_BREAK}{unit}"
+
+
 def shorten(text: str, length: int = MAX_NAME_LENGTH) -> str:
     """One line of at most `length` characters, cut with an ellipsis."""
     text = " ".join(str(text).split())
@@ -138,6 +150,8 @@ FILTERS = {
         scaled,
         duration,
         memory,
+        energy,
+        mass,
         markdown,
         name,
         code,

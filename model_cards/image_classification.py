@@ -6,7 +6,8 @@ from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 from . import figures
-from .facts import CardFacts, Snippet, Split
+from .facts import CardFacts, Metric, Snippet, Split, scalar_metrics
+from .format import local
 from .records import Records
 
 MAX_TABLE_ROWS = 30  # a longer table of classes is cut to its best and worst ends
@@ -75,9 +76,21 @@ class Confusion:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A model that taught this one; `accuracy` is its own on the split of the result, a fraction in [0, 1]."""
+
+    name: str
+    revision: str | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
 class ImageClassificationFacts(CardFacts):
     """Facts of an image classifier.
 
+    `heads` holds the metrics of each head by its name, from `heads` among the metrics of the result; empty for a model
+    with one head. `teachers` come from `teachers` in the records, a list of dicts with `name` and, where known,
+    `revision` and `accuracy`, or else from the argument of that name.
     `confusion_matrix[i][j]` examples of class `i` were taken for class `j`. `calibration` holds one dict with
     `confidence`, `accuracy` and `num_examples` for each bin of confidence. `samples` are images of the evaluated
     split, each a dict with `file` (relative to the folder), `label`, `prediction` and `score`.
@@ -89,8 +102,12 @@ class ImageClassificationFacts(CardFacts):
         "curves.png": figures.learning_curves,
         "confusion_matrix.png": figures.confusion_matrix,
         "reliability.png": figures.reliability_diagram,
+        "attention.png": figures.attention,
+        "positions.png": figures.positions,
     }
 
+    heads: dict[str, list[Metric]]
+    teachers: list[Teacher]
     class_names: list[str]
     per_class: list[ClassScore]
     confusion_matrix: list[list[int]]
@@ -104,9 +121,16 @@ class ImageClassificationFacts(CardFacts):
         metrics = result.get("metrics", {})
         names = records.run.get("data", {}).get("class_names") or records.config.get("id2label", {}).values()
         confusion_matrix = metrics.get("confusion_matrix", [])
+        taught_by = records.run.get("arguments", {}).get("teacher") or []
+        teachers = records.run.get("teachers") or [{"name": name} for name in taught_by]
         rows = [row for row in metrics.get("per_class", []) if all(key in row for key in ("label", *_SCORES))]
         return {
             **super().read(records),
+            "heads": {name: scalar_metrics(values) for name, values in metrics.get("heads", {}).items()},
+            "teachers": [
+                Teacher(local(teacher["name"]), teacher.get("revision"), teacher.get("accuracy"))
+                for teacher in teachers
+            ],
             "class_names": [str(name) for name in names],
             "per_class": [ClassScore(str(row["label"]), *(row[key] for key in _SCORES)) for row in rows],
             "confusion_matrix": confusion_matrix if len(confusion_matrix) == len(names) else [],
@@ -134,9 +158,28 @@ class ImageClassificationFacts(CardFacts):
         return [sample["file"] for sample in self.samples[:1]]
 
     @property
+    def pictures(self) -> list[str]:
+        return [sample["file"] for sample in self.samples[: figures.MAX_PICTURES]]
+
+    @property
     def architecture(self) -> dict[str, Any]:
         """The design choices that the configuration states, by the label a card gives them."""
         return {label: self.config[name] for name, label in _ARCHITECTURE.items() if self.config.get(name)}
+
+    @property
+    def head_table(self) -> dict[str, list[Metric]]:
+        """The metrics that every head and their mean have, in the same order, by the name of the row."""
+        rows = {**self.heads, "mean of both": self.metrics}
+        common = set.intersection(*({metric.name for metric in row} for row in rows.values()))
+        if len(self.heads) < 2 or not common:
+            return {}
+        return {name: [metric for metric in row if metric.name in common] for name, row in rows.items()}
+
+    @property
+    def poolings(self) -> list[str]:
+        """The poolings that the configuration names; of none, the class token is read."""
+        pooling = self.config.get("pooling", "cls")
+        return [pooling] if isinstance(pooling, str) else pooling
 
     @property
     def accuracy_interval(self) -> tuple[float, float] | None:

@@ -29,17 +29,24 @@ def is_measured(folder: Path, facts: CardFacts) -> bool:
 
 
 def measure(folder: Path, facts: CardFacts) -> dict | None:
-    """Executes the card's snippets and counts the model's operations.
+    """Executes the card's snippets, counts the model's operations, and looks at its attention and positions.
 
     **Executes the code in `folder`.**
 
     Returns:
         `files_sha256` (see `records.fingerprint`), `outputs` (what each snippet printed, by its code), `input_shape`
         (C, H, W), `flops` of one forward pass on one example (a multiplication and an addition count as two) and,
-        where the configuration knows them, `num_patches` and `num_prefix_tokens`. None when the model could not be
-        run; a warning then says why.
+        for a model of this package, `num_patches`, `num_prefix_tokens`, `attention` (for each of `facts.pictures` its
+        `file` and `maps`, by title) and `positions` (`kind` and `maps`). None when the model could not be run; a
+        warning then says why.
     """
-    request = {"repo_id": facts.repo_id, "task": facts.task, "snippets": [example.code for example in facts.examples]}
+    request = {
+        "repo_id": facts.repo_id,
+        "task": facts.task,
+        "snippets": [example.code for example in facts.examples],
+        "pictures": facts.pictures,
+        "package_root": str(Path(__file__).parents[1]),
+    }
     with tempfile.TemporaryDirectory() as directory:
         directory = Path(directory)
         stand_in = directory / facts.repo_id

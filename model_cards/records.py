@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,9 +52,10 @@ class Records:
 def amend_run(folder: Path, key: str, value: dict) -> None:
     """Sets one key of `run.json` and leaves the others as they stand in the file."""
     run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    replace_file(
-        folder / RUN_FILE, (json.dumps({**run, key: value}, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
-    )
+    text = json.dumps({**run, key: value}, indent=1, ensure_ascii=False)
+    # Rows of numbers on one line each; no string matches, for in JSON it holds no bare line break.
+    text = re.sub(r"\[\n[\s\d.,eE+-]+\]", lambda row: f"[{' '.join(row.group()[1:-1].split())}]", text)
+    replace_file(folder / RUN_FILE, (text + "\n").encode("utf-8"))
 
 
 def replace_file(path: Path, content: bytes) -> Path:
