@@ -7,7 +7,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from hf_vit import HfViTConfig, HfViTForImageClassification
-from training.ema import ema_model
+from training.ema import EmaArguments, averaged_model
 from training.optim import OptimizationArguments, build_optimizer, build_scheduler, parameter_groups
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 8}
@@ -65,7 +65,7 @@ def test_warm_up_then_cosine_to_zero():
 
 def test_averaged_weights_follow_the_recurrence_with_warm_up():
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    averaged = ema_model(model, decay=0.8)
+    averaged = averaged_model(model, EmaArguments(ema_decay=0.8), num_steps=20, steps_per_epoch=5)
     expected = model[0].weight.detach().clone()
     for update in range(20):
         with torch.no_grad():
@@ -79,6 +79,21 @@ def test_averaged_weights_follow_the_recurrence_with_warm_up():
     assert averaged.module[1].num_batches_tracked == 20
     assert 14 < float(averaged.module[1].running_mean[0]) < 19
     assert not any(parameter.requires_grad for parameter in averaged.parameters())
+
+
+@pytest.mark.parametrize(("num_steps", "ends"), [(12, (4, 8, 12)), (10, (4, 8, 10)), (4, (4,))])
+def test_the_mean_of_the_last_epochs_is_of_the_weights_they_ended_with(num_steps, ends):
+    model = nn.Linear(3, 2)
+    averaged = averaged_model(model, EmaArguments(num_averaged_epochs=2), num_steps, steps_per_epoch=4)
+    weights = {}
+    for step in range(1, num_steps + 1):
+        model.weight.data.normal_()
+        weights[step] = model.weight.detach().clone()
+        averaged.update_parameters(model)
+        if step == ends[0] and len(ends) > 2:
+            torch.testing.assert_close(averaged.module.weight, weights[step])
+    expected = torch.stack([weights[end] for end in ends[-2:]]).mean(0)
+    torch.testing.assert_close(averaged.module.weight, expected)
 
 
 def rates_of(model, learning_rate=1.0, **options):

@@ -1,9 +1,10 @@
 """The one Accelerate loop: devices, precision, accumulation, checkpoints and records of every task.
 
 A task offers `model`, `train_loader(batches_per_step)`, `evaluation_loader(split)`, `evaluation_splits`,
-`training_step(model, batch) -> {"loss", "outputs"}`, `evaluation_step(model, batch) -> tensors of each sample`,
-`compute_metrics(gathered, detailed=...)`, `describe()`, `save_pretrained(model, folder)`,
-`save_samples(gathered, split, folder)`, `loading_lines(folder)`, `sample_unit` and `best_metric` (higher is better).
+`training_step(model, batch) -> {"loss", "outputs"}`, `evaluation_step(model, batch, detailed=...) -> tensors of each
+sample`, `compute_metrics(gathered, detailed=...)`, `describe()`, `save_pretrained(model, folder)`,
+`save_samples(gathered, split, folder)`, `loading_lines(folder)`, `sample_unit`, `best_metric` (higher is better) and
+`headline(metrics)`, which says it. `detailed` is for the last evaluation.
 Each batch carries `sample_key` (B, 3), the sampler's keys. The loop knows nothing of teachers, labels or text.
 """
 
@@ -34,7 +35,7 @@ from training.checkpoint import (
     move_files,
     staging_folder,
 )
-from training.ema import ema_model
+from training.ema import averaged_model
 from training.interruption import Interruption
 from training.meter import Meter
 from training.models import train_mode
@@ -69,19 +70,20 @@ class TrainingLoop:
         self.sampler = train_loader.batch_sampler
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.num_steps = options.max_train_steps or options.num_train_epochs * self.steps_per_epoch
-        global_batch_size = self.sampler.batch_size * self.sampler.batches_per_step
-        optimizer = build_optimizer(task.model, options, global_batch_size)
+        optimizer = build_optimizer(task.model, options, self.sampler.samples_per_step)
         # Not prepared: Accelerate would step it once for each process.
         self.scheduler = build_scheduler(optimizer, options, self.num_steps)
         self.evaluation_loaders = {
             split: accelerator.prepare(task.evaluation_loader(split))
             for split in dict.fromkeys(task.evaluation_splits)
         }
+        accelerator.even_batches = False  # the sampler gives whole steps, and not every batch has to be of one size
         self.model, self.optimizer, self.train_loader = accelerator.prepare(task.model, optimizer, train_loader)
         accelerator.register_for_checkpointing(self.scheduler)
-        self.ema = None
-        if arguments.ema.ema_decay is not None:
-            self.ema = ema_model(accelerator.unwrap_model(self.model), arguments.ema.ema_decay)
+        self.ema = averaged_model(
+            accelerator.unwrap_model(self.model), arguments.ema, self.num_steps, self.steps_per_epoch
+        )
+        if self.ema is not None:
             accelerator.register_for_checkpointing(self.ema)
         # Dropout must differ between processes; until here all had to draw the same.
         set_seed(arguments.run.seed, device_specific=True)
@@ -99,7 +101,7 @@ class TrainingLoop:
     def _checkpointer(self, described: dict[str, Any]) -> Checkpointer:
         batch = {
             "seed": self.arguments.run.seed,
-            "global_batch_size": self.sampler.batch_size * self.sampler.batches_per_step,
+            "global_batch_size": self.sampler.samples_per_step,
             "gradient_accumulation_steps": self.arguments.optimization.gradient_accumulation_steps,
             "num_processes": self.accelerator.num_processes,
         }
@@ -117,8 +119,8 @@ class TrainingLoop:
         rates = [self.rate_at(step) for step in (0, self.num_steps // 4, self.num_steps // 2, self.num_steps - 1)]
         rows = {
             "model": f"{model['class']}, {total:,} parameters, {trainable:,} of them trained",
-            "data": f"{data['name']}: {splits} {self.task.sample_unit}, {len(data['class_names'])} classes",
-            "steps": f"{self.num_steps:,} of {self.sampler.batch_size * self.sampler.batches_per_step} "
+            "data": f"{data['name']}: {splits} {self.task.sample_unit}",
+            "steps": f"{self.num_steps:,} of {self.sampler.samples_per_step:,.0f} "
             f"{self.task.sample_unit}, {self.steps_per_epoch:,} in an epoch",
             "schedule": f"{options.lr_scheduler_type.value}, learning rate "
             f"{', '.join(f'{rate:.3g}' for rate in rates)} at the start, after a quarter, half and at the end",
@@ -178,7 +180,7 @@ class TrainingLoop:
         self.train_loader.set_epoch(state.epoch)
         loader = skip_first_batches(self.train_loader, state.batch) if state.batch else self.train_loader
         train_mode(self.model)
-        self._meter = Meter(self.sampler.batch_size * self.accelerator.num_processes)
+        self._meter = Meter(self.sampler.samples_per_batch * self.accelerator.num_processes)
         for batch in self._meter.timed(loader):
             self._train_batch(batch)
             if self.accelerator.sync_gradients:
@@ -283,7 +285,7 @@ class TrainingLoop:
         self.accelerator.log({f"{split}_{name}": value for name, value in metrics.items()}, step=state.step)
         self._log(
             f"epoch {row['epoch']:>3}: train loss {row['train_loss']:.4f}, {split} loss {metrics['loss']:.4f}, "
-            f"{self.task.best_metric} {metric:.2%}, {self._speed()}"
+            f"{self.task.headline(metrics)}, {self._speed()}"
         )
         if signal := self._interruption.signal():
             self._stop(signal)
@@ -296,13 +298,13 @@ class TrainingLoop:
         return self.accelerator.unwrap_model(self.model)
 
     @torch.inference_mode()
-    def predict(self, split: str) -> dict[str, np.ndarray]:
+    def predict(self, split: str, *, detailed: bool = False) -> dict[str, np.ndarray]:
         """What the task's evaluation step gives for a split: each sample once, in order, on every process."""
         model = self.final_model.eval()
         parts: list[dict[str, torch.Tensor]] = []
         for batch in self.evaluation_loaders[split]:
             with self.accelerator.autocast():
-                result = self.task.evaluation_step(model, batch)
+                result = self.task.evaluation_step(model, batch, detailed=detailed)
             parts.append(self.accelerator.gather_for_metrics(result))
         return {name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]}
 
@@ -313,7 +315,7 @@ class TrainingLoop:
 
     def _finish(self) -> None:
         split = self.task.evaluation_splits[1]
-        gathered = self.predict(split)
+        gathered = self.predict(split, detailed=True)
         metrics = self.task.compute_metrics(gathered, detailed=True)
         num_examples = len(next(iter(gathered.values())))
         durations = {"training": self.state.training_seconds, "total": time.perf_counter() - self.started}
@@ -329,7 +331,7 @@ class TrainingLoop:
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         self._log(
-            f"{split} {self.task.best_metric} {metrics[self.task.best_metric]:.2%} on {num_examples} "
+            f"{split} {self.task.headline(metrics)} on {num_examples} "
             f"{self.task.sample_unit} after {durations['training']:.0f} s of training\n"
             f"The model, its card (README.md) and its records (run.json, curves.png) are in {self.output_dir}\n"
             f"Load it with\n\n{self.task.loading_lines(self.output_dir)}\n"

@@ -36,7 +36,9 @@ def statistics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Te
     return {"ranked": ranked, "confidence": highest[:, 0].exp(), "log_probability": true, "labels": labels}
 
 
-class _Metric(evaluate.Metric):
+class Metric(evaluate.Metric):
+    """A metric of this package, without files and locks."""
+
     description: ClassVar[str]
     inputs: ClassVar[Mapping[str, Any]] = {"predictions": _INTEGER, "references": _INTEGER}
 
@@ -45,17 +47,17 @@ class _Metric(evaluate.Metric):
         super().__init__(keep_in_memory=True, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
-        scalars = all(isinstance(feature, datasets.Value) for feature in self.inputs.values())
+        numbers = all(feature in (_INTEGER, _NUMBER) for feature in self.inputs.values())
         return evaluate.MetricInfo(
             description=self.description,
             citation="",
             inputs_description=str(dict(self.inputs)),
             features=datasets.Features(self.inputs),
-            format="numpy" if scalars else None,
+            format="numpy" if numbers else None,
         )
 
 
-class TopKAccuracy(_Metric):
+class TopKAccuracy(Metric):
     """`predictions` are classes from the likeliest on, at least `k` of them."""
 
     description = "Part of the samples whose class is among the k likeliest."
@@ -66,7 +68,7 @@ class TopKAccuracy(_Metric):
         return {"accuracy" if k == 1 else f"top{k}_accuracy": float(hits.mean())}
 
 
-class NegativeLogLikelihood(_Metric):
+class NegativeLogLikelihood(Metric):
     """`predictions` are the log-probabilities that were given to the true classes."""
 
     description = "Mean negative log-likelihood of the true class, in nats: the cross entropy."
@@ -76,7 +78,7 @@ class NegativeLogLikelihood(_Metric):
         return {"loss": -float(predictions.astype(np.float64).mean())}
 
 
-class ExpectedCalibrationError(_Metric):
+class ExpectedCalibrationError(Metric):
     """Also gives `calibration`: mean confidence, accuracy and samples of each bin that has any."""
 
     description = (
@@ -101,7 +103,7 @@ class ExpectedCalibrationError(_Metric):
         }
 
 
-class PerClassReport(_Metric):
+class PerClassReport(Metric):
     description = "Precision, recall, F1 and support of each class, and the macro average of F1."
 
     def _compute(self, predictions, references, class_names: Sequence[str]):
@@ -114,7 +116,7 @@ class PerClassReport(_Metric):
         return {"f1_macro": float(values[2].mean()), "per_class": rows}
 
 
-class ConfusionMatrix(_Metric):
+class ConfusionMatrix(Metric):
     description = "Counts by true class (row) and predicted class (column)."
 
     def _compute(self, predictions, references, num_classes: int):

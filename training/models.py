@@ -97,7 +97,8 @@ def _size_field(arguments: ModelArguments) -> dict[str, Any]:
     return {"image_size": height if height == width else [height, width]}
 
 
-def _check_fields(fields: dict[str, Any], config: PreTrainedConfig) -> None:
+def check_fields(fields: dict[str, Any], config: PreTrainedConfig) -> None:
+    """Raises `ValueError` for the first of the fields that the config has not."""
     unknown = [name for name in fields if not hasattr(config, name)]
     if unknown:
         hint = closest(unknown[0], list(config.to_dict()))
@@ -109,13 +110,13 @@ def _new(arguments: ModelArguments, class_mapping: dict[str, dict]) -> PreTraine
     if name is None:
         default = AutoConfig.for_model(arguments.model_type)
         fields = fields if hasattr(default, "image_size") else dict(arguments.config_overrides)
-        _check_fields(fields, default)
+        check_fields(fields, default)
         config = AutoConfig.for_model(arguments.model_type, **fields, **class_mapping)
     elif Path(name).exists() or "/" in name:
         options = {"trust_remote_code": arguments.trust_remote_code, "revision": arguments.model_revision}
         config = AutoConfig.from_pretrained(name, **options)
         fields = fields if hasattr(config, "image_size") else dict(arguments.config_overrides)
-        _check_fields(fields, config)
+        check_fields(fields, config)
         config = AutoConfig.from_pretrained(name, **options, **fields, **class_mapping)
     else:
         config = HfViTConfig.from_variant(name, **fields, **class_mapping)
@@ -127,7 +128,7 @@ def _pretrained(arguments: ModelArguments, class_mapping: dict[str, dict]) -> Pr
     options = {"trust_remote_code": arguments.trust_remote_code, "revision": arguments.model_revision}
     fields = dict(arguments.config_overrides)
     config = AutoConfig.from_pretrained(name, **options)
-    _check_fields(fields, config)
+    check_fields(fields, config)
     resamples_itself = config.model_type == HfViTConfig.model_type
     if resamples_itself:
         fields = {**fields, **_size_field(arguments)}

@@ -24,29 +24,26 @@ class TokenizerArguments:
     tokenizer_name: str | None = argument(
         None, help="An existing tokenizer of the Hub or a folder; the model's own when model_name_or_path is given."
     )
-    tokenizer_type: str = argument(
-        "bpe", help="What is trained on both languages of the training set.", choices=("bpe", "unigram")
+    vocab_size: int = argument(
+        8000,
+        help="Tokens of the tokenizer that is trained on both languages of the training set when none is given: 3 "
+        "special ones, the 256 bytes, and pieces of words.",
     )
-    vocab_size: int = argument(8000, help="Tokens of a trained tokenizer: the 256 bytes, 3 special ones, and pieces.")
 
     def __post_init__(self):
         check_range("vocab_size", self.vocab_size, len(_BYTES) + 3)
 
 
-def train_tokenizer(
-    texts: Iterable[str], tokenizer_type: str = "bpe", vocab_size: int = 8000
-) -> PreTrainedTokenizerFast:
-    """A tokenizer of pieces of words (BPE, arXiv 1508.07909, or a unigram model, 1804.10959) over bytes, one token
-    for each digit. It can write every text, and gives back the text it was given up to NFC normalisation.
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE (arXiv 1508.07909) with one token for each digit: it can write every text, and gives back the
+    text it was given up to NFC normalisation. The same texts always give the same tokenizer.
 
     Source and target share it: `texts` should hold both. A text ends with `</s>`; `<s>` starts the decoder.
     """
-    special = [PAD, BOS, EOS]
-    options = {"vocab_size": vocab_size, "special_tokens": special, "initial_alphabet": _BYTES, "show_progress": False}
-    if tokenizer_type == "bpe":
-        tokenizer, trainer = Tokenizer(models.BPE()), trainers.BpeTrainer(**options)
-    else:
-        tokenizer, trainer = Tokenizer(models.Unigram()), trainers.UnigramTrainer(**options)
+    tokenizer = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[PAD, BOS, EOS], initial_alphabet=_BYTES, show_progress=False
+    )
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

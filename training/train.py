@@ -7,6 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
+from datasets import disable_progress_bars
 from transformers.utils.logging import disable_progress_bar
 
 from training.arguments import Arguments, parse_arguments
@@ -30,6 +31,8 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("training").setLevel(logging.INFO)
     disable_progress_bar()  # of saving and loading; the loop has its own
+    disable_progress_bars()
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # tells of tied weights at every checkpoint
     arguments = parse_arguments(argument_groups, argv)
     prepare_output_dir(
         Path(arguments.run.output_dir),

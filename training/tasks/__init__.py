@@ -7,9 +7,10 @@ from training.checkpoint import CheckpointArguments
 from training.ema import EmaArguments
 from training.optim import OptimizationArguments
 from training.tasks.image_classification import ImageClassification
+from training.tasks.translation import Translation
 from training.tracking import TrackingArguments
 
-TASKS = {task.name: task for task in (ImageClassification,)}
+TASKS = {task.name: task for task in (ImageClassification, Translation)}
 
 
 def argument_groups(task: str) -> list[type]:

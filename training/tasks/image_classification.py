@@ -15,14 +15,14 @@ from training.augment import AugmentationArguments, BatchMix, EvaluationTransfor
 from training.data import DataArguments, ImageView, class_mapping, load_labelled_images
 from training.decoding import decode
 from training.distillation import DistillationArguments, TeacherEnsemble, distilled_loss
-from training.interruption import leave_process_group
 from training.losses import ClassificationLoss, LossArguments
 from training.metrics import classification_metrics, statistics
 from training.models import ModelArguments, build_model, build_processor
 from training.sampler import EpochBatchSampler
+from training.tasks.task import Task
 
 
-class ImageClassification:
+class ImageClassification(Task):
     """The task `image_classification`; `training.loop` says what a task offers."""
 
     name = "image_classification"
@@ -43,24 +43,8 @@ class ImageClassification:
         if arguments.distillation.teacher:
             self.teachers = TeacherEnsemble(arguments.distillation, self.data.class_names)
 
-    @property
-    def evaluation_splits(self) -> tuple[str, str]:
-        """The split followed during training and the one that the result is measured on."""
-        splits = self.data.splits
-        return ("validation" if "validation" in splits else "test", "test" if "test" in splits else "validation")
-
     def _loader(self, split: str, transform, **kwargs) -> DataLoader:
-        workers = self.arguments.data.dataloader_num_workers
-        return DataLoader(
-            ImageView(self.data.splits[split], transform),
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            worker_init_fn=leave_process_group,
-            pin_memory=torch.cuda.is_available(),
-            # Its own generator: starting an epoch must not advance the one that dropout draws from.
-            generator=torch.Generator(),
-            **kwargs,
-        )
+        return self.data_loader(ImageView(self.data.splits[split], transform), **kwargs)
 
     def train_loader(self, batches_per_step: int) -> DataLoader:
         """Batches for all processes in order; its batch sampler is an `EpochBatchSampler`."""
@@ -91,24 +75,15 @@ class ImageClassification:
         loss = distilled_loss(outputs, self.label_loss, targets, teacher_logits, distillation)
         return {"loss": loss, "outputs": outputs}
 
-    def evaluation_step(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def evaluation_step(
+        self, model: torch.nn.Module, batch: dict[str, torch.Tensor], *, detailed: bool = False
+    ) -> dict[str, torch.Tensor]:
         """What `compute_metrics` needs of each sample, first dimension B."""
         outputs = model(pixel_values=normalize(batch["pixel_values"], self.processor))
         return {**statistics(outputs.logits, batch["labels"]), "index": batch["sample_key"][:, 1]}
 
     def compute_metrics(self, gathered: dict[str, np.ndarray], *, detailed: bool) -> dict[str, Any]:
         return classification_metrics(gathered, self.data.class_names, detailed=detailed)
-
-    def describe(self) -> dict[str, Any]:
-        """The run record's `model` and `data`."""
-        parameters = list(self.model.parameters())
-        model = {
-            "class": type(self.model).__name__,
-            "num_parameters": sum(parameter.numel() for parameter in parameters),
-            "num_trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-            "config": self.model.config.to_diff_dict(),
-        }
-        return {"model": model, "data": self.data.describe()}
 
     def save_pretrained(self, model: torch.nn.Module, folder: Path) -> None:
         """Weights, config, the model's code and the processor."""

@@ -1,0 +1,57 @@
+"""What all tasks have in common: where they evaluate, how they load, what they tell of their model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel
+
+from training.arguments import Arguments
+from training.interruption import leave_process_group
+
+
+class Task:
+    """Base of the tasks; `training.loop` says what a task offers. Those here have `data` with `splits`."""
+
+    arguments: Arguments
+    model: PreTrainedModel
+    data: Any
+    best_metric: str
+
+    @property
+    def evaluation_splits(self) -> tuple[str, str]:
+        """The split followed during training and the one that the result is measured on."""
+        splits = self.data.splits
+        return ("validation" if "validation" in splits else "test", "test" if "test" in splits else "validation")
+
+    def data_loader(self, dataset: Dataset, **kwargs: Any) -> DataLoader:
+        """A loader with the workers that the arguments ask for."""
+        workers = self.arguments.data.dataloader_num_workers
+        return DataLoader(
+            dataset,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=leave_process_group,
+            pin_memory=torch.cuda.is_available(),
+            # Its own generator: starting an epoch must not advance the one that dropout draws from.
+            generator=torch.Generator(),
+            **kwargs,
+        )
+
+    def headline(self, metrics: Mapping[str, Any]) -> str:
+        """The best metric's name and value, a fraction in per cent."""
+        return f"{self.best_metric} {metrics[self.best_metric]:.2%}"
+
+    def describe(self) -> dict[str, Any]:
+        """The run record's `model` and `data`."""
+        parameters = list(self.model.parameters())
+        model = {
+            "class": type(self.model).__name__,
+            "num_parameters": sum(parameter.numel() for parameter in parameters),
+            "num_trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "config": self.model.config.to_diff_dict(),
+        }
+        return {"model": model, "data": self.data.describe()}

@@ -1,0 +1,221 @@
+"""Translation: pairs of texts, any AutoModelForSeq2SeqLM, cross entropy of tokens, BLEU of what it generates."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+
+from hf_vit.models.losses import token_loss
+from training.arguments import Arguments, argument, check_range
+from training.sampler import EpochBatchSampler, TokenBatchSampler
+from training.tasks.task import Task
+from training.text_data import IGNORED, Collator, TextDataArguments, TextPairs, load_parallel_texts
+from training.text_metrics import perplexity, text_metrics, token_statistics
+from training.text_models import TextModelArguments, build_text_model
+from training.tokenization import TokenizerArguments, fingerprint, load_tokenizer, train_tokenizer
+
+logger = logging.getLogger("training")
+
+
+@dataclass
+class GenerationArguments:
+    _argument_group_name: ClassVar[str] = "Loss and generation"
+    key: ClassVar[str] = "generation"
+
+    label_smoothing_factor: float = argument(0.0, help="Part of each target that is spread over the vocabulary.")
+    num_beams: int = argument(
+        1, help="Beams that the saved model generates with; the result is measured with one beam, and with these."
+    )
+    generation_max_length: int = argument(128, help="Most tokens that are generated for a text in evaluation.")
+    metric_for_best_model: str = argument(
+        "bleu", help="Decides which checkpoint is the best.", choices=("bleu", "chrf", "exact_match")
+    )
+
+    def __post_init__(self):
+        check_range("label_smoothing_factor", self.label_smoothing_factor, 0, 0.99)
+        check_range("num_beams", self.num_beams, 1)
+        check_range("generation_max_length", self.generation_max_length, 1)
+
+
+class Translation(Task):
+    """The task `translation`; `training.loop` says what a task offers."""
+
+    name = "translation"
+    argument_groups = (TextDataArguments, TokenizerArguments, TextModelArguments, GenerationArguments)
+    sample_unit = "sentences"
+
+    def __init__(self, arguments: Arguments):
+        self.arguments = arguments
+        self.seed = arguments.run.seed
+        self.best_metric = arguments.generation.metric_for_best_model
+        self.data = load_parallel_texts(arguments.data, self.seed)
+        self.tokenizer = self._tokenizer()
+        set_seed(self.seed)
+        self.model = build_text_model(arguments.model, self.tokenizer, arguments.generation.label_smoothing_factor)
+        self.model.generation_config.num_beams = arguments.generation.num_beams
+        self._check_positions()
+        self.pairs = {split: self._encode(split) for split in self.data.splits}
+
+    def _tokenizer(self):
+        own, model = self.arguments.tokenizer, self.arguments.model
+        name = own.tokenizer_name or model.model_name_or_path
+        if name is not None:
+            revision = model.model_revision if own.tokenizer_name is None else None
+            return load_tokenizer(name, revision=revision, trust_remote_code=model.trust_remote_code)
+        train = self.data.splits["train"]
+        return train_tokenizer(chain(train["source"], train["target"]), own.vocab_size)
+
+    def _check_positions(self) -> None:
+        if getattr(self.model.config, "position_embedding", None) != "learned":
+            return
+        positions = self.model.config.max_position_embeddings
+        lengths = {
+            "max_source_length": self.arguments.data.max_source_length,
+            "max_target_length": self.arguments.data.max_target_length,
+            "generation_max_length": self.arguments.generation.generation_max_length,
+        }
+        for name, length in lengths.items():
+            if length > positions:
+                raise ValueError(
+                    f"--{name} must be at most the model's max_position_embeddings ({positions}), found {length}"
+                )
+
+    def _encode(self, split: str) -> TextPairs:
+        """The split as tokens; training pairs that are too long are left out."""
+        data = self.arguments.data
+        if split != "train":
+            return TextPairs(self.data.splits[split], self.tokenizer, data.max_source_length)
+        pairs = TextPairs(self.data.splits[split], self.tokenizer)
+        fits = (pairs.lengths <= (data.max_source_length, data.max_target_length)).all(axis=1)
+        if not fits.any():
+            raise ValueError(
+                f"--max_source_length {data.max_source_length} and --max_target_length {data.max_target_length} "
+                f"leave no training pair; the shortest have {pairs.lengths.min(axis=0).tolist()} tokens"
+            )
+        self.data.left_out["too_long"] = int((~fits).sum())
+        if any(self.data.left_out.values()):
+            reasons = ", ".join(f"{count:,} {name}" for name, count in self.data.left_out.items() if count)
+            logger.info(f"training pairs left out: {reasons}")
+        return pairs.select(np.flatnonzero(fits))
+
+    def train_loader(self, batches_per_step: int) -> DataLoader:
+        """Batches for all processes in order, by tokens or by pairs."""
+        pairs, max_tokens = self.pairs["train"], self.arguments.data.max_tokens_per_batch
+        if max_tokens is not None:
+            sampler = TokenBatchSampler(pairs.lengths, max_tokens, batches_per_step, seed=self.seed)
+        else:
+            batch_size = self.arguments.optimization.per_device_train_batch_size
+            sampler = EpochBatchSampler(len(pairs), batch_size, batches_per_step, seed=self.seed)
+        return self.data_loader(pairs, batch_sampler=sampler, collate_fn=Collator(self.tokenizer.pad_token_id))
+
+    def evaluation_loader(self, split: str) -> DataLoader:
+        """Batches of texts of like length, the longest first: generation stops when the last text of a batch ends."""
+        pairs = self.pairs[split]
+        order = np.argsort(-pairs.lengths[:, 0], kind="stable").tolist()
+        return self.data_loader(
+            pairs,
+            sampler=order,
+            batch_size=self.arguments.optimization.per_device_eval_batch_size,
+            collate_fn=Collator(self.tokenizer.pad_token_id),
+        )
+
+    def _outputs(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]):
+        return model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            decoder_input_ids=self.model.prepare_decoder_input_ids_from_labels(batch["labels"]),
+            use_cache=False,
+        )
+
+    def training_step(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """`loss`, the mean over the batch's tokens, and the model's `outputs`."""
+        outputs = self._outputs(model, batch)
+        smoothing = getattr(self.model.config, "label_smoothing", self.arguments.generation.label_smoothing_factor)
+        return {"loss": token_loss(outputs.logits, batch["labels"], label_smoothing=smoothing), "outputs": outputs}
+
+    def evaluation_step(
+        self, model: torch.nn.Module, batch: dict[str, torch.Tensor], *, detailed: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """What `compute_metrics` needs of each sample, first dimension B.
+
+        `generated` and, with `detailed` and several beams, `beam_generated` are token ids (B, generation_max_length).
+        """
+        result = token_statistics(self._outputs(model, batch).logits, batch["labels"], IGNORED)
+        result["index"] = batch["sample_key"][:, 1]
+        result["generated"] = self._generate(model, batch, num_beams=1)
+        num_beams = self.arguments.generation.num_beams
+        if detailed and num_beams > 1:
+            result["beam_generated"] = self._generate(model, batch, num_beams)
+        return result
+
+    def _generate(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], num_beams: int) -> torch.Tensor:
+        length = self.arguments.generation.generation_max_length
+        generated = model.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            num_beams=num_beams,
+            do_sample=False,
+            max_new_tokens=length,
+        )[:, 1:]  # without what the decoder starts with
+        missing = length - generated.shape[1]
+        return torch.nn.functional.pad(generated, (0, missing), value=self.tokenizer.pad_token_id)
+
+    def _texts(self, gathered: Mapping[str, np.ndarray], split: str, name: str = "generated") -> list[str]:
+        """The generated texts; that of an empty source is empty, as in the translation pipeline."""
+        texts = self.tokenizer.batch_decode(gathered[name], skip_special_tokens=True)
+        sources = self.data.splits[split]["source"]
+        return [text.strip() if sources[int(i)] else "" for text, i in zip(texts, gathered["index"])]
+
+    def compute_metrics(self, gathered: dict[str, np.ndarray], *, detailed: bool) -> dict[str, Any]:
+        split = self.evaluation_splits[1 if detailed else 0]
+        targets = self.data.splits[split]["target"]
+        references = [targets[int(index)] for index in gathered["index"]]
+        metrics = perplexity(gathered["log_probability"], gathered["num_tokens"])
+        metrics.update(text_metrics(self._texts(gathered, split), references, detailed=detailed))
+        if "beam_generated" in gathered:
+            by_beam = text_metrics(self._texts(gathered, split, "beam_generated"), references, detailed=True)
+            del by_beam["signatures"]
+            prefix = f"beam{self.arguments.generation.num_beams}"
+            metrics.update({f"{prefix}_{name}": value for name, value in by_beam.items()})
+        return metrics
+
+    def headline(self, metrics: Mapping[str, Any]) -> str:
+        if self.best_metric == "exact_match":
+            return super().headline(metrics)
+        return f"{self.best_metric} {metrics[self.best_metric]:.2f}"
+
+    def describe(self) -> dict[str, Any]:
+        described = super().describe()
+        described["model"]["tokenizer"] = {"size": len(self.tokenizer), "fingerprint": fingerprint(self.tokenizer)}
+        for split, info in described["data"]["splits"].items():
+            info["mean_tokens"] = [float(mean) for mean in self.pairs[split].lengths.mean(axis=0)]
+        return described
+
+    def save_pretrained(self, model: torch.nn.Module, folder: Path) -> None:
+        """Weights, config, the model's code and the tokenizer."""
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def save_samples(self, gathered: dict[str, np.ndarray], split: str, folder: Path) -> list[dict[str, Any]]:
+        """Evenly spaced texts of an evaluated split, with what the model made of them."""
+        index = gathered["index"]
+        rows = np.argsort(index)[np.linspace(0, len(index) - 1, self.arguments.data.card_num_samples).astype(int)]
+        predictions = self._texts({name: values[rows] for name, values in gathered.items()}, split)
+        dataset = self.data.splits[split]
+        return [{**dataset[int(index[row])], "prediction": prediction} for row, prediction in zip(rows, predictions)]
+
+    def loading_lines(self, folder: Path) -> str:
+        """The lines of Python that load what `save_pretrained` wrote."""
+        return (
+            "from transformers import pipeline\n"
+            f'translator = pipeline("translation", model="{folder}", trust_remote_code=True)'
+        )

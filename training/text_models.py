@@ -1,0 +1,92 @@
+"""The model to train on text, with the vocabulary of its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from training.arguments import Mapping, argument
+from training.models import check_fields
+
+
+@dataclass
+class TextModelArguments:
+    _argument_group_name: ClassVar[str] = "Model"
+    key: ClassVar[str] = "model"
+
+    model_name_or_path: str | None = argument(
+        None, help="Start from this checkpoint: any that AutoModelForSeq2SeqLM loads."
+    )
+    model_revision: str | None = argument(None, help="Branch, tag or commit of model_name_or_path.")
+    trust_remote_code: bool = argument(False, help="Allow the code that a checkpoint brings along.")
+    model_type: str = argument("hf_transformer", help="From scratch: the architecture, a model type of transformers.")
+    config_name: str | None = argument(None, help="From scratch: a config of the Hub or a folder.")
+    config_overrides: Mapping = argument(Mapping, help="Fields of the model's config: a=b,c=d or JSON.")
+
+    def __post_init__(self):
+        if self.model_name_or_path is not None and self.config_name is not None:
+            raise ValueError("--config_name is for training from scratch, it does not go with --model_name_or_path")
+
+
+def build_text_model(
+    arguments: TextModelArguments, tokenizer: PreTrainedTokenizerBase, label_smoothing: float
+) -> PreTrainedModel:
+    """A model for the tokenizer, from a checkpoint or from scratch; a config that has a field for it keeps the label
+    smoothing.
+
+    Raises:
+        ValueError: an unknown architecture or config field, or fewer tokens in the model than in the tokenizer.
+    """
+    overrides, options = dict(arguments.config_overrides), {"trust_remote_code": arguments.trust_remote_code}
+    name = arguments.model_name_or_path or arguments.config_name
+    if name is None:
+        make_config = partial(AutoConfig.for_model, arguments.model_type)
+    else:
+        make_config = partial(AutoConfig.from_pretrained, name, revision=arguments.model_revision, **options)
+    default = make_config()
+    check_fields(overrides, default)
+    if hasattr(default, "label_smoothing"):
+        overrides.setdefault("label_smoothing", label_smoothing)
+    if arguments.model_name_or_path is not None:
+        options["revision"] = arguments.model_revision
+        model = AutoModelForSeq2SeqLM.from_pretrained(name, **options, **overrides)
+    else:
+        config = make_config(**{**_vocabulary(tokenizer, default), **overrides})
+        model = AutoModelForSeq2SeqLM.from_config(config, **options)
+    _check_vocabulary(model, tokenizer)
+    return model
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> dict[str, int | None]:
+    """The fields of a config that say which tokens there are."""
+    start = tokenizer.pad_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    sizes = ("vocab_size", "encoder_vocab_size", "decoder_vocab_size")
+    return {
+        **{name: len(tokenizer) for name in sizes if hasattr(config, name)},
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "decoder_start_token_id": start,
+    }
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    sizes = {
+        "encoder": model.get_input_embeddings().num_embeddings,
+        "output": model.get_output_embeddings().out_features,
+    }
+    for part, size in sizes.items():
+        if size < len(tokenizer):
+            raise ValueError(
+                f"the tokenizer has {len(tokenizer)} tokens, the model's {part} only {size}: give the model at least "
+                "as many (vocab_size in --config_overrides), or the tokenizer it was made with (--tokenizer_name)"
+            )
