@@ -1,11 +1,13 @@
 """Metrics against scikit-learn, torch and hand-made cases."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
 
-from training.metrics import ExpectedCalibrationError, classification_metrics, statistics
+from training.metrics import ExpectedCalibrationError, classification_metrics, output_statistics, statistics
 
 NAMES = [f"class {i}" for i in range(8)]
 
@@ -49,3 +51,16 @@ def test_calibration_error_of_a_hand_made_case():
     assert [row["num_examples"] for row in result["calibration"]] == [2, 2]
     sure = ExpectedCalibrationError().compute(predictions=[1, 1], references=[1, 1], confidences=[1.0, 1.0])
     assert sure["expected_calibration_error"] == 0
+
+
+def test_each_of_two_heads_has_metrics_of_its_own():
+    outputs = SimpleNamespace(
+        logits=torch.eye(3)[[0, 1, 2]],
+        class_logits=torch.eye(3)[[0, 1, 0]],
+        distillation_logits=torch.eye(3)[[1, 1, 0]],
+    )
+    gathered = {name: v.numpy() for name, v in output_statistics(outputs, torch.tensor([0, 1, 2])).items()}
+    metrics = classification_metrics(gathered, ["a", "b", "c"])
+    heads = {name: values["accuracy"] for name, values in metrics["heads"].items()}
+    assert (metrics["accuracy"], heads) == (1.0, {"class": pytest.approx(2 / 3), "distillation": pytest.approx(1 / 3)})
+    assert "heads" not in classification_metrics({k: v for k, v in gathered.items() if "/" not in k}, ["a", "b", "c"])

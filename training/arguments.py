@@ -185,6 +185,20 @@ def _explicit(parser: _Parser, flags: list[str]) -> set[str]:
     return {name for name in parser.names if name in given or f"no_{name}" in given}
 
 
+def parse_groups(groups: Sequence[type], argv: list[str], description: str) -> list[Any]:
+    """The groups filled from a command line without recipes; exits with status 2 and one line where it is wrong."""
+    parser = _Parser(groups, description=description)
+    parser.usage = "%(prog)s [--argument VALUE ...]"
+    return _fill(parser, groups, _parse_known(parser, argv, "argument"))
+
+
+def _fill(parser: _Parser, groups: Sequence[type], values: dict[str, Any]) -> list[Any]:
+    try:
+        return [group(**{f.name: values[f.name] for f in dataclasses.fields(group)}) for group in groups]
+    except ValueError as error:
+        parser.error(str(error))
+
+
 def parse_arguments(groups_of: Callable[[str], Sequence[type]], argv: list[str] | None = None) -> Arguments:
     """Recipe and flags to arguments; flags win over the recipe, the recipe over the dataclasses' defaults.
 
@@ -215,8 +229,4 @@ def parse_arguments(groups_of: Callable[[str], Sequence[type]], argv: list[str] 
         if isinstance(value, Mapping):
             values[name] = Mapping({**by_recipe[name], **value})
     values["recipe"] = chosen.recipe
-    try:
-        built = [group(**{f.name: values[f.name] for f in dataclasses.fields(group)}) for group in groups]
-    except ValueError as error:
-        parser.error(str(error))
-    return Arguments(built, (set(recipe) & set(parser.names)) | _explicit(parser, argv), argv)
+    return Arguments(_fill(parser, groups, values), (set(recipe) & set(parser.names)) | _explicit(parser, argv), argv)

@@ -68,6 +68,13 @@ class AugmentationArguments:
             if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= high:
                 raise ValueError(f"--{name} takes two rising numbers > 0 and <= {high}, found {bounds}")
 
+    @property
+    def random_parts(self) -> list[str]:
+        """The arguments that make an image's views differ from each other."""
+        names = ["horizontal_flip_prob", "affine_degrees", "affine_translate", "affine_scale", "affine_shear"]
+        names += ["auto_augment", "color_jitter", "random_erasing_prob", "mixup_alpha", "cutmix_alpha"]
+        return ["train_crop"] * (self.train_crop != "resize") + [name for name in names if getattr(self, name)]
+
 
 @contextmanager
 def seeded(seed: int):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,34 +120,58 @@ def load_labelled_images(arguments: DataArguments, seed: int) -> LabelledImages:
     Raises:
         ValueError: no image or label column, an empty split, a single class, a label without a class.
     """
-    name = arguments.dataset_name or arguments.train_dir
-    raw = _load_splits(arguments)
-    reference = raw["train"]
-    image_column = _find_image_column(reference, arguments.image_column_name)
-    label_column = _find_label_column(reference, arguments.label_column_name, image_column)
-    class_names = _class_names(reference, label_column)
-    splits = {
-        split: _with_class_indices(dataset, split, image_column, label_column, class_names)
-        for split, dataset in raw.items()
-    }
-    info = reference.info
-    origin = {"name": name, "revision": revision_of(info), "license": info.license or None}
-    images = LabelledImages(
-        **origin, image_column=image_column, label_column=label_column, class_names=class_names, splits=splits
-    )
-    if arguments.on_bad_sample == "skip":
-        _leave_out_bad_samples(images, arguments.dataloader_num_workers)
+    images = _labelled(arguments, named_splits(_load(arguments), arguments.dataset_name or arguments.train_dir))
     present = np.unique(images.labels("train"))
     if len(present) < 2:
         raise ValueError(
-            f"the train split of {name!r} holds one class only, {class_names[present[0]]!r}: a classifier needs two"
+            f"the train split of {images.name!r} holds one class only, {images.class_names[present[0]]!r}: a "
+            "classifier needs two"
         )
     _make_validation(images, arguments, seed)
     return images
 
 
-def _load_splits(arguments: DataArguments) -> dict[str, Dataset]:
-    """The raw splits, named `train` and, where they exist, `validation` and `test`."""
+def load_labelled_split(arguments: DataArguments, split: str, class_names: Sequence[str]) -> LabelledImages:
+    """One split of the data set of `arguments`, its labels as indices into `class_names`.
+
+    Raises:
+        ValueError: there is no such split, no image or label column, or a label is not among the classes.
+    """
+    found = _load(arguments)
+    if split not in found:
+        raise ValueError(f"--split {split!r} is not in the data; its splits: {', '.join(found)}")
+    images = _labelled(arguments, {split: found[split]}, class_names)
+    limit_samples(images.splits, arguments, seed=0)
+    return images
+
+
+def _labelled(
+    arguments: DataArguments, raw: Mapping[str, Dataset], class_names: Sequence[str] | None = None
+) -> LabelledImages:
+    """Finds the columns in the first split, and the classes too when they are not given."""
+    reference = next(iter(raw.values()))
+    image_column = _find_image_column(reference, arguments.image_column_name)
+    label_column = _find_label_column(reference, arguments.label_column_name, image_column)
+    class_names = list(class_names or _class_names(reference, label_column))
+    images = LabelledImages(
+        name=arguments.dataset_name or arguments.train_dir,
+        revision=revision_of(reference.info),
+        license=reference.info.license or None,
+        image_column=image_column,
+        label_column=label_column,
+        class_names=class_names,
+        splits={
+            split: _with_class_indices(dataset, split, image_column, label_column, class_names)
+            for split, dataset in raw.items()
+        },
+    )
+    if arguments.on_bad_sample == "skip":
+        _leave_out_bad_samples(images, arguments.dataloader_num_workers)
+    return images
+
+
+def _load(arguments: DataArguments) -> Mapping[str, Dataset]:
+    """The raw splits, as the data set names them."""
     name = arguments.dataset_name or arguments.train_dir
     found = load_source(
         name,
@@ -159,7 +183,7 @@ def _load_splits(arguments: DataArguments) -> dict[str, Dataset]:
     if arguments.validation_dir is not None:
         validation = load_folder(arguments.validation_dir, None)
         found = {"train": found["train"], "validation": next(iter(validation.values()))}
-    return named_splits(found, name)
+    return found
 
 
 def _find_image_column(dataset: Dataset, wanted: str | None) -> str:

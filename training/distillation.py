@@ -27,6 +27,9 @@ class DistillationArguments:
     )
     teacher_weights: list[float] | None = argument(None, help="Weights of the teachers' probabilities; equal ones.")
     teacher_trust_remote_code: bool = argument(False, help="Allow the code that a teacher brings along.")
+    teacher_cache_dir: str | None = argument(
+        None, help="Compute the teachers' logits once and keep them here; for views without anything random."
+    )
     distillation_type: str = argument(
         "soft", help="KL divergence, or the teacher's decision.", choices=("soft", "hard")
     )
@@ -34,6 +37,8 @@ class DistillationArguments:
     distillation_temperature: float = argument(3.0, help="Temperature of soft distillation.")
 
     def __post_init__(self):
+        if self.teacher_cache_dir is not None and not self.teacher:
+            raise ValueError("--teacher_cache_dir goes with --teacher")
         check_range("distillation_alpha", self.distillation_alpha, 0, 1)
         check_range("distillation_temperature", self.distillation_temperature, 0, open_low=True)
         if self.teacher_weights is not None:

@@ -16,6 +16,7 @@ import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 TOP_K = 5
+HEADS = ("class", "distillation")  # of a model with a distillation token
 _INTEGER, _NUMBER = datasets.Value("int64"), datasets.Value("float32")
 
 
@@ -34,6 +35,16 @@ def statistics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Te
     highest, ranked = log_probabilities.topk(min(TOP_K, logits.shape[-1]))
     true = log_probabilities.gather(1, labels[:, None])[:, 0]
     return {"ranked": ranked, "confidence": highest[:, 0].exp(), "log_probability": true, "labels": labels}
+
+
+def output_statistics(outputs: Any, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`statistics` of a model's `logits` and, named `HEAD/...`, of each head where there are two."""
+    found = statistics(outputs.logits, labels)
+    for head in HEADS:
+        logits = getattr(outputs, f"{head}_logits", None)
+        if logits is not None:
+            found.update({f"{head}/{name}": value for name, value in statistics(logits, labels).items()})
+    return found
 
 
 class Metric(evaluate.Metric):
@@ -125,20 +136,32 @@ class ConfusionMatrix(Metric):
 
 def classification_metrics(
     gathered: Mapping[str, np.ndarray], class_names: Sequence[str], *, detailed: bool = False
-) -> dict:
-    """loss, accuracy and, from six classes on, top5_accuracy; with `detailed` every other metric of this module.
+) -> dict[str, Any]:
+    """loss, accuracy and, from six classes on, top5_accuracy; the same of each head in `heads` where there are two.
+
+    With `detailed` every other metric of this module as well.
 
     Args:
-        gathered: the `statistics` of all samples, as arrays.
+        gathered: the `output_statistics` of all samples, as arrays.
     """
-    ranked, labels = gathered["ranked"], gathered["labels"]
-    chosen = {"predictions": ranked[:, 0], "references": labels}
-    metrics = NegativeLogLikelihood().compute(predictions=gathered["log_probability"])
-    metrics.update(TopKAccuracy().compute(predictions=ranked, references=labels))
-    if len(class_names) > TOP_K:
-        metrics.update(TopKAccuracy().compute(predictions=ranked, references=labels, k=TOP_K))
+    metrics = _basic_metrics(gathered, "", len(class_names))
+    heads = {
+        head: _basic_metrics(gathered, f"{head}/", len(class_names)) for head in HEADS if f"{head}/ranked" in gathered
+    }
+    if heads:
+        metrics["heads"] = heads
     if detailed:
+        chosen = {"predictions": gathered["ranked"][:, 0], "references": gathered["labels"]}
         metrics.update(ExpectedCalibrationError().compute(**chosen, confidences=gathered["confidence"]))
         metrics.update(PerClassReport().compute(**chosen, class_names=class_names))
         metrics.update(ConfusionMatrix().compute(**chosen, num_classes=len(class_names)))
+    return metrics
+
+
+def _basic_metrics(gathered: Mapping[str, np.ndarray], prefix: str, num_classes: int) -> dict[str, float]:
+    ranked = {"predictions": gathered[f"{prefix}ranked"], "references": gathered[f"{prefix}labels"]}
+    metrics = NegativeLogLikelihood().compute(predictions=gathered[f"{prefix}log_probability"])
+    metrics.update(TopKAccuracy().compute(**ranked))
+    if num_classes > TOP_K:
+        metrics.update(TopKAccuracy().compute(**ranked, k=TOP_K))
     return metrics

@@ -58,6 +58,21 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """`versions`, `git_commit` and `hardware`: what ran, and where."""
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "git_commit": _git_commit(),
+        "hardware": {
+            "device": accelerator.device.type,
+            "device_name": device_name(accelerator.device),
+            "num_processes": accelerator.num_processes,
+            "cpu_threads": torch.get_num_threads(),
+            "mixed_precision": accelerator.mixed_precision,
+        },
+    }
+
+
 def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else str(value)
 
@@ -74,16 +89,8 @@ class RunRecord:
             "recipe": arguments.run.recipe,
             "arguments": arguments.to_dict(),
             "non_default_arguments": arguments.explicit,
-            "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
-            "git_commit": _git_commit(),
             "seed": arguments.run.seed,
-            "hardware": {
-                "device": accelerator.device.type,
-                "device_name": device_name(accelerator.device),
-                "num_processes": accelerator.num_processes,
-                "cpu_threads": torch.get_num_threads(),
-                "mixed_precision": accelerator.mixed_precision,
-            },
+            **environment(accelerator),
             **described,
             "epochs": [],
         }

@@ -1,0 +1,142 @@
+"""Teachers of every kind on the student's view, and the loss they make."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from hf_vit import HfViTConfig, HfViTForImageClassification
+from training.arguments import parse_arguments
+from training.data import class_mapping
+from training.distillation import DistillationArguments, Teacher, TeacherEnsemble, distilled_loss
+from training.losses import ClassificationLoss, LossArguments
+from training.tasks import argument_groups, build_task
+from training.teacher_cache import cached_logits
+
+NAMES = ["ant", "bee", "cow"]
+VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 8}
+MODELS = {
+    "ours": lambda **classes: HfViTForImageClassification(HfViTConfig(**VIT, image_size=24, **classes)),
+    "vit": lambda **classes: ViTForImageClassification(ViTConfig(**VIT, image_size=24, **classes)),
+    "cnn": lambda **classes: ResNetForImageClassification(
+        ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", **classes)
+    ),
+    "timm": lambda **classes: TimmWrapperForImageClassification(
+        TimmWrapperConfig(architecture="test_vit", model_args={"img_size": 24, "patch_size": 8}, **classes)
+    ),
+}
+
+
+def save(folder, kind="ours", names=NAMES):
+    torch.manual_seed(len(str(folder)))
+    model = MODELS[kind](**class_mapping(names)).eval()
+    for parameter in model.parameters():  # far enough from zero for logits that differ
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 24, "width": 24}, image_mean=[0.2] * 3, image_std=[0.3] * 3).save_pretrained(
+        folder
+    )
+    return str(folder), model
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_teacher_answers_as_it_does_to_its_own_processor(tmp_path, kind):
+    path, model = save(tmp_path / kind, kind)
+    pixels = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)
+    inputs = ViTImageProcessor.from_pretrained(path)(list(pixels), return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(Teacher(path, NAMES)(pixels.float()), model(**inputs).logits)
+
+
+def test_a_view_of_another_size_is_resized_as_the_teachers_processor_does(tmp_path):
+    path, model = save(tmp_path)
+    pixels = torch.from_numpy(np.array(Image.linear_gradient("L").resize((40, 32)))).expand(1, 3, 32, 40)
+    inputs = ViTImageProcessor.from_pretrained(path)(list(pixels), return_tensors="pt")
+    with torch.no_grad():  # the processor rounds to whole pixel values in between
+        torch.testing.assert_close(Teacher(path, NAMES)(pixels.float()), model(**inputs).logits, atol=0.02, rtol=0.02)
+
+
+def test_classes_are_matched_by_name(tmp_path):
+    path, model = save(tmp_path, names=["cow", "ant", "bee"])
+    pixels = torch.rand(2, 3, 24, 24) * 255
+    logits = Teacher(path, NAMES)(pixels)
+    own = model(pixel_values=(pixels / 255 - 0.2) / 0.3).logits
+    torch.testing.assert_close(logits, own[:, [1, 2, 0]])
+
+
+@pytest.mark.parametrize("names", [["ant", "bee"], ["ant", "bee", "dog"], ["ant", "bee", "cow", "dog"]])
+def test_other_classes_are_refused_by_name(tmp_path, names):
+    path, _ = save(tmp_path, names=names)
+    with pytest.raises(ValueError) as refusal:
+        Teacher(path, NAMES)
+    assert ("cow" in str(refusal.value)) == ("cow" not in names)
+    assert ("dog" in str(refusal.value)) == ("dog" in names)
+
+
+def test_an_ensemble_is_the_weighted_mean_of_probabilities(tmp_path):
+    paths = [save(tmp_path / name, kind)[0] for name, kind in (("a", "vit"), ("bb", "cnn"))]
+    pixels = torch.rand(4, 3, 24, 24) * 255
+    ensemble = TeacherEnsemble(DistillationArguments(teacher=paths, teacher_weights=[3, 1]), NAMES)
+    single = [Teacher(path, NAMES)(pixels).softmax(-1) for path in paths]
+    torch.testing.assert_close(ensemble(pixels).softmax(-1), 0.75 * single[0] + 0.25 * single[1])
+    assert not any(parameter.requires_grad for parameter in ensemble.parameters())
+
+
+@pytest.mark.parametrize("token", [False, True])
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_the_loss_is_that_of_deit(kind, token):
+    config = HfViTConfig(**VIT, image_size=8, num_labels=3, use_distillation_token=token)
+    outputs = HfViTForImageClassification(config).eval()(pixel_values=torch.randn(5, 3, 8, 8))
+    class_logits, student = (outputs.class_logits, outputs.distillation_logits) if token else (outputs.logits,) * 2
+    targets, teacher = torch.rand(5, 3).softmax(-1), torch.randn(5, 3)  # mixed targets
+    arguments = DistillationArguments(distillation_type=kind, distillation_alpha=0.3, distillation_temperature=2.0)
+    loss = distilled_loss(outputs, ClassificationLoss(LossArguments()), targets, teacher, arguments)
+    true = -(targets * class_logits.log_softmax(-1)).sum(-1).mean()
+    soft = (teacher / 2).softmax(-1)
+    distance = 4 * (soft * (soft.log() - (student / 2).log_softmax(-1))).sum(-1).mean()
+    hard = F.cross_entropy(student, teacher.argmax(-1))
+    torch.testing.assert_close(loss, 0.7 * true + 0.3 * (distance if kind == "soft" else hard))
+
+
+def test_weights_must_match_the_teachers():
+    with pytest.raises(ValueError, match="2 for 1"):
+        DistillationArguments(teacher=["a"], teacher_weights=[1.0, 2.0])
+
+
+def test_logits_of_fixed_views_are_computed_once(tmp_path):
+    views = [{"pixel_values": torch.randint(0, 256, (3, 24, 24), dtype=torch.uint8)} for _ in range(7)]
+    path, _ = save(tmp_path / "teacher", "cnn")
+    teachers = TeacherEnsemble(DistillationArguments(teacher=[path]), NAMES)
+    expected = teachers(torch.stack([view["pixel_values"] for view in views]).float())
+    options = {"batch_size": 3, "num_workers": 0}
+    for _ in range(2):
+        logits = cached_logits(teachers, views, tmp_path / "cache", {"train": "a"}, options)
+        torch.testing.assert_close(logits, expected)
+        views = [view for view in views if view is None]  # the second time there is nothing left to compute from
+    with torch.no_grad():
+        next(teachers.parameters()).add_(1)
+    with pytest.raises(ValueError, match="non-empty"):  # another teacher, and no views to ask it about
+        cached_logits(teachers, [], tmp_path / "cache", {"train": "a"}, options)
+
+
+def test_a_cache_wants_views_that_never_change(tmp_path):
+    path, _ = save(tmp_path / "teacher", names=[str(digit) for digit in range(10)])
+    flags = ["--image_size=8", "--teacher", path, "--teacher_cache_dir", str(tmp_path / "cache")]
+    with pytest.raises(ValueError, match="--affine_degrees"):
+        build_task(parse_arguments(argument_groups, flags))
+    fixed = ["--affine_degrees=0", "--affine_translate=0", "--affine_scale=0", "--max_train_samples=20"]
+    task = build_task(parse_arguments(argument_groups, [*flags, *fixed, "--train_val_split=0"]))
+    batch = next(iter(task.train_loader(1)))
+    asked = task.training_step(task.model, batch)["loss"]
+    task.teacher_logits = None
+    torch.testing.assert_close(asked, task.training_step(task.model, batch)["loss"])
