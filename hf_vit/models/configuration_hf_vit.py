@@ -214,6 +214,13 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             kwargs.setdefault("pooling_norm", "after" if saved.norm_after_pooling else "before")
         if "image_size" in kwargs and saved.position_embedding in _CLOSED_FORM_POSITIONS:
             kwargs.setdefault("position_grid_size", list(saved.position_grid))
+        ends_with_last_layer = saved.out_features == saved.stage_names[-1:]
+        if (
+            "num_hidden_layers" in kwargs
+            and ends_with_last_layer
+            and not {"out_features", "out_indices"} & set(kwargs)
+        ):
+            kwargs["out_indices"] = [-1]
         return super().from_dict(config_dict, **kwargs)
 
     @property
