@@ -48,6 +48,8 @@ POSITIONS = "learned, learned_2d, sincos_1d, sincos_2d, relative_bias, rope_2d, 
         ({"drop_path_rate": 1.0}, "drop_path_rate must be in [0, 1), got 1.0"),
         ({"hidden_dropout_prob": -0.1}, "hidden_dropout_prob must be in [0, 1), got -0.1"),
         ({"layer_norm_eps": 0.0}, "layer_norm_eps must be above 0, got 0.0"),
+        ({"layer_scale_init_value": 0.0}, "layer_scale_init_value must be above 0, got 0.0"),
+        ({"position_grid_size": [4]}, "position_grid_size must be a positive integer or a pair"),
         (
             {"learn_cls_mean_weight": True, "cls_mean_weight": 1},
             "cls_mean_weight must be in (0, 1) to be learnt, got 1",
@@ -88,8 +90,13 @@ def test_configurations_of_wrong_types(tiny_config, options):
 def test_variants(name):
     with pytest.raises(ValueError, match=rf"variant must be one of vit_tiny_patch16_224, .*, got '{name}'"):
         HfViTConfig.from_variant(name)
+
+
+def test_fields_of_variants():
     with pytest.raises(ValueError, match="image_size must be a multiple of patch_size"):
         HfViTConfig.from_variant("vit_tiny_patch16_100")
+    with pytest.raises(ValueError, match="poolings is no field of HfViTConfig, nearest: pooling"):
+        HfViTConfig.from_variant("vit_tiny_patch16_224", poolings="mean")
 
 
 LABELS = torch.tensor([0, 1])

@@ -157,7 +157,7 @@ def test_auto_classes_know_the_model(tiny_model, tmp_path):
 def test_pooling_is_switched_while_loading(tiny_model, images, tmp_path, pooling):
     model = tiny_model(HfViTModel)
     model.save_pretrained(tmp_path)
-    switched = HfViTModel.from_pretrained(tmp_path, pooling=pooling, pooling_norm="before")
+    switched = HfViTModel.from_pretrained(tmp_path, pooling=pooling)  # the norm stays where it was
     with torch.no_grad():
         tokens = model(images(model)).last_hidden_state
         pooled = switched(images(model)).pooler_output
@@ -176,7 +176,9 @@ def test_a_head_for_other_classes_replaces_the_saved_one(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("size", [[24, 40], [8, 8]], ids=str)
-@pytest.mark.parametrize("position_embedding", ["learned", "learned_2d", "relative_bias", "rope_2d"])
+@pytest.mark.parametrize(
+    "position_embedding", ["learned", "learned_2d", "sincos_1d", "sincos_2d", "relative_bias", "rope_2d"]
+)
 def test_positions_follow_an_image_size_changed_while_loading(tiny_model, images, tmp_path, position_embedding, size):
     model = tiny_model(position_embedding=position_embedding)
     model.save_pretrained(tmp_path / "saved")
@@ -189,6 +191,18 @@ def test_positions_follow_an_image_size_changed_while_loading(tiny_model, images
         expected = model(pixel_values).logits
         assert_close(resized(pixel_values).logits, expected)
         assert_close(again(pixel_values).logits, expected)
+
+
+def test_layers_are_left_out_while_loading(tiny_model, images, tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "whole")
+    HfViTModel.from_pretrained(tmp_path / "whole", num_hidden_layers=1).save_pretrained(tmp_path / "part")
+    backbone = HfViTBackbone.from_pretrained(tmp_path / "part")
+    assert backbone.out_features == ["stage1"]
+    with torch.no_grad():
+        tokens = model.vit.norm(model(images(model), output_hidden_states=True).hidden_states[1])
+        (features,) = backbone(images(model)).feature_maps
+    assert_close(features.flatten(2).transpose(1, 2), tokens[:, 1:])
 
 
 # --- outputs ---------------------------------------------------------------------------------------------------------

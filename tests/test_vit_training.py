@@ -50,6 +50,33 @@ def test_gradient_checkpointing_gives_the_same_gradients(model, images, use_reen
     torch.testing.assert_close(got, expected)
 
 
+def test_gradients_of_each_sample_by_vmap(model, images):
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters, image):
+        return torch.func.functional_call(model, parameters, (image[None],)).logits.square().sum()
+
+    pixel_values = images(model)
+    by_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, pixel_values)
+    for i, image in enumerate(pixel_values):
+        expected = torch.autograd.grad(loss(parameters, image), list(parameters.values()))
+        torch.testing.assert_close(
+            [gradient[i] for gradient in by_sample.values()], list(expected), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_gradients_are_differentiated_again(model, images):
+    """A gradient penalty, in fp32 and in double precision, where every product is torch's own."""
+    model.set_attn_implementation("eager")
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        pixel_values = images(model).to(dtype).requires_grad_()
+        (gradient,) = torch.autograd.grad(model.to(dtype)(pixel_values).logits.sum(), pixel_values, create_graph=True)
+        results.append(torch.autograd.grad(gradient.square().sum(), list(model.vit.layers.parameters())))
+    single, double = (torch.cat([gradient.double().flatten() for gradient in result]) for result in results)
+    assert (single - double).norm() < 1e-4 * double.norm()
+
+
 # --- transformers' Trainer -------------------------------------------------------------------------------------------
 
 
