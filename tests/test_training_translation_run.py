@@ -1,0 +1,104 @@
+"""Whole runs of the translation task: what they leave serves translations anywhere, and resuming changes nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+# Every part that resuming must restore: order, dropout, the mean of the last epochs; a schedule without an end.
+TINY = [
+    "--recipe=dates",
+    "--vocab_size=300",
+    "--max_train_samples=120",
+    "--max_eval_samples=20",
+    "--max_tokens_per_batch=500",
+    "--num_train_epochs=3",
+    "--num_averaged_epochs=2",
+    "--num_beams=2",
+    "--lr_scheduler_type=inverse_sqrt",
+    "--warmup_steps=5",
+    "--label_smoothing_factor=0.1",
+    "--config_overrides=d_model=16,encoder_layers=1,decoder_layers=1,encoder_ffn_dim=16,decoder_ffn_dim=16,dropout=0.1",
+]
+# The first run is cut within its second epoch; both runs share the cost of starting Python.
+CUT_AND_RESUME = """
+import sys
+import training.loop
+from training.train import main
+training.loop.write_card = lambda folder: None  # as the uninterrupted run has shown
+argv = sys.argv[1:]
+main([*argv, "--max_train_steps={cut}"])
+main([*argv, "--resume_from_checkpoint", "latest"])
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "dates"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "training/train.py", *TINY]
+    done = subprocess.run(
+        [*command, "--output_dir", str(folder)], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout + done.stderr
+
+
+def test_the_records_and_the_card_tell_the_run(finished):
+    folder, log = finished
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished" and len(record["epochs"]) == 3
+    losses = [row["train_loss"] for row in record["epochs"]]
+    assert losses == sorted(losses, reverse=True)
+    metrics = record["result"]["metrics"]
+    assert {"loss", "perplexity", "bleu", "chrf", "exact_match", "bleu_lowercase", "beam2_bleu"} <= set(metrics)
+    assert record["result"]["num_examples"] == 20
+    card = (folder / "README.md").read_text()
+    assert metrics["signatures"]["bleu"].replace("|", "\\|") in card
+    assert record["result"]["samples"][0]["source"] in card
+    assert "pipeline_tag: translation" in card and "curves.png" in card
+    assert log.strip().splitlines()[-1].startswith("translator = pipeline(")
+
+
+def test_the_folder_translates_where_the_package_is_not(finished, tmp_path):
+    folder, log = finished
+    samples = json.loads((folder / "run.json").read_text())["result"]["samples"]
+    lines = "\n".join(log.strip().splitlines()[-2:])
+    script = (
+        "import sys, json\nsys.modules['hf_vit'] = sys.modules['training'] = None\n"
+        f"{lines}\ntexts = {[sample['source'] for sample in samples]!r}\n"
+        "print(json.dumps(translator(texts, num_beams=1, max_new_tokens=16)))"
+    )
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    answers = [answer["translation_text"] for answer in json.loads(done.stdout.splitlines()[-1])]
+    assert answers == [sample["prediction"] for sample in samples]
+
+
+def test_a_run_that_was_cut_ends_with_the_same_weights(finished, tmp_path):
+    record = json.loads((finished[0] / "run.json").read_text())
+    steps = record["epochs"][0]["step"]
+    assert steps > 2
+    script = CUT_AND_RESUME.format(cut=steps + steps // 2)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *TINY, "--output_dir", str(tmp_path / "run")],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    resumed = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert resumed["epochs"][-1]["metrics"] == record["epochs"][-1]["metrics"]
+    expected, found = (load_file(path / "model.safetensors") for path in (finished[0], tmp_path / "run"))
+    assert all((expected[name] == found[name]).all() for name in expected)
