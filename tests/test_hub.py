@@ -22,11 +22,7 @@ from hf_vit import HfViTForImageClassification
 from hf_vit.doctor import published_files
 from model_cards import write_card
 
-# One process runs them all, with one Hub and one published model.
-pytestmark = [
-    pytest.mark.xdist_group("hub"),
-    pytest.mark.skipif(shutil.which("git") is None, reason="the loopback Hub needs git"),
-]
+pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="the loopback Hub needs git")
 REPO = "alice/digits"
 TOKENS = {name: f"hf_{name:x<34}" for name in ("alice", "bob", "reader")}
 PYTHONS = [
