@@ -10,7 +10,7 @@ from scipy import stats
 
 from hf_vit import HfViTBackbone, HfViTConfig, HfViTForImageClassification, HfViTModel
 from hf_vit.conversion import from_timm
-from hf_vit.models.configuration_hf_vit import variant_names
+from hf_vit.models.configuration_hf_vit import POSITION_EMBEDDINGS, variant_names
 
 MODEL_CLASSES = [HfViTModel, HfViTForImageClassification, HfViTBackbone]
 
@@ -36,6 +36,13 @@ def test_config_shares_the_defaults_of_vit():
     assert len(shared) > 10
     differing = {name: (ours[name], peer[name]) for name in shared if ours[name] != peer[name]}
     assert differing == {"layer_norm_eps": (1e-6, 1e-12)}  # as the original ViT, timm and DeiT
+
+
+def test_pooling_may_be_a_tuple(tiny_config, tiny_model, images, tmp_path):
+    tiny_config(pooling=("cls", "mean")).save_pretrained(tmp_path)
+    assert HfViTConfig.from_pretrained(tmp_path).poolings == ("cls", "mean")
+    several = [tiny_model(pooling=names) for names in (("cls", "mean"), ["cls", "mean"])]
+    assert torch.equal(*(model(images(model)).logits for model in several))
 
 
 @pytest.mark.parametrize("name", [name for name in variant_names() if timm.is_model(name)])
@@ -153,17 +160,39 @@ def test_auto_classes_know_the_model(tiny_model, tmp_path):
     assert type(classifier) is HfViTForImageClassification
 
 
-@pytest.mark.parametrize("pooling", ["mean", "max", "cls_mean", ["cls", "mean"]])
-def test_pooling_is_switched_while_loading(tiny_model, images, tmp_path, pooling):
-    model = tiny_model(HfViTModel)
-    model.save_pretrained(tmp_path)
-    switched = HfViTModel.from_pretrained(tmp_path, pooling=pooling)  # the norm stays where it was
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls_mean", ["cls", "mean"]], ids=str)
+@pytest.mark.parametrize("saved", ["cls", "mean"])
+def test_the_norm_stays_where_it_was_when_pooling_is_switched_while_loading(
+    tiny_model, images, tmp_path, saved, pooling
+):
+    """Before pooling in a saved `cls` model, after it in a saved `mean` model; so too after another round."""
+    model = tiny_model(HfViTModel, pooling=saved)
+    model.save_pretrained(tmp_path / "saved")
+    switched = HfViTModel.from_pretrained(tmp_path / "saved", pooling=pooling)
+    switched.save_pretrained(tmp_path / "switched")
+    again = HfViTModel.from_pretrained(tmp_path / "switched")
     with torch.no_grad():
-        tokens = model(images(model)).last_hidden_state
-        pooled = switched(images(model)).pooler_output
-    cls, patches = tokens[:, 0], tokens[:, 1:]
-    expected = {"mean": patches.mean(1), "max": patches.amax(1), "cls_mean": (cls + patches.mean(1)) / 2}
-    assert_close(pooled, torch.cat((cls, patches.mean(1)), -1) if isinstance(pooling, list) else expected[pooling])
+        tokens = model(images(model), output_hidden_states=True).hidden_states[-1]
+        tokens = model.norm(tokens) if saved == "cls" else tokens
+        cls, patches = tokens[:, 0], tokens[:, 1:]
+        expected = {
+            "mean": [patches.mean(1)],
+            "max": [patches.amax(1)],
+            "cls_mean": [(cls + patches.mean(1)) / 2],
+            "['cls', 'mean']": [cls, patches.mean(1)],
+        }[str(pooling)]
+        expected = torch.cat([model.norm(part) if saved == "mean" else part for part in expected], dim=-1)
+        for loaded in (switched, again):
+            assert_close(loaded(images(model)).pooler_output, expected)
+
+
+def test_the_saved_head_reads_the_mean_of_the_normed_patches(tiny_model, images, tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    switched = HfViTForImageClassification.from_pretrained(tmp_path, pooling="mean")
+    with torch.no_grad():
+        tokens = model.vit(images(model)).last_hidden_state
+        assert_close(switched(images(model)).logits, model.classifier(tokens[:, 1:].mean(1)))
 
 
 def test_a_head_for_other_classes_replaces_the_saved_one(tiny_model, tmp_path):
@@ -175,12 +204,15 @@ def test_a_head_for_other_classes_replaces_the_saved_one(tiny_model, tmp_path):
     assert torch.equal(model.vit.layers[1].mlp.fc1.weight, saved.vit.layers[1].mlp.fc1.weight)
 
 
-@pytest.mark.parametrize("size", [[24, 40], [8, 8]], ids=str)
-@pytest.mark.parametrize(
-    "position_embedding", ["learned", "learned_2d", "sincos_1d", "sincos_2d", "relative_bias", "rope_2d"]
-)
-def test_positions_follow_an_image_size_changed_while_loading(tiny_model, images, tmp_path, position_embedding, size):
-    model = tiny_model(position_embedding=position_embedding)
+@pytest.mark.parametrize("size", [[24, 40], [8, 8], [8, 40]], ids=str)
+@pytest.mark.parametrize("on_prefix", [True, False])
+@pytest.mark.parametrize("position_embedding", [name for name in POSITION_EMBEDDINGS if name != "none"])
+def test_positions_follow_an_image_size_changed_while_loading(
+    tiny_model, images, tmp_path, position_embedding, on_prefix, size
+):
+    model = tiny_model(
+        position_embedding=position_embedding, position_embedding_on_prefix=on_prefix, num_register_tokens=2
+    )
     model.save_pretrained(tmp_path / "saved")
     resized = HfViTForImageClassification.from_pretrained(tmp_path / "saved", image_size=size)
     resized.save_pretrained(tmp_path / "resized")
@@ -285,6 +317,41 @@ def test_half_precision_stays_close(model, images, tmp_path, dtype, way):
             expected = model(images(model, **size)).logits
             assert got.logits.dtype == dtype and {states.dtype for states in got.hidden_states} == {dtype}
             assert (got.logits.float() - expected).norm() < 0.05 * expected.norm()
+
+
+def test_norms_may_stay_in_fp32(model, images):
+    """As preparation for training on quantised weights leaves them."""
+    with torch.no_grad():
+        expected = model(images(model)).logits
+        model.bfloat16()
+        for module in model.modules():
+            if isinstance(module, (torch.nn.LayerNorm, torch.nn.GroupNorm)):
+                module.float()
+        got = model(images(model)).logits
+    assert (got.float() - expected).norm() < 0.05 * expected.norm()
+
+
+class Int8Linear(torch.nn.Module):
+    """A linear layer whose weight is stored in 8 bits, as quantising backends put it in the place of any other."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.scale = layer.weight.abs().max().item() / 127
+        self.weight = torch.nn.Parameter((layer.weight / self.scale).round().to(torch.int8), requires_grad=False)
+        self.bias = layer.bias
+
+    def forward(self, states):
+        return torch.nn.functional.linear(states, self.weight.to(states.dtype) * self.scale, self.bias)
+
+
+def test_linear_layers_may_be_quantised(model, images):
+    with torch.no_grad():
+        expected = model(images(model)).logits
+        for name, module in list(model.vit.named_modules()):
+            if isinstance(module, torch.nn.Linear):
+                model.vit.set_submodule(name, Int8Linear(module))
+        got = model(images(model)).logits
+    assert (got - expected).norm() < 0.05 * expected.norm()
 
 
 # --- backbone --------------------------------------------------------------------------------------------------------

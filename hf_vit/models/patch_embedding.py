@@ -31,8 +31,8 @@ class PatchEmbedding(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights that meet the images."""
-        return next(self.stem.parameters() if self.stem else self.projection.parameters()).dtype
+        """Type of the parameters that meet the images, other than quantised weights."""
+        return (next(self.stem.parameters()) if self.stem else self.projection.bias).dtype
 
     def grid_size(self, pixel_values: torch.Tensor) -> tuple[int, int]:
         """(rows, columns) of patches in these images.
@@ -75,7 +75,8 @@ def _nearest_multiples(length: int, patch: int) -> list[int]:
 
 class ConvStem(nn.Module):
     """Convolutions of stride 2 that halve the resolution while the patch can be halved (2106.14881: early convolutions
-    help Transformers see better), or one of stride 1 where the patch is odd. Channels double up to `hidden_size`.
+    help Transformers see better), or one of stride 1 where the patch is odd. Channels double, from at least 8, up to
+    half of `hidden_size`.
 
     (batch, channels, height, width) -> (batch, out_channels, height / stride, width / stride)
 
