@@ -1,9 +1,14 @@
 """The linear layer equals torch's own, forward and backward, wherever it takes its own way."""
 
+import copy
+
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
+from hf_vit.models import linear
 from hf_vit.models.linear import Linear
 
 
@@ -48,11 +53,88 @@ def test_strided_states_and_gradients():
     torch.testing.assert_close(gradient, expected)
 
 
-def test_autocast_half_types_and_operator_counters_see_an_ordinary_layer():
-    layer, states = Linear(8, 8), torch.randn(2, 8)
+# --- where oneDNN computes, and where torch must ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def onednn_calls(monkeypatch):
+    """One entry for each product that oneDNN does."""
+    if linear._onednn_linear is None:
+        pytest.skip("torch was built without oneDNN")
+    calls, operator = [], linear._onednn_linear
+    monkeypatch.setattr(linear, "_onednn_linear", lambda *args: calls.append(1) or operator(*args))
+    return calls
+
+
+def test_onednn_computes_forward_and_backward(onednn_calls):
+    layer, states = Linear(7, 6), torch.randn(5, 7, requires_grad=True)
+    with torch.no_grad():
+        layer(states)
+    assert len(onednn_calls) == 1
+    output = layer(states)
+    assert len(onednn_calls) == 2
+    output.sum().backward()
+    assert len(onednn_calls) == 4  # gradients of the states and of the weight
+
+
+def squared(layer):
+    return lambda states: layer(states).square().sum()
+
+
+class Subclass(torch.Tensor):
+    """A tensor that may see the operators that are applied to it."""
+
+
+def autocast(layer, states, tangent):
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert layer(states).dtype == torch.bfloat16
-    assert layer.to(torch.bfloat16)(states.bfloat16()).dtype == torch.bfloat16
+        return layer(states)
+
+
+def forward_mode(layer, states, tangent):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(layer(forward_ad.make_dual(states, tangent))).tangent
+
+
+WAYS = {
+    "autocast": autocast,
+    "bfloat16": lambda layer, states, tangent: copy.deepcopy(layer).bfloat16()(states.bfloat16()),
+    "float64": lambda layer, states, tangent: copy.deepcopy(layer).double()(states.double()),
+    "subclass": lambda layer, states, tangent: layer(states.as_subclass(Subclass)).as_subclass(torch.Tensor),
+    "forward mode": forward_mode,
+    "grad": lambda layer, states, tangent: torch.func.grad(squared(layer))(states),
+    "vmap": lambda layer, states, tangent: torch.func.vmap(layer)(states),
+    "jvp": lambda layer, states, tangent: torch.func.jvp(layer, (states,), (tangent,))[1],
+    "hessian": lambda layer, states, tangent: torch.func.hessian(squared(layer))(states[0]),
+    "symbolic trace": lambda layer, states, tangent: torch.fx.symbolic_trace(layer)(states),
+    "make_fx": lambda layer, states, tangent: make_fx(layer)(states)(states),
+    "jit trace": lambda layer, states, tangent: torch.jit.trace(layer, states, check_trace=False)(states),
+    "compile": lambda layer, states, tangent: torch.compile(layer, backend="eager", fullgraph=True)(states),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_torch_computes_under_everything_that_watches_or_changes_the_operators(onednn_calls, way):
+    torch.manual_seed(0)
+    layer, states, tangent = Linear(7, 6), torch.randn(5, 7), torch.randn(5, 7)
+    got, expected = way(layer, states, tangent), way(twin_of(layer), states, tangent)
+    assert not onednn_calls
+    assert got.dtype == expected.dtype
+    torch.testing.assert_close(got, expected)
+
+
+def test_gradients_are_differentiated_again():
+    torch.manual_seed(0)
+    layer, cotangent = Linear(7, 6), torch.randn(5, 7)
+    results = []
+    for module in (layer, twin_of(layer)):
+        states = torch.randn(5, 7, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        (gradient,) = torch.autograd.grad(module(states).pow(3).sum(), states, create_graph=True)
+        inputs = (states, *module.parameters())
+        results.append((gradient, *torch.autograd.grad(gradient, inputs, cotangent)))
+    torch.testing.assert_close(*results)
+
+
+def test_operator_counters_see_an_ordinary_layer(onednn_calls):
     with FlopCounterMode(display=False) as counter:
-        Linear(8, 16)(states)
-    assert counter.get_total_flops() == 2 * 2 * 8 * 16
+        Linear(8, 16)(torch.randn(2, 8))
+    assert counter.get_total_flops() == 2 * 2 * 8 * 16 and not onednn_calls

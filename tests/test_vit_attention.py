@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from timm.models.beit import Attention as BeitAttention
+from torch import nn
 from torch.autograd import gradcheck
+from transformers import DINOv3ViTConfig
+from transformers.models.dinov3_vit import modeling_dinov3_vit as dinov3
 
-from hf_vit import HfViTForImageClassification
+from hf_vit import HfViTForImageClassification, HfViTModel
 from hf_vit.models import attention
 
 
@@ -113,6 +117,30 @@ def test_bf16_on_the_cpu_takes_the_products(tiny_model, images, monkeypatch):
     torch.testing.assert_close(*gradients, atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jvp"])
+def test_transforms_in_bf16_see_ordinary_attention(tiny_model, transform):
+    """The products' own backward pass knows no transforms."""
+    torch.manual_seed(0)
+    states, tangent = torch.randn(2, 2, 17, 32).bfloat16()
+    results = []
+    for name in ("sdpa", "eager"):
+        layer = tiny_model().bfloat16().vit.layers[0].attention
+        layer.config._attn_implementation = name
+
+        def attended(states, layer=layer):
+            return layer(states)[0]
+
+        if transform == "grad":
+            result = torch.func.grad(lambda states: attended(states).float().square().sum())(states)
+        elif transform == "vmap":
+            result = torch.func.vmap(attended)(states[:, None])
+        else:
+            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+                result = torch.func.jvp(attended, (states,), (tangent,))[1]
+        results.append(result.float())
+    assert (results[0] - results[1]).norm() < 0.03 * results[1].norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_weights_are_kept_for_the_backward_pass(tiny_model, images, dtype):
     model = tiny_model(image_size=32).to(dtype).train()
@@ -165,6 +193,51 @@ def test_weights_explain_the_output(tiny_model, images):
         torch.testing.assert_close(recorded["output"], expected)
         model(images(model))
         torch.testing.assert_close(recorded["output"], expected)
+
+
+def input_and_output_of_the_last_attention(model, pixel_values):
+    recorded = []
+    model.layers[-1].attention.register_forward_hook(
+        lambda module, args, output: recorded.append((args[0], output[0]))
+    )
+    model(pixel_values)
+    return recorded[0]
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_rotary_attention_in_the_model_is_that_of_dinov3(tiny_model, images, qk_norm):
+    """Queries and keys are both turned, and normed before."""
+    size = {"hidden_size": 32, "num_attention_heads": 4, "patch_size": 4}
+    model = tiny_model(HfViTModel, position_embedding="rope_2d", image_size=[16, 24], qk_norm=qk_norm)
+    ours = model.layers[-1].attention
+    config = DINOv3ViTConfig(**size, key_bias=True, attn_implementation="eager")
+    peer = dinov3.DINOv3ViTAttention(config)
+    peer.o_proj = ours.out_proj
+    for name, weight, bias in zip("qkv", ours.qkv_proj.weight.chunk(3), ours.qkv_proj.bias.chunk(3)):
+        projection = getattr(peer, f"{name}_proj")
+        projection.load_state_dict({"weight": weight, "bias": bias})
+        if qk_norm and name != "v":
+            norm = getattr(ours, f"{name}_norm")
+            setattr(peer, f"{name}_proj", nn.Sequential(projection, nn.Unflatten(-1, (4, 8)), norm, nn.Flatten(2)))
+    pixel_values = images(model)
+    with torch.no_grad():
+        states, got = input_and_output_of_the_last_attention(model, pixel_values)
+        turns = dinov3.DINOv3ViTRopePositionEmbedding(config).eval()(pixel_values)
+        expected, _ = peer(states, position_embeddings=turns)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_position_bias_in_the_model_is_that_of_beit(tiny_model, images):
+    model = tiny_model(HfViTModel, position_embedding="relative_bias", image_size=[16, 24])
+    ours, table = model.layers[-1].attention, model.relative_position_bias
+    peer = BeitAttention(32, 4, qkv_bias=True, window_size=(4, 6))
+    peer.qkv.weight, peer.proj = ours.qkv_proj.weight, ours.out_proj
+    for name, bias in zip("qkv", ours.qkv_proj.bias.detach().chunk(3)):
+        getattr(peer, f"{name}_bias").data = bias
+    peer.relative_position_bias_table.data = torch.cat((table.grid.flatten(0, 1), table.prefix))
+    with torch.no_grad():
+        states, got = input_and_output_of_the_last_attention(model, images(model))
+        torch.testing.assert_close(got, peer(states), atol=1e-5, rtol=1e-5)
 
 
 def test_flash_attention_refuses_a_position_bias(tiny_model, images):

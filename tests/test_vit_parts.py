@@ -41,6 +41,26 @@ def test_patch_embedding_is_a_convolution(tiny_config, patch_embedding, patch_si
     torch.testing.assert_close(got, expected.flatten(2).transpose(1, 2), atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize(
+    "patch_size,widths,stride", [(16, [8, 8, 16, 32], 2), (2, [32], 2), (3, [32], 1), ([4, 8], [16, 32], 2)], ids=str
+)
+def test_the_stem_is_a_chain_of_convolutions_norms_and_rectifiers(tiny_config, randomise, patch_size, widths, stride):
+    """Strided, its channels doubling up to half the hidden size, but never fewer than 8."""
+    options = {"patch_size": patch_size, "image_size": 48, "hidden_size": 64, "patch_embedding": "hybrid"}
+    embedding = PatchEmbedding(tiny_config(**options))
+    chain = []
+    for inputs, outputs in zip([3, *widths], widths):
+        chain += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.GroupNorm(8, outputs), nn.ReLU()]
+    chain = nn.Sequential(*chain)
+    stem = randomise(embedding.stem)
+    assert stem.stride == stride ** len(widths) and stem.out_channels == 32
+    chain.load_state_dict(dict(zip(chain.state_dict(), stem.state_dict().values(), strict=True)))
+    pixel_values = torch.randn(2, 3, 48, 96)
+    got = stem(pixel_values)
+    assert got.shape == (2, 32, 48 // stem.stride, 96 // stem.stride)
+    torch.testing.assert_close(got, chain(pixel_values))
+
+
 # --- pooling ---------------------------------------------------------------------------------------------------------
 
 PREFIX = torch.tensor([[[1.0, -2.0, 3.0, 4.0], [900.0, 900.0, 900.0, 900.0], [-900.0, -900.0, 900.0, -900.0]]])
@@ -119,7 +139,22 @@ def test_the_final_norm_comes_before_or_after_pooling(tiny_model, images, poolin
     torch.testing.assert_close(outputs.last_hidden_state, last)
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_the_distillation_token_is_normed_once(tiny_model, images, pooling):
+    """Whether the norm comes before or after pooling."""
+    model = tiny_model(pooling=pooling, use_distillation_token=True)
+    with torch.no_grad():
+        outputs = model(images(model), output_hidden_states=True)
+        token = outputs.hidden_states[-1][:, 1]
+        expected = model.distillation_classifier(model.vit.norm(token))
+    torch.testing.assert_close(outputs.distillation_logits, expected)
+
+
 # --- regularisation --------------------------------------------------------------------------------------------------
+
+
+def share_is(kept, expected):
+    return abs(kept.float().mean().item() - expected) < 4 * math.sqrt(expected * (1 - expected) / kept.numel())
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_expectation():
@@ -131,10 +166,63 @@ def test_drop_path_drops_whole_samples_and_keeps_the_expectation():
     assert torch.equal(kept.all(1), kept.any(1))
     kept = kept.all(1)
     torch.testing.assert_close(output[kept], branch[kept] / (1 - rate))
-    deviation = math.sqrt(rate * (1 - rate) / num_samples)
-    assert abs(kept.float().mean().item() - (1 - rate)) < 4 * deviation
+    assert share_is(kept, 1 - rate)
     assert DropPath(rate).train()(torch.ones(num_samples, 1)).mean().item() == pytest.approx(1, abs=0.02)
     assert torch.equal(DropPath(rate).eval()(branch), branch)
+
+
+@pytest.mark.parametrize("option", ["hidden_dropout_prob", "drop_path_rate"])
+def test_each_residual_branch_is_dropped_by_itself(tiny_model, option):
+    """Dropout value by value, drop path sample by sample; the two branches independently."""
+    torch.manual_seed(0)
+    layer = tiny_model(HfViTModel, **{option: 0.3}).layers[-1].train()
+    seen = {}
+    layer.attention.register_forward_hook(lambda module, args, output: seen.update(attended=output[0]))
+    layer.mlp_norm.register_forward_hook(lambda module, args, output: seen.update(between=args[0]))
+    layer.mlp.register_forward_hook(lambda module, args, output: seen.update(mapped=output))
+    tokens = torch.randn(2000, 2, 32)
+    with torch.no_grad():
+        output = layer(tokens)
+    both_kept = True
+    for branch, added in ((seen["attended"], seen["between"] - tokens), (seen["mapped"], output - seen["between"])):
+        kept = added.ne(0)
+        torch.testing.assert_close(added, branch * kept / 0.7, atol=1e-5, rtol=1e-5)
+        is_per_sample = torch.equal(kept.flatten(1).all(1), kept.flatten(1).any(1))
+        assert is_per_sample == (option == "drop_path_rate")
+        kept = kept[:, 0, 0] if is_per_sample else kept
+        assert share_is(kept, 0.7)
+        both_kept = kept & both_kept
+    assert share_is(both_kept, 0.49)
+
+
+def test_dropout_of_the_embeddings(tiny_model, images):
+    torch.manual_seed(0)
+    model = tiny_model(HfViTModel, hidden_dropout_prob=0.3)
+    pixel_values = images(model, 100)
+    with torch.no_grad():
+        expected, got = (model.embeddings.train(training)(pixel_values, (4, 4)) for training in (False, True))
+    kept = got.ne(0)
+    torch.testing.assert_close(got, expected * kept / 0.7)
+    assert share_is(kept, 0.7)
+
+
+def test_dropout_of_the_attention_weights(tiny_model, images):
+    torch.manual_seed(0)
+    model = tiny_model(HfViTModel, attention_probs_dropout_prob=0.3, num_hidden_layers=1)
+    pixel_values = images(model, 100)
+    with torch.no_grad():
+        expected, got = (
+            model.train(training)(pixel_values, output_attentions=True).attentions[0] for training in (False, True)
+        )
+        kept = got.ne(0)
+        torch.testing.assert_close(got, expected * kept / 0.7)
+        assert share_is(kept, 0.7)
+        # The fused kernel drops too, and nothing else does.
+        one, other = (model(pixel_values).last_hidden_state for _ in range(2))
+        assert not torch.allclose(one, other)
+        model.layers[0].attention.dropout = 0.0
+        one, other = (model(pixel_values).last_hidden_state for _ in range(2))
+        assert torch.equal(one, other)
 
 
 def test_drop_path_rises_linearly_with_depth(tiny_config):
