@@ -43,9 +43,10 @@ ARCHITECTURES = {
         "position_embedding": "sincos_1d",
         "patch_embedding": "hybrid",
     },
-    "list-none-oblong": {
+    "list-none-oblong-swiglu": {
         "pooling": ["cls", "max", "attention"],
         "pooling_norm": "after",
+        "hidden_act": "swiglu",
         "position_embedding": "none",
         "image_size": [16, 24],
         "patch_size": [4, 8],

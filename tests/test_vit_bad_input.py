@@ -97,6 +97,8 @@ def test_fields_of_variants():
         HfViTConfig.from_variant("vit_tiny_patch16_100")
     with pytest.raises(ValueError, match="poolings is no field of HfViTConfig, nearest: pooling"):
         HfViTConfig.from_variant("vit_tiny_patch16_224", poolings="mean")
+    with pytest.raises(ValueError, match=r"xyzzy is no field of HfViTConfig$"):
+        HfViTConfig.from_variant("vit_tiny_patch16_224", xyzzy=1)
 
 
 LABELS = torch.tensor([0, 1])

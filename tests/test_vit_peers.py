@@ -4,10 +4,12 @@ import pytest
 import timm
 import torch
 import transformers
+from timm.models import vision_transformer
 from timm.models.deit import VisionTransformerDistilled
 
 from hf_vit.conversion import from_timm, from_transformers
 
+TIMM_SIZES = {"embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5, "img_size": 32, "patch_size": 8}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
 
@@ -37,12 +39,13 @@ def images(height=32, width=32):
         {"reg_tokens": 4, "qk_norm": True, "init_values": 0.1},
         {"global_pool": "avg", "pos_embed": "none", "qk_norm": True},
         {"img_size": (16, 32), "patch_size": (4, 8)},
+        {"act_layer": "relu"},
+        {"act_layer": "gelu_tanh", "global_pool": "map"},
     ],
     ids=str,
 )
 def test_logits_equal_those_of_timm(options):
-    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5, "img_size": 32, "patch_size": 8}
-    peer = randomise(timm.models.VisionTransformer(**{**sizes, **options}))
+    peer = randomise(timm.models.VisionTransformer(**{**TIMM_SIZES, **options}))
     pixel_values = images(*peer.patch_embed.img_size)
     with torch.no_grad():
         expected, got = peer(pixel_values), from_timm(peer)(pixel_values).logits
@@ -51,9 +54,7 @@ def test_logits_equal_those_of_timm(options):
 
 
 def test_both_heads_equal_those_of_timms_distilled_deit():
-    peer = randomise(
-        VisionTransformerDistilled(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=5)
-    )
+    peer = randomise(VisionTransformerDistilled(**TIMM_SIZES))
     peer.set_distilled_training(True)
     with torch.no_grad():
         peer.train()  # the one mode in which timm returns both heads
@@ -104,8 +105,7 @@ def test_larger_images_get_the_positions_that_transformers_interpolates():
 
 
 def test_smaller_images_get_the_antialiased_positions_of_timm():
-    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5, "img_size": 32, "patch_size": 4}
-    peer = randomise(timm.models.VisionTransformer(**sizes, dynamic_img_size=True))
+    peer = randomise(timm.models.VisionTransformer(**{**TIMM_SIZES, "patch_size": 4}, dynamic_img_size=True))
     with torch.no_grad():
         expected, got = peer(images(16, 24)), from_timm(peer)(images(16, 24)).logits
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
@@ -114,6 +114,32 @@ def test_smaller_images_get_the_antialiased_positions_of_timm():
 def test_foreign_models_are_refused():
     with pytest.raises(ValueError, match=r"must be a ViTForImageClassification or .*got ResNetForImage"):
         from_transformers(transformers.ResNetForImageClassification(transformers.ResNetConfig(depths=[1, 1, 1, 1])))
-    peer = timm.models.VisionTransformer(img_size=16, patch_size=8, embed_dim=32, depth=1, num_heads=4, global_pool="")
-    with pytest.raises(ValueError, match="global_pool must be one of token"):
-        from_timm(peer)
+    for other in ("resnet18", "cait_xxs24_224"):
+        with pytest.raises(ValueError, match=r"must be a timm VisionTransformer, got (ResNet|Cait)"):
+            from_timm(timm.create_model(other))
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"global_pool": ""}, "global_pool must be one of token, avg, max, map, got ''"),
+        ({"act_layer": "quick_gelu"}, "act_layer must be one of GELU, .*, got 'QuickGELU'"),
+        ({"block_fn": vision_transformer.ResPostBlock}, "block_fn must be one of Block, got 'ResPostBlock'"),
+        ({"pool_include_prefix": True, "global_pool": "avg"}, "pool_include_prefix must be one of False, got True"),
+        ({"pre_norm": True}, "pre_norm must be one of False, got True"),
+        ({"final_norm": False}, "lacks parts: .*vit.norm.weight"),
+        ({"proj_bias": False}, "lacks parts: .*out_proj.bias"),
+    ],
+    ids=str,
+)
+def test_what_ours_lacks_is_refused(options, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        from_timm(timm.models.VisionTransformer(**TIMM_SIZES, **options))
+
+
+def test_rates_are_carried_over():
+    rates = {"attn_drop_rate": 0.1, "proj_drop_rate": 0.2, "drop_path_rate": 0.3}
+    config = from_timm(timm.models.VisionTransformer(**TIMM_SIZES, **rates)).config
+    assert config.attention_probs_dropout_prob == pytest.approx(0.1)
+    assert config.hidden_dropout_prob == pytest.approx(0.2)
+    assert config.drop_path_rate == pytest.approx(0.3)
