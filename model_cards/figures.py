@@ -276,15 +276,23 @@ def positions(data: dict) -> Figure:
     return _by_offset(maps, data["kind"], data["grid_size"])
 
 
+def _panels(lines: int, columns: int, side: float, grid_size: list[int]) -> tuple[Figure, np.ndarray]:
+    """A figure of panels `side` inches wide that have the grid's shape, or nearly so where it is a mere strip."""
+    height = side * min(max(grid_size[0] / grid_size[1], 0.4), 2.5)
+    figure = Figure(figsize=(side * columns + 1.5, height * lines + 0.2 * lines + 0.5), layout="constrained")
+    return figure, figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+
+
+def _color_bar(figure: Figure, image, label: str) -> None:
+    figure.colorbar(image, ax=figure.axes, label=label, aspect=30, pad=0.02).outline.set_visible(False)
+
+
 def _similarity(maps: np.ndarray, rows: list[int], columns: list[int], grid_size: list[int]) -> Figure:
     height, width = grid_size
-    side = min(7.2 / len(columns), 1.15)
-    size = (side * len(columns) + 1.2, side * len(rows) * height / width + 0.45)
-    figure = Figure(figsize=size, layout="compressed")
-    grid = figure.subplots(len(rows), len(columns), squeeze=False)
-    least = min(0.0, maps.min())
+    figure, grid = _panels(len(rows), len(columns), min(5.7 / len(columns), 1.5), grid_size)
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     for place, (axes, values) in enumerate(zip(grid.flat, maps)):
-        image = axes.imshow(values, cmap=SHADES, vmin=least, vmax=1, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+        image = axes.imshow(values, cmap=SHADES, vmin=min(0, maps.min()), vmax=1, extent=extent, aspect="auto")
         row, column = rows[place // len(columns)], columns[place % len(columns)]
         axes.plot(column, row, ".", color=ORANGE, markersize=5)
         _without_frame(axes)
@@ -294,36 +302,27 @@ def _similarity(maps: np.ndarray, rows: list[int], columns: list[int], grid_size
         axes.set_xlabel(column + 1)
     figure.supxlabel("column of the patch", fontsize=11)
     figure.supylabel("row of the patch", fontsize=11)
-    figure.colorbar(image, ax=grid, label="cosine similarity", fraction=0.046, pad=0.03).outline.set_visible(False)
+    _color_bar(figure, image, "cosine similarity")
     return figure
 
 
 def _by_offset(maps: np.ndarray, kind: str, grid_size: list[int]) -> Figure:
     height, width = grid_size
     columns = min(4, len(maps))
-    lines = -(-len(maps) // columns)
-    side = 3.6 if len(maps) == 1 else 1.7
-    figure = Figure(figsize=(side * columns + 1.2, side * lines + 0.5), layout="compressed")
-    grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    figure, grid = _panels(-(-len(maps) // columns), columns, 3.6 if columns == 1 else 5.7 / columns, grid_size)
     largest = np.abs(maps).max() or 1
-    for place, axes in enumerate(grid.flat):
-        axes.grid(False)
-        if place >= len(maps):
+    extent = (0.5 - width, width - 0.5, height - 0.5, 0.5 - height)
+    for place, (axes, values) in enumerate(zip_longest(grid.flat, maps)):
+        if values is None:
             axes.axis("off")
             continue
-        image = axes.imshow(
-            maps[place],
-            cmap=DIVERGING,
-            vmin=-largest,
-            vmax=largest,
-            extent=(0.5 - width, width - 0.5, height - 0.5, 0.5 - height),
-        )
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+        image = axes.imshow(values, cmap=DIVERGING, vmin=-largest, vmax=largest, extent=extent, aspect="auto")
+        axes.grid(False)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True, nbins=4, min_n_ticks=1))
         if len(maps) > 1:
             axes.set_title(f"head {place + 1}", fontsize=11, fontweight="normal")
     figure.supxlabel("columns from key to query", fontsize=11)
     figure.supylabel("rows from key to query", fontsize=11)
-    label = "bias of the score" if kind == "bias" else "product of rotated query and key"
-    figure.colorbar(image, ax=grid, label=label, fraction=0.046, pad=0.03).outline.set_visible(False)
+    _color_bar(figure, image, "bias of the score" if kind == "bias" else "product of rotated query and key")
     return figure
