@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from model_cards import check_card
+
 ROOT = Path(__file__).parent.parent
 TINY = [
     "--num_train_epochs=2",
@@ -54,7 +56,8 @@ def test_the_records_say_what_happened(finished):
     assert record["result"]["num_examples"] == sum(row["support"] for row in metrics["per_class"]) == 360
     right = sum(row[i] for i, row in enumerate(metrics["confusion_matrix"]))
     assert metrics["accuracy"] == pytest.approx(right / 360)
-    assert f"{metrics['accuracy']:.1%}".replace("%", "") in (folder / "README.md").read_text()
+    assert f"{100 * metrics['accuracy']:.2f} % accuracy" in (folder / "README.md").read_text()
+    assert check_card(folder) == []
 
 
 def test_the_log_is_clean_and_ends_with_how_to_load(finished):

@@ -15,6 +15,7 @@ import logging
 import math
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from training.checkpoint import (
     staging_folder,
 )
 from training.ema import averaged_model
+from training.evaluation import gather_predictions
 from training.interruption import Interruption
 from training.meter import Meter
 from training.models import train_mode
@@ -282,7 +284,8 @@ class TrainingLoop:
             state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
         self._save()
         self._write_record("running")
-        self.accelerator.log({f"{split}_{name}": value for name, value in metrics.items()}, step=state.step)
+        numbers = {f"{split}_{name}": value for name, value in metrics.items() if isinstance(value, (int, float))}
+        self.accelerator.log(numbers, step=state.step)
         self._log(
             f"epoch {row['epoch']:>3}: train loss {row['train_loss']:.4f}, {split} loss {metrics['loss']:.4f}, "
             f"{self.task.headline(metrics)}, {self._speed()}"
@@ -297,16 +300,11 @@ class TrainingLoop:
             return self.ema.module
         return self.accelerator.unwrap_model(self.model)
 
-    @torch.inference_mode()
     def predict(self, split: str, *, detailed: bool = False) -> dict[str, np.ndarray]:
         """What the task's evaluation step gives for a split: each sample once, in order, on every process."""
         model = self.final_model.eval()
-        parts: list[dict[str, torch.Tensor]] = []
-        for batch in self.evaluation_loaders[split]:
-            with self.accelerator.autocast():
-                result = self.task.evaluation_step(model, batch, detailed=detailed)
-            parts.append(self.accelerator.gather_for_metrics(result))
-        return {name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]}
+        step = partial(self.task.evaluation_step, model, detailed=detailed)
+        return gather_predictions(self.accelerator, self.evaluation_loaders[split], step)
 
     def _write_record(self, status: str, **values: Any) -> None:
         if self.accelerator.is_main_process:

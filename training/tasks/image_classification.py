@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
@@ -16,10 +17,11 @@ from training.data import DataArguments, ImageView, class_mapping, load_labelled
 from training.decoding import decode
 from training.distillation import DistillationArguments, TeacherEnsemble, distilled_loss
 from training.losses import ClassificationLoss, LossArguments
-from training.metrics import classification_metrics, statistics
+from training.metrics import classification_metrics, output_statistics
 from training.models import ModelArguments, build_model, build_processor
 from training.sampler import EpochBatchSampler
 from training.tasks.task import Task
+from training.teacher_cache import cached_logits
 
 
 class ImageClassification(Task):
@@ -40,15 +42,36 @@ class ImageClassification(Task):
         self.mix = BatchMix(arguments.augmentation, len(self.data.class_names), self.seed)
         self.label_loss = ClassificationLoss(arguments.loss)
         self.teachers = None
+        self.teacher_logits = None
         if arguments.distillation.teacher:
             self.teachers = TeacherEnsemble(arguments.distillation, self.data.class_names)
+            if arguments.distillation.teacher_cache_dir is not None:
+                self.teacher_logits = self._cached_teacher_logits()
 
-    def _loader(self, split: str, transform, **kwargs) -> DataLoader:
-        return self.data_loader(ImageView(self.data.splits[split], transform), **kwargs)
+    def _train_views(self) -> ImageView:
+        transform = TrainTransform(self.arguments.augmentation, self.processor, self.seed)
+        return ImageView(self.data.splits["train"], transform)
+
+    def _cached_teacher_logits(self) -> torch.Tensor:
+        random_parts = self.arguments.augmentation.random_parts
+        if random_parts:
+            raise ValueError(
+                f"--teacher_cache_dir wants views that never change, but --{random_parts[0]} changes them"
+            )
+        described = self.data.describe()["splits"]["train"]["fingerprint"]
+        return cached_logits(
+            self.teachers.to(PartialState().device),
+            self._train_views(),
+            Path(self.arguments.distillation.teacher_cache_dir),
+            {"train": described, "processor": self.processor.to_dict()},
+            {
+                "batch_size": self.arguments.optimization.per_device_eval_batch_size,
+                "num_workers": self.arguments.data.dataloader_num_workers,
+            },
+        )
 
     def train_loader(self, batches_per_step: int) -> DataLoader:
         """Batches for all processes in order; its batch sampler is an `EpochBatchSampler`."""
-        transform = TrainTransform(self.arguments.augmentation, self.processor, self.seed)
         sampler = EpochBatchSampler(
             len(self.data.splits["train"]),
             self.arguments.optimization.per_device_train_batch_size,
@@ -56,11 +79,12 @@ class ImageClassification(Task):
             num_repeats=self.arguments.augmentation.repeated_augmentation,
             seed=self.seed,
         )
-        return self._loader("train", transform, batch_sampler=sampler)
+        return self.data_loader(self._train_views(), batch_sampler=sampler)
 
     def evaluation_loader(self, split: str) -> DataLoader:
         batch_size = self.arguments.optimization.per_device_eval_batch_size
-        return self._loader(split, EvaluationTransform(self.processor), batch_size=batch_size)
+        views = ImageView(self.data.splits[split], EvaluationTransform(self.processor))
+        return self.data_loader(views, batch_size=batch_size)
 
     def training_step(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
         """`loss`, a scalar, and the model's `outputs`."""
@@ -70,7 +94,10 @@ class ImageClassification(Task):
         outputs = model(pixel_values=normalize(pixels, self.processor))
         if self.teachers is None:
             return {"loss": self.label_loss(outputs.logits, targets), "outputs": outputs}
-        teacher_logits = self.teachers.to(pixels.device)(pixels.float())
+        if self.teacher_logits is not None:
+            teacher_logits = self.teacher_logits[batch["sample_key"][:, 1].cpu()].to(pixels.device)
+        else:
+            teacher_logits = self.teachers.to(pixels.device)(pixels.float())
         distillation = self.arguments.distillation
         loss = distilled_loss(outputs, self.label_loss, targets, teacher_logits, distillation)
         return {"loss": loss, "outputs": outputs}
@@ -80,7 +107,7 @@ class ImageClassification(Task):
     ) -> dict[str, torch.Tensor]:
         """What `compute_metrics` needs of each sample, first dimension B."""
         outputs = model(pixel_values=normalize(batch["pixel_values"], self.processor))
-        return {**statistics(outputs.logits, batch["labels"]), "index": batch["sample_key"][:, 1]}
+        return {**output_statistics(outputs, batch["labels"]), "index": batch["sample_key"][:, 1]}
 
     def compute_metrics(self, gathered: dict[str, np.ndarray], *, detailed: bool) -> dict[str, Any]:
         return classification_metrics(gathered, self.data.class_names, detailed=detailed)
