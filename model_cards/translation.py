@@ -33,7 +33,7 @@ _ARCHITECTURE = {
 _AUTO_CLASSES = """\
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained({repo_id})
+tokenizer = AutoTokenizer.from_pretrained({repo_id}{trust})
 model = AutoModelForSeq2SeqLM.from_pretrained({repo_id}{trust})
 
 inputs = tokenizer({text}, return_tensors="pt")

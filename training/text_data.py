@@ -233,8 +233,16 @@ class TextPairs(torch.utils.data.Dataset):
         return len(self.encoded)
 
     def __getitem__(self, key: SampleKey | int) -> dict[str, torch.Tensor]:
-        key = key if isinstance(key, SampleKey) else SampleKey(0, int(key), 0)
-        return {**self.encoded[key.index], "sample_key": torch.tensor(key)}
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[SampleKey | int]) -> list[dict[str, torch.Tensor]]:
+        """The items of a whole batch, which is many times faster than one after the other."""
+        keys = [key if isinstance(key, SampleKey) else SampleKey(0, int(key), 0) for key in keys]
+        rows = self.encoded[[key.index for key in keys]]
+        return [
+            {"input_ids": source, "labels": target, "sample_key": torch.tensor(key)}
+            for source, target, key in zip(rows["input_ids"], rows["labels"], keys)
+        ]
 
 
 class Collator:
