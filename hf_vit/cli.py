@@ -7,6 +7,7 @@ from typing import Annotated
 
 try:
     import typer
+    from transformers.utils.logging import disable_progress_bar
 
     from model_cards import check_card, write_card
 
@@ -14,6 +15,7 @@ try:
     from .doctor import examine
     from .fresh_process import fresh_process
     from .staging import staged
+    from .translation import load_translator, print_translations
 except ImportError as error:
     sys.exit(f'hf-vit needs {error.name}: pip install "hf_vit[hub]"')
 
@@ -80,6 +82,22 @@ def card(
         _report(check_card(folder), "the card says what the records say")
     else:
         print(write_card(folder))
+
+
+@app.command()
+def translate(
+    model: Annotated[str, typer.Argument(help="A translation model: its id on the Hub, or its folder.")],
+    text: Annotated[str | None, typer.Argument(help="What to translate; each line of standard input if none.")] = None,
+    num_beams: Annotated[
+        int | None, typer.Option(min=1, help="Beams of the search; as the model says if none.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit.")] = None,
+) -> None:
+    """Translate a text, or every line of standard input as it comes. Runs no code of the model's repository."""
+    options = {} if num_beams is None else {"num_beams": num_beams}
+    disable_progress_bar()  # of loading: the terminal is the translation's
+    lines = (line.rstrip("\n") for line in sys.stdin)
+    print_translations(load_translator(model, revision), lines if text is None else [text], **options)
 
 
 def _report(problems: list[str], all_well: str) -> None:

@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
 from hf_vit import HfTransformerConfig, HfTransformerForConditionalGeneration
+from hf_vit.cli import app
 from hf_vit.models.pipeline_translation import TranslationPipeline
 
 WORDS = ["ein", "zwei", "drei", "vier", "fünf", "one", "two", "three", "four", "five"]
@@ -118,6 +121,15 @@ def test_lists_batches_and_arguments_of_generate(translator):
     assert [len(results) for results in several] == [3, 3]
     assert [results[0]["translation_text"] for results in several] == expected[:2]
     assert len({result["translation_text"] for result in several[0]}) == 3
+
+
+def test_the_command_translates_a_text_or_each_line(folder):
+    run = partial(CliRunner().invoke, app)
+    done = run(["translate", folder, "drei zwei ein vier fünf"])
+    assert (done.exit_code, done.stdout) == (0, "three two one four five\n"), done.output
+    for options in ([], ["--num-beams=2"]):
+        done = run(["translate", folder, *options], input="drei zwei ein vier fünf\n\nfünf fünf vier ein zwei\n")
+        assert done.stdout == "three two one four five\n\nfive five four one two\n"
 
 
 def test_arguments_given_at_construction_hold_for_every_call(trained):
