@@ -15,10 +15,10 @@ sys.modules["hf_vit"] = None  # importing it fails, as it does for those who do 
 reference: dict[str, torch.Tensor] = {}  # outputs of the first source, by Auto class
 
 
-def inputs_for(model, source: str, options: dict) -> dict:
+def inputs_for(model, source: str, revision: str | None) -> dict:
     if model.main_input_name == "pixel_values":
         picture = Image.linear_gradient("L").convert("RGB")
-        return dict(AutoImageProcessor.from_pretrained(source, **options)(picture, return_tensors="pt"))
+        return dict(AutoImageProcessor.from_pretrained(source, revision=revision)(picture, return_tensors="pt"))
     tokens = torch.arange(8)[None] % model.config.vocab_size  # (1, 8)
     return {"input_ids": tokens, **({"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {})}
 
@@ -30,9 +30,11 @@ def first_tensor(output) -> torch.Tensor:
 
 def outputs_of(source: str, revision: str | None) -> dict:
     """The Auto classes that load the source, and the first output of those whose weights are all in it."""
-    options = {"trust_remote_code": True, "revision": revision, "code_revision": revision}
-    config = AutoConfig.from_pretrained(source, **options)
-    named = [name for name in getattr(config, "auto_map", None) or () if "Model" in name or name == "AutoBackbone"]
+    code = {"trust_remote_code": True, "code_revision": revision}
+    config = AutoConfig.from_pretrained(source, revision=revision, **code)
+    auto_map = getattr(config, "auto_map", None) or {}
+    options = {"revision": revision, **(code if auto_map else {})}  # classes of transformers take no code_revision
+    named = [name for name in auto_map if "Model" in name or name == "AutoBackbone"]
     if Path(source).is_dir():  # AutoBackbone takes ids of the Hub alone
         named = [name for name in named if name != "AutoBackbone"]
     outputs = {}
@@ -42,7 +44,7 @@ def outputs_of(source: str, revision: str | None) -> dict:
         outputs[name] = None
         if not report["missing_keys"]:
             with torch.inference_mode():
-                outputs[name] = first_tensor(model.eval()(**inputs_for(model, source, options)))
+                outputs[name] = first_tensor(model.eval()(**inputs_for(model, source, revision)))
     return outputs
 
 

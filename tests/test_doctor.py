@@ -8,7 +8,8 @@ import pytest
 import torch
 from hub_run import save_run
 from PIL import Image
-from transformers import ViTImageProcessor
+from transformer_tools import make_model
+from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 from typer.testing import CliRunner
 
 from hf_vit import HfViTForImageClassification
@@ -105,3 +106,9 @@ def test_a_fresh_process_is_a_stranger(folder, tmp_path):
         assert process.load(other).difference == pytest.approx(difference, rel=1e-4)
         with pytest.raises(RuntimeError, match=r"Error: .*\bhf_vit\b"):
             process.load(broken)
+        make_model().save_pretrained(tmp_path / "text")
+        heads = ["AutoModel", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"]
+        assert process.load(tmp_path / "text").classes == heads
+        ResNetForImageClassification(ResNetConfig(hidden_sizes=[8], depths=[1])).save_pretrained(tmp_path / "cnn")
+        ViTImageProcessor().save_pretrained(tmp_path / "cnn")
+        assert process.load(tmp_path / "cnn").classes == ["ResNetForImageClassification"]
