@@ -113,6 +113,14 @@ PAPERS = (
         _field("patch_embedding", "hybrid"),
     ),
     Paper(
+        "Transformer",
+        "Vaswani, Ashish",
+        2017,
+        "Attention Is All You Need",
+        "1706.03762",
+        _field("model_type", "hf_transformer"),
+    ),
+    Paper(
         "Sine-cosine position embedding",
         "Vaswani, Ashish",
         2017,

@@ -9,7 +9,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+)
 
 MAX_SIDE = 32  # more cells along a map's side than this cannot be told apart in a figure
 MAX_LINES = 5  # rows and columns of patches whose similarity to all others is kept
@@ -92,12 +97,38 @@ def numbers(maps: torch.Tensor) -> list:
     return [[[float(f"{value:.3g}") for value in line] for line in grid] for grid in maps.tolist()]
 
 
-TASKS = {"image_classification": measure_image_classification}
+def measure_translation(repo_id: str, texts: list[str]) -> dict:
+    """The attention of the decoder's last layer to the source, mean over its heads: a row for each token written."""
+    tokenizer = AutoTokenizer.from_pretrained(repo_id, trust_remote_code=True)
+    options = {"trust_remote_code": True, "attn_implementation": "eager"}
+    model = AutoModelForSeq2SeqLM.from_pretrained(repo_id, **options).eval()
+    rows = []
+    for text in texts:
+        inputs = tokenizer(text, return_tensors="pt")
+        limits = {"num_beams": 1, "do_sample": False, "max_new_tokens": 128}
+        outputs = model.generate(
+            inputs.input_ids,
+            attention_mask=inputs.attention_mask,
+            output_attentions=True,
+            return_dict_in_generate=True,
+            **limits,
+        )
+        maps = torch.stack([layers[-1][0, :, -1].mean(0) for layers in outputs.cross_attentions])  # (target, source)
+        source, target = (
+            [tokenizer.decode([token]).strip() or "␣" for token in ids.tolist()]
+            for ids in (inputs.input_ids[0], outputs.sequences[0, 1:])
+        )
+        values = [[float(f"{value:.3g}") for value in line] for line in maps.tolist()]
+        rows.append({"source": source, "target": target, "map": values})
+    return {"cross_attention": rows}
+
+
+TASKS = {"image_classification": measure_image_classification, "translation": measure_translation}
 
 request = json.load(sys.stdin)
 outputs = {code: output_of(code) for code in request["snippets"]}
 # From here on the package may be known: the snippets have shown that they work without it.
 sys.path.append(request["package_root"])
 with contextlib.redirect_stdout(sys.stderr):
-    measured = TASKS[request["task"]](request["repo_id"], request["pictures"]) if request["task"] in TASKS else {}
+    measured = TASKS[request["task"]](request["repo_id"], request["pictures"])
 print(json.dumps({"outputs": outputs, **measured}))

@@ -5,10 +5,11 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from . import figures
+from . import figures, text_figures
 from .facts import CardFacts, Metric, Snippet
 from .records import Records
 
+MAX_ATTENDED = 2  # texts whose attention is shown
 _LABELS = {
     "bleu": "BLEU",
     "chrf": "chrF",
@@ -62,7 +63,10 @@ class TranslationFacts(CardFacts):
     """Facts of a translation model. `signatures` are sacreBLEU's, by the metrics' names."""
 
     unit: ClassVar[str] = "sentences"
-    figures: ClassVar[dict] = {"curves.png": figures.learning_curves}
+    figures: ClassVar[dict] = {
+        "curves.png": figures.learning_curves,
+        "cross_attention.png": text_figures.cross_attention,
+    }
 
     source_lang: str | None
     target_lang: str | None
@@ -99,6 +103,11 @@ class TranslationFacts(CardFacts):
     def architecture(self) -> dict[str, Any]:
         """The design choices that the configuration states, by the label a card gives them."""
         return {label: self.config[name] for name, label in _ARCHITECTURE.items() if self.config.get(name)}
+
+    @property
+    def pictures(self) -> list[str]:
+        """The texts for which a figure shows what the model attends to."""
+        return [sample.source for sample in self.samples if sample.source][:MAX_ATTENDED]
 
     @property
     def examples(self) -> list[Snippet]:

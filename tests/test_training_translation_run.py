@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
+
+from model_cards import check_card
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -61,7 +64,13 @@ def test_the_records_and_the_card_tell_the_run(finished):
     card = (folder / "README.md").read_text()
     assert metrics["signatures"]["bleu"].replace("|", "\\|") in card
     assert record["result"]["samples"][0]["source"] in card
-    assert "pipeline_tag: translation" in card and "curves.png" in card
+    assert "pipeline_tag: translation" in card and "curves.png" in card and check_card(folder) == []
+    attended = record["card"]["cross_attention"]
+    assert len(attended) == 2 and "cross_attention.png" in card
+    for row in attended:
+        shares = np.array(row["map"])
+        assert shares.shape == (len(row["target"]), len(row["source"]))
+        np.testing.assert_allclose(shares.sum(1), 1, atol=0.02)  # recorded to three digits
     assert log.strip().splitlines()[-1].startswith("translator = pipeline(")
 
 
