@@ -1,6 +1,7 @@
 """Flags and recipes: who wins, what is refused and what the refusal says."""
 
 import json
+import re
 
 import pytest
 
@@ -40,6 +41,15 @@ def test_flags_win_over_the_recipe_and_the_recipe_over_the_defaults(recipe):
     assert arguments.run.output_dir == "outputs/mine"
     named = {"recipe", "dataset_name", "learning_rate", "seed", "use_ema_weights", "image_size", "weight_decay"}
     assert set(arguments.explicit) == named
+
+
+def test_none_undoes_what_the_recipe_sets(recipe):
+    path = recipe("dataset_name: x\nema_decay: 0.9\nauto_augment: randaugment\nimage_size: [8]\nteacher: [a, b]\n")
+    flags = [f"--{name}=none" for name in ("ema_decay", "auto_augment", "image_size", "teacher")]
+    arguments = parse("--recipe", path, *flags)
+    values = arguments.to_dict()
+    assert [values[name] for name in ("ema_decay", "auto_augment", "image_size", "teacher")] == [None] * 4
+    assert parse("--recipe", path).to_dict()["teacher"] == ["a", "b"]
 
 
 @pytest.mark.parametrize("flag", ["hidden_size=64,pooling=mean", '{"hidden_size": 64, "pooling": "mean"}'])
@@ -88,13 +98,16 @@ def test_bad_recipes_are_refused_by_name(capsys, recipe, text, words):
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES_DIR.glob("*.yaml")))
-def test_shipped_recipes_parse_and_open_with_command_hardware_time_and_score(name):
-    parse("--recipe", name)
+def test_shipped_recipes_open_with_what_they_take_and_give_and_their_command_parses(name):
     text = (RECIPES_DIR / f"{name}.yaml").read_text()
-    header = text[: text.index("\n\n")].lower()
+    header = text[: text.index("\n\n")]
     assert all(line.startswith("#") for line in header.splitlines())
-    assert all(word in header for word in ("command:", "hardware:", "time:", "score:"))
-    assert f"--recipe {name}" in header or name == "digits"
+    facts = dict(re.findall(r"^# (command|hardware|time|score): +(\S.*)$", header, re.MULTILINE))
+    assert {"command", "hardware", "score"} <= set(facts)
+    assert "time" in facts or facts["score"].startswith("none")
+    launch, _, flags = facts["command"].partition("training/train.py")
+    assert launch == "accelerate launch "
+    assert parse(*flags.split()).run.recipe == name
     assert load_recipe(name)
 
 

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from training_runs import TINY, finish
 
 ROOT = Path(__file__).parent.parent
@@ -76,3 +78,31 @@ def test_each_sample_is_evaluated_once_however_few(tmp_path, num_samples):
     finish(*TINY, *sizes, "--output_dir", tmp_path / "run", num_processes=2)
     result = record_of(tmp_path / "run")["result"]
     assert result["num_examples"] == sum(map(sum, result["metrics"]["confusion_matrix"])) == num_samples
+
+
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "HfViTLayer",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+
+
+def test_shared_out_weights_have_the_curve_of_one_process_and_resume(tmp_path):
+    schedule = ["--lr_scheduler_type=constant", "--warmup_ratio=0"]  # which does not depend on where a run ends
+    arguments = [*TINY, *schedule, "--max_eval_samples=37", "--ema_decay=none"]
+    finish(*arguments, "--per_device_train_batch_size=16", "--output_dir", tmp_path / "alone")
+    sizes = ["--per_device_train_batch_size=8", "--per_device_eval_batch_size=5", "--output_dir", tmp_path / "shared"]
+    finish(*arguments, *sizes, "--max_train_steps=9", num_processes=2, environment=FSDP)
+    resume = ["--resume_from_checkpoint", "--max_train_steps=21"]
+    finish(*arguments, *sizes, *resume, num_processes=2, environment=FSDP)
+    assert_same_curve(record_of(tmp_path / "shared"), record_of(tmp_path / "alone"))
+    config = json.loads((tmp_path / "shared" / "config.json").read_text())
+    assert config["architectures"] == ["HfViTForImageClassification"]
+    alone, shared = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "shared"))
+    assert alone.keys() == shared.keys()
+    for name, tensor in alone.items():
+        torch.testing.assert_close(shared[name], tensor, atol=1e-5, rtol=1e-4)

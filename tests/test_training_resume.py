@@ -9,8 +9,11 @@ import time
 from functools import partial
 
 import pytest
+import torch
 import training_runs
+from safetensors.torch import load_file
 
+from training import train
 from training.checkpoint import CHECKPOINTS, STATE_FILE
 
 # Every source of randomness and state at once: dropout, drop path, MixUp, CutMix, accumulation, averaged weights,
@@ -122,3 +125,22 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(start, fi
     assert 1 < len(words[3].split(",")) <= 24 and all(0 <= int(index) < 150 for index in words[3].split(","))
     assert not (folder / "model.safetensors").exists()
     finish(folder, "--resume_from_checkpoint", f"--max_train_steps={step_of(folder)}")
+
+
+def test_the_best_weights_are_taken_when_asked_for(tmp_path):
+    folder = tmp_path / "run"
+    arguments = ["--train_val_split=0.3", "--load_best_model_at_end", "--ema_decay=none", "--learning_rate=0.05"]
+    training_runs.finish(*training_runs.TINY, *arguments, "--num_train_epochs=6", "--output_dir", folder)
+    record = json.loads((folder / "run.json").read_text())
+    best = max(record["epochs"], key=lambda row: row["metrics"]["accuracy"])
+    state = json.loads(max(folder.glob(f"{CHECKPOINTS}/step_*/{STATE_FILE}")).read_text())["state"]
+    assert state["best_step"] == best["step"]
+    weights = load_file(folder / CHECKPOINTS / f"step_{best['step']:07d}" / "model.safetensors")
+    saved = load_file(folder / "model.safetensors")
+    assert all(torch.equal(saved[name], weights[name]) for name in weights)
+
+
+def test_the_best_weights_are_not_chosen_on_the_test_split(tmp_path):
+    with pytest.raises(ValueError, match="needs a validation split"):
+        train.main([*training_runs.TINY, "--load_best_model_at_end", "--output_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()

@@ -28,6 +28,14 @@ def _run(argv, slow_down, environment):
 
     from training import loop, train
 
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        from accelerate import PartialState
+        from accelerate.utils import DistributedType
+
+        # Accelerate offers FSDP on GPUs alone, where torch shards on a CPU just as well.
+        PartialState(cpu=True)
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
     torch.set_num_threads(1)
     loop.write_card = lambda folder: None  # another module's work, and slow
     after_step = loop.TrainingLoop._after_step
@@ -47,9 +55,9 @@ def start(*argv, slow_down=0.0, environment=None):
     return process
 
 
-def finish(*argv, num_processes=1):
+def finish(*argv, num_processes=1, environment=None):
     """Trains to the end, on several CPU ranks where asked to; fails when a process does."""
-    environments = [{"ACCELERATE_USE_CPU": "true"}]
+    environments = [{"ACCELERATE_USE_CPU": "true", **(environment or {})}]
     if num_processes > 1:
         with socket.socket() as free:
             free.bind(("localhost", 0))

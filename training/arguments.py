@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -95,6 +96,16 @@ class Arguments:
         return {name: value for group in self._groups for name, value in dataclasses.asdict(group).items()}
 
 
+def _or_none(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Takes `none` for no value, so that a flag can undo what a recipe sets."""
+
+    @functools.wraps(parse)
+    def parse_or_none(text: str) -> Any:
+        return None if text == "none" else parse(text)
+
+    return parse_or_none
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """One spelling of each flag, a short placeholder, and no default where there is none."""
 
@@ -112,7 +123,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return lambda size: (name,) * size
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        choices = f" One of {', '.join(map(str, action.choices))}." if action.choices else ""
+        names = ["none" if choice is None else str(choice) for choice in action.choices or ()]
+        choices = f" One of {', '.join(names)}." if names else ""
         if isinstance(action.default, Enum):
             return f"{action.help}{choices} (default: {action.default.value})"
         unset = action.default in (None, argparse.SUPPRESS, {})
@@ -125,6 +137,10 @@ class _Parser(HfArgumentParser):
     def __init__(self, groups: Sequence[type], **kwargs: Any):
         usage = "%(prog)s [--recipe NAME] [--argument VALUE ...]"
         super().__init__(groups, allow_abbrev=False, formatter_class=_HelpFormatter, usage=usage, **kwargs)
+        for action in self._actions:
+            if action.default is None and action.dest != "help":
+                action.type = _or_none(action.type)
+                action.choices = action.choices and [*action.choices, None]
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -193,6 +209,7 @@ def parse_groups(groups: Sequence[type], argv: list[str], description: str) -> l
 
 
 def _fill(parser: _Parser, groups: Sequence[type], values: dict[str, Any]) -> list[Any]:
+    values = {name: None if value == [None] else value for name, value in values.items()}
     try:
         return [group(**{f.name: values[f.name] for f in dataclasses.fields(group)}) for group in groups]
     except ValueError as error:

@@ -26,6 +26,9 @@ class CheckpointArguments:
 
     checkpointing_steps: str = argument("epoch", help="Save every so many optimizer steps, or `epoch`.")
     checkpoints_total_limit: int = argument(1, help="Latest checkpoints kept; the best one is kept beside them.")
+    load_best_model_at_end: bool = argument(
+        False, help="Save the weights that were best on the validation split instead of the last ones."
+    )
     resume_from_checkpoint: str | None = argument(
         None,
         help="`latest` (of output_dir) or a checkpoint's folder: go on exactly where it was saved.",
@@ -135,8 +138,8 @@ class Checkpointer:
     """Saves and restores a run under `output_dir/checkpoints/step_0000123`.
 
     Args:
-        described: facts that a checkpoint must share with the run that resumes it: `model`, `data` and, when it was
-            saved within an epoch, `batch`.
+        described: facts that a checkpoint must share with the run that resumes it: `model`, `data`, `layout` and,
+            when it was saved within an epoch, `batch`.
     """
 
     def __init__(self, accelerator: Accelerator, output_dir: Path, total_limit: int, described: dict[str, Any]):

@@ -30,6 +30,11 @@ class EmaArguments:
         if self.ema_decay is not None and self.num_averaged_epochs is not None:
             raise ValueError("give either --ema_decay or --num_averaged_epochs")
 
+    @property
+    def averages(self) -> bool:
+        """Whether there are averaged weights."""
+        return self.ema_decay is not None or self.num_averaged_epochs is not None
+
 
 def averaged_model(
     model: nn.Module, arguments: EmaArguments, num_steps: int, steps_per_epoch: int

@@ -2,7 +2,7 @@
 
 A task offers `model`, `train_loader(batches_per_step)`, `evaluation_loader(split)`, `evaluation_splits`,
 `training_step(model, batch) -> {"loss", "outputs"}`, `evaluation_step(model, batch, detailed=...) -> tensors of each
-sample`, `compute_metrics(gathered, detailed=...)`, `describe()`, `save_pretrained(model, folder)`,
+sample`, `compute_metrics(gathered, detailed=...)`, `describe()`, `save_pretrained(model, folder, state_dict)`,
 `save_samples(gathered, split, folder)`, `loading_lines(folder)`, `sample_unit`, `best_metric` (higher is better) and
 `headline(metrics)`, which says it. `detailed` is for the last evaluation.
 Each batch carries `sample_key` (B, 3), the sampler's keys. The loop knows nothing of teachers, labels or text.
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -42,7 +42,7 @@ from training.interruption import Interruption
 from training.meter import Meter
 from training.models import train_mode
 from training.optim import build_optimizer, build_scheduler
-from training.records import RunRecord
+from training.records import RunRecord, peak_memory_bytes
 from training.tracking import start_trackers
 
 logger = logging.getLogger("training")
@@ -82,6 +82,12 @@ class TrainingLoop:
         accelerator.even_batches = False  # the sampler gives whole steps, and not every batch has to be of one size
         self.model, self.optimizer, self.train_loader = accelerator.prepare(task.model, optimizer, train_loader)
         accelerator.register_for_checkpointing(self.scheduler)
+        self._sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if self._sharded and arguments.ema.averages:
+            raise ValueError(
+                f"weights cannot be averaged where processes share them out ({accelerator.distributed_type.value}): "
+                "leave out --ema_decay and --num_averaged_epochs"
+            )
         self.ema = averaged_model(
             accelerator.unwrap_model(self.model), arguments.ema, self.num_steps, self.steps_per_epoch
         )
@@ -99,17 +105,25 @@ class TrainingLoop:
             self.resume_path = self.checkpointer.find(arguments.checkpoint.resume_from_checkpoint)
         if self.resume_path is not None:
             self.state = self.checkpointer.read(self.resume_path)
+        if arguments.checkpoint.load_best_model_at_end and task.evaluation_splits[0] == "test":
+            raise ValueError(
+                "--load_best_model_at_end needs a validation split (--train_val_split): chosen on the test split, the "
+                "best weights would have no honest result"
+            )
 
     def _checkpointer(self, described: dict[str, Any]) -> Checkpointer:
         batch = {
             "seed": self.arguments.run.seed,
             "global_batch_size": self.sampler.samples_per_step,
             "gradient_accumulation_steps": self.arguments.optimization.gradient_accumulation_steps,
-            "num_processes": self.accelerator.num_processes,
         }
-        data = {name: split["fingerprint"] for name, split in described["data"]["splits"].items()}
+        facts = {
+            "model": described["model"],
+            "data": {name: split["fingerprint"] for name, split in described["data"]["splits"].items()},
+            "layout": {"distributed_type": self.accelerator.distributed_type.value if self._sharded else "replicated"},
+            "batch": batch,
+        }
         limit = self.arguments.checkpoint.checkpoints_total_limit
-        facts = {"model": described["model"], "data": data, "batch": batch}
         return Checkpointer(self.accelerator, self.output_dir, limit, facts)
 
     def plan(self) -> str:
@@ -205,21 +219,23 @@ class TrainingLoop:
             self.optimizer.step()
             self.optimizer.zero_grad()
 
-    def _check_finite(self, gradient_norm: torch.Tensor) -> None:
+    def _check_finite(self, gradient_norm: torch.Tensor | None) -> None:
         """Adds the step's losses to the epoch's, or stops before the step when one is not finite.
 
         One look at the device for each step; with a gradient scaler, infinite gradients are its business.
         """
         losses = torch.stack([loss for loss, _ in self._pending]).tolist()
         scaled = self.accelerator.scaler is not None
-        if all(map(math.isfinite, losses)) and (scaled or math.isfinite(float(gradient_norm))):
+        # DeepSpeed clips by itself and gives no norm.
+        norm = 0.0 if gradient_norm is None or scaled else float(gradient_norm)
+        if all(map(math.isfinite, losses)) and math.isfinite(norm):
             self.state.loss_sum += sum(losses)
             self._pending.clear()
             return
         samples = sorted({int(index) for _, keys in self._pending for index in keys[:, 1]})
         raise FloatingPointError(
             f"non-finite loss or gradient at step {self.state.step + 1}: loss {losses}, gradient norm "
-            f"{float(gradient_norm)}, learning rate {self.scheduler.get_last_lr()[0]:g}, samples {samples}; "
+            f"{norm}, learning rate {self.scheduler.get_last_lr()[0]:g}, samples {samples}; "
             f"checkpoints are in {self.checkpointer.folder}"
         )
 
@@ -231,7 +247,10 @@ class TrainingLoop:
         state = self.state
         state.step += 1
         self._progress.update()
-        self._progress.set_postfix_str(f"loss {state.loss_sum / state.batch:.3f}, {self._speed()}", refresh=False)
+        memory = peak_memory_bytes(self.accelerator.device) / 2**30
+        self._progress.set_postfix_str(
+            f"loss {state.loss_sum / state.batch:.3f}, {self._speed()}, {memory:.1f} GiB", refresh=False
+        )
         if state.step % self.arguments.tracking.logging_steps == 0:
             values = {"train_loss": state.loss_sum / state.batch, "learning_rate": self.scheduler.get_last_lr()[-1]}
             self.accelerator.log(values, step=state.step)
@@ -312,15 +331,20 @@ class TrainingLoop:
             self.record.write(self.output_dir)
 
     def _finish(self) -> None:
+        if self.arguments.checkpoint.load_best_model_at_end and self.state.best_step != self.state.step:
+            self.checkpointer.load(self.checkpointer.path_of(self.state.best_step))
+            self._log(f"taking the weights of step {self.state.best_step:,}, the best on validation")
         split = self.task.evaluation_splits[1]
         gathered = self.predict(split, detailed=True)
         metrics = self.task.compute_metrics(gathered, detailed=True)
         num_examples = len(next(iter(gathered.values())))
         durations = {"training": self.state.training_seconds, "total": time.perf_counter() - self.started}
         result = {"split": split, "num_examples": num_examples, "metrics": metrics}
+        # Gathering what the processes share out takes all of them.
+        state_dict = self.accelerator.get_state_dict(self.model) if self._sharded else None
         if self.accelerator.is_main_process:
             staging = staging_folder(self.output_dir)
-            self.task.save_pretrained(self.final_model, staging)
+            self.task.save_pretrained(self.final_model, staging, state_dict)
             result["samples"] = self.task.save_samples(gathered, split, staging)
             self.record.update(status="finished", epochs=self.state.epochs, result=result, duration_s=durations)
             self.record.write(staging)

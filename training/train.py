@@ -14,6 +14,7 @@ from training.arguments import Arguments, parse_arguments
 from training.checkpoint import prepare_output_dir
 from training.loop import TrainingLoop
 from training.tasks import argument_groups, build_task
+from training.threads import use_all_cores
 from training.tracking import tracker_options
 
 
@@ -40,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
         resume=arguments.checkpoint.resume_from_checkpoint is not None,
     )
     accelerator = build_accelerator(arguments)
+    use_all_cores(accelerator, arguments.data.dataloader_num_workers)
     with accelerator.main_process_first():
         task = build_task(arguments)
     loop = TrainingLoop(accelerator, task, arguments)

@@ -112,9 +112,9 @@ class ImageClassification(Task):
     def compute_metrics(self, gathered: dict[str, np.ndarray], *, detailed: bool) -> dict[str, Any]:
         return classification_metrics(gathered, self.data.class_names, detailed=detailed)
 
-    def save_pretrained(self, model: torch.nn.Module, folder: Path) -> None:
-        """Weights, config, the model's code and the processor."""
-        model.save_pretrained(folder)
+    def save_pretrained(self, model: torch.nn.Module, folder: Path, state_dict: dict | None = None) -> None:
+        """Weights (of `state_dict`, else the model's own), config, the model's code and the processor."""
+        model.save_pretrained(folder, state_dict=state_dict)
         self.processor.save_pretrained(folder)
 
     def save_samples(self, gathered: dict[str, np.ndarray], split: str, folder: Path) -> list[dict[str, Any]]:

@@ -200,9 +200,9 @@ class Translation(Task):
             info["mean_tokens"] = [float(mean) for mean in self.pairs[split].lengths.mean(axis=0)]
         return described
 
-    def save_pretrained(self, model: torch.nn.Module, folder: Path) -> None:
-        """Weights, config, the model's code and the tokenizer."""
-        model.save_pretrained(folder)
+    def save_pretrained(self, model: torch.nn.Module, folder: Path, state_dict: dict | None = None) -> None:
+        """Weights (of `state_dict`, else the model's own), config, the model's code and the tokenizer."""
+        model.save_pretrained(folder, state_dict=state_dict)
         self.tokenizer.save_pretrained(folder)
 
     def save_samples(self, gathered: dict[str, np.ndarray], split: str, folder: Path) -> list[dict[str, Any]]:
