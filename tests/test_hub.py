@@ -369,3 +369,24 @@ def test_nothing_is_sent_of_a_folder_with_a_problem(hub, author, plain, tmp_path
     with pytest.raises(ClientError, match=r"cannot be published:\n- notes\.bin is a pickle"):
         push(author, copy, "alice/refused")
     assert len(hub.requests) == asked
+
+
+def test_training_publishes_what_it_leaves(hub, author, tmp_path):
+    """After an epoch with the checkpoint, and at the end; the records and the card name the repository."""
+    repo_id = "alice/trained"
+    run = """
+        sys.path.insert(0, root)
+        from training.train import main
+        result = main(argv)
+    """
+    argv = ["--num_train_epochs=1", "--max_train_samples=64", "--max_eval_samples=40", "--dataloader_num_workers=0"]
+    argv += ["--output_dir", str(tmp_path / "run"), "--push_to_hub", "--hub_model_id", "trained"]
+    author.run(run, argv=[*argv, "--hub_strategy=checkpoint"], root=os.getcwd())
+    git = hub.repositories[repo_id].git
+    assert git.log() == ["End of training", "Epoch 1", "initial commit"]
+    entries = git.entries(git.resolve("main"))
+    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert entries["model.safetensors"].lfs_oid == hashlib.sha256(weights).hexdigest()
+    assert any(name.startswith("last-checkpoint/") for name in entries)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["arguments"]["hub_model_id"] == repo_id
+    assert f'from_pretrained("{repo_id}"' in (tmp_path / "run" / "README.md").read_text()

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, skip_first_batches
+from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -39,9 +39,11 @@ from training.checkpoint import (
 from training.ema import averaged_model
 from training.evaluation import gather_predictions
 from training.interruption import Interruption
+from training.loaders import loader_from, prepare_train_loader, schedule_of
 from training.meter import Meter
 from training.models import train_mode
 from training.optim import build_optimizer, build_scheduler
+from training.publishing import HubArguments, Publisher
 from training.records import RunRecord, peak_memory_bytes
 from training.tracking import start_trackers
 
@@ -52,7 +54,7 @@ class TrainingLoop:
     """Trains, evaluates and saves one task.
 
     Args:
-        arguments: the groups `run`, `optimization`, `ema` and `checkpoint` are read.
+        arguments: the groups `run`, `optimization`, `ema`, `checkpoint`, `tracking` and `hub` are read.
         task: see the module's docstring.
 
     Raises:
@@ -69,18 +71,18 @@ class TrainingLoop:
         options = arguments.optimization
 
         train_loader = task.train_loader(accelerator.num_processes * options.gradient_accumulation_steps)
-        self.sampler = train_loader.batch_sampler
-        self.steps_per_epoch = self.sampler.steps_per_epoch
+        self.schedule = schedule_of(train_loader)
+        self.steps_per_epoch = self.schedule.steps_per_epoch
         self.num_steps = options.max_train_steps or options.num_train_epochs * self.steps_per_epoch
-        optimizer = build_optimizer(task.model, options, self.sampler.samples_per_step)
+        optimizer = build_optimizer(task.model, options, self.schedule.samples_per_step)
         # Not prepared: Accelerate would step it once for each process.
         self.scheduler = build_scheduler(optimizer, options, self.num_steps)
         self.evaluation_loaders = {
             split: accelerator.prepare(task.evaluation_loader(split))
             for split in dict.fromkeys(task.evaluation_splits)
         }
-        accelerator.even_batches = False  # the sampler gives whole steps, and not every batch has to be of one size
-        self.model, self.optimizer, self.train_loader = accelerator.prepare(task.model, optimizer, train_loader)
+        self.train_loader = prepare_train_loader(accelerator, train_loader)
+        self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
         accelerator.register_for_checkpointing(self.scheduler)
         self._sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if self._sharded and arguments.ema.averages:
@@ -96,6 +98,10 @@ class TrainingLoop:
         # Dropout must differ between processes; until here all had to draw the same.
         set_seed(arguments.run.seed, device_specific=True)
 
+        # One process publishes; before the records are made, which hold the repository's id.
+        self.publisher = Publisher(arguments.hub if accelerator.is_main_process else HubArguments(), self.output_dir)
+        if self._sharded and self.publisher.strategy != "end":
+            raise ValueError("--hub_strategy must be end where processes share the weights out")
         described = task.describe()
         self.record = RunRecord(arguments, accelerator, described)
         self.checkpointer = self._checkpointer(described)
@@ -114,7 +120,7 @@ class TrainingLoop:
     def _checkpointer(self, described: dict[str, Any]) -> Checkpointer:
         batch = {
             "seed": self.arguments.run.seed,
-            "global_batch_size": self.sampler.samples_per_step,
+            "global_batch_size": self.schedule.samples_per_step,
             "gradient_accumulation_steps": self.arguments.optimization.gradient_accumulation_steps,
         }
         facts = {
@@ -136,7 +142,7 @@ class TrainingLoop:
         rows = {
             "model": f"{model['class']}, {total:,} parameters, {trainable:,} of them trained",
             "data": f"{data['name']}: {splits} {self.task.sample_unit}",
-            "steps": f"{self.num_steps:,} of {self.sampler.samples_per_step:,.0f} "
+            "steps": f"{self.num_steps:,} of {self.schedule.samples_per_step:,.0f} "
             f"{self.task.sample_unit}, {self.steps_per_epoch:,} in an epoch",
             "schedule": f"{options.lr_scheduler_type.value}, learning rate "
             f"{', '.join(f'{rate:.3g}' for rate in rates)} at the start, after a quarter, half and at the end",
@@ -192,11 +198,10 @@ class TrainingLoop:
 
     def _train_epoch(self) -> None:
         state = self.state
-        self.sampler.set_epoch(state.epoch)
-        self.train_loader.set_epoch(state.epoch)
-        loader = skip_first_batches(self.train_loader, state.batch) if state.batch else self.train_loader
+        self.schedule.set_epoch(state.epoch)
+        loader = loader_from(self.train_loader, state.epoch, state.batch)
         train_mode(self.model)
-        self._meter = Meter(self.sampler.samples_per_batch * self.accelerator.num_processes)
+        self._meter = Meter(self.schedule.samples_per_batch * self.accelerator.num_processes)
         for batch in self._meter.timed(loader):
             self._train_batch(batch)
             if self.accelerator.sync_gradients:
@@ -303,6 +308,7 @@ class TrainingLoop:
             state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
         self._save()
         self._write_record("running")
+        self.publisher.after_epoch(row["epoch"], self._save_model, self.checkpointer.path_of(state.step))
         numbers = {f"{split}_{name}": value for name, value in metrics.items() if isinstance(value, (int, float))}
         self.accelerator.log(numbers, step=state.step)
         self._log(
@@ -324,6 +330,10 @@ class TrainingLoop:
         model = self.final_model.eval()
         step = partial(self.task.evaluation_step, model, detailed=detailed)
         return gather_predictions(self.accelerator, self.evaluation_loaders[split], step)
+
+    def _save_model(self, folder: Path) -> None:
+        self.task.save_pretrained(self.final_model, folder, None)
+        self.record.write(folder)
 
     def _write_record(self, status: str, **values: Any) -> None:
         if self.accelerator.is_main_process:
@@ -352,6 +362,7 @@ class TrainingLoop:
             move_files(staging, self.output_dir)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+        self.publisher.finish()
         self._log(
             f"{split} {self.task.headline(metrics)} on {num_examples} "
             f"{self.task.sample_unit} after {durations['training']:.0f} s of training\n"

@@ -30,7 +30,8 @@ def build_accelerator(arguments: Arguments) -> Accelerator:
 
 def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("training").setLevel(logging.INFO)
+    for package in ("training", "hf_vit"):
+        logging.getLogger(package).setLevel(logging.INFO)
     disable_progress_bar()  # of saving and loading; the loop has its own
     disable_progress_bars()
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # tells of tied weights at every checkpoint

@@ -6,6 +6,7 @@ from training.arguments import Arguments, RunArguments, closest
 from training.checkpoint import CheckpointArguments
 from training.ema import EmaArguments
 from training.optim import OptimizationArguments
+from training.publishing import HubArguments
 from training.tasks.image_classification import ImageClassification
 from training.tasks.translation import Translation
 from training.tracking import TrackingArguments
@@ -28,6 +29,7 @@ def argument_groups(task: str) -> list[type]:
         EmaArguments,
         CheckpointArguments,
         TrackingArguments,
+        HubArguments,
     ]
 
 
