@@ -15,8 +15,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image
 from PIL import Image as PILImage
 from sklearn.model_selection import train_test_split
 
-from training.arguments import argument
+from training.arguments import argument, check_range
 from training.bad_samples import find_bad_samples
+from training.columns import find_class_names, find_image_column, find_label_column, label_namer
 from training.decoding import decode, encoded
 from training.sampler import SampleKey
 from training.sources import SourceArguments, limit_samples, load_folder, load_source, named_splits, revision_of
@@ -35,6 +36,14 @@ class DataArguments(SourceArguments):
     validation_dir: str | None = argument(None, help="Local folder with the validation images.")
     image_column_name: str | None = argument(None, help="Column of images; found by its type when not given.")
     label_column_name: str | None = argument(None, help="Column of labels; found by its type when not given.")
+    class_names: list[str] | None = argument(
+        None, help="Names of the classes in the order of their labels, where the data does not hold them."
+    )
+    streaming: bool = argument(False, help="Read the training images as a stream of shards, without a copy on disk.")
+    train_samples_per_epoch: int | None = argument(
+        None, help="streaming: the length of an epoch; that of the training split where it is known."
+    )
+    shuffle_buffer_size: int = argument(1000, help="streaming: samples among which the next one is drawn.")
     on_bad_sample: str = argument(
         "error",
         help="At an image that cannot be decoded stop, or look at all images first and leave such ones out.",
@@ -47,6 +56,10 @@ class DataArguments(SourceArguments):
             raise ValueError("give either --dataset_name or --train_dir")
         if self.validation_dir is not None and self.train_dir is None:
             raise ValueError("--validation_dir goes with --train_dir")
+        if self.streaming and self.on_bad_sample == "skip":
+            raise ValueError("--on_bad_sample skip looks at all images first, which --streaming cannot")
+        check_range("train_samples_per_epoch", self.train_samples_per_epoch, 1)
+        check_range("shuffle_buffer_size", self.shuffle_buffer_size, 1)
 
 
 def load_sklearn_digits() -> DatasetDict:
@@ -120,7 +133,7 @@ def load_labelled_images(arguments: DataArguments, seed: int) -> LabelledImages:
     Raises:
         ValueError: no image or label column, an empty split, a single class, a label without a class.
     """
-    images = _labelled(arguments, named_splits(_load(arguments), arguments.dataset_name or arguments.train_dir))
+    images = labelled(arguments, named_splits(_load(arguments), arguments.dataset_name or arguments.train_dir))
     present = np.unique(images.labels("train"))
     if len(present) < 2:
         raise ValueError(
@@ -140,19 +153,19 @@ def load_labelled_split(arguments: DataArguments, split: str, class_names: Seque
     found = _load(arguments)
     if split not in found:
         raise ValueError(f"--split {split!r} is not in the data; its splits: {', '.join(found)}")
-    images = _labelled(arguments, {split: found[split]}, class_names)
+    images = labelled(arguments, {split: found[split]}, class_names)
     limit_samples(images.splits, arguments, seed=0)
     return images
 
 
-def _labelled(
+def labelled(
     arguments: DataArguments, raw: Mapping[str, Dataset], class_names: Sequence[str] | None = None
 ) -> LabelledImages:
     """Finds the columns in the first split, and the classes too when they are not given."""
     reference = next(iter(raw.values()))
-    image_column = _find_image_column(reference, arguments.image_column_name)
-    label_column = _find_label_column(reference, arguments.label_column_name, image_column)
-    class_names = list(class_names or _class_names(reference, label_column))
+    image_column = find_image_column(reference, arguments.image_column_name)
+    label_column = find_label_column(reference, arguments.label_column_name, image_column)
+    class_names = list(class_names or find_class_names(reference, label_column, arguments.class_names))
     images = LabelledImages(
         name=arguments.dataset_name or arguments.train_dir,
         revision=revision_of(reference.info),
@@ -161,7 +174,7 @@ def _labelled(
         label_column=label_column,
         class_names=class_names,
         splits={
-            split: _with_class_indices(dataset, split, image_column, label_column, class_names)
+            split: _with_class_indices(dataset, split, image_column, label_column, class_names, arguments.class_names)
             for split, dataset in raw.items()
         },
     )
@@ -186,66 +199,32 @@ def _load(arguments: DataArguments) -> Mapping[str, Dataset]:
     return found
 
 
-def _find_image_column(dataset: Dataset, wanted: str | None) -> str:
-    if wanted is not None:
-        if wanted not in dataset.column_names:
-            raise ValueError(f"--image_column_name {wanted!r} is not a column; columns: {dataset.column_names}")
-        return wanted
-    found = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
-    if len(found) != 1:
-        problem = "no column holds images" if not found else f"several columns hold images, {found}"
-        raise ValueError(f"{problem}: name one with --image_column_name; columns: {dataset.column_names}")
-    return found[0]
-
-
-def _find_label_column(dataset: Dataset, wanted: str | None, image_column: str) -> str:
-    if wanted is not None:
-        if wanted not in dataset.column_names or wanted == image_column:
-            raise ValueError(f"--label_column_name {wanted!r} is not a label column; columns: {dataset.column_names}")
-        return wanted
-    found = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
-    found = found or [name for name in ("label", "labels") if name in dataset.column_names]
-    if len(found) != 1:
-        problem = "no column holds class labels" if not found else f"several columns hold class labels, {found}"
-        raise ValueError(f"{problem}: name one with --label_column_name; columns: {dataset.column_names}")
-    return found[0]
-
-
-def _class_names(dataset: Dataset, label_column: str) -> list[str]:
-    """Names in the order of their indices: the feature's own, or the sorted distinct values."""
-    feature = dataset.features[label_column]
-    if isinstance(feature, ClassLabel):
-        return list(feature.names)
-    values = dataset.unique(label_column)
-    if not all(isinstance(value, (int, str)) for value in values):
-        raise ValueError(f"column {label_column!r} must hold integers or strings, found {feature}")
-    return [str(value) for value in sorted(values)]
-
-
 def _with_class_indices(
-    dataset: Dataset, split: str, image_column: str, label_column: str, class_names: list[str]
+    dataset: Dataset,
+    split: str,
+    image_column: str,
+    label_column: str,
+    class_names: list[str],
+    given_names: list[str] | None,
 ) -> Dataset:
     """`dataset` with the columns `image` (not decoded) and `label` (indices into `class_names`)."""
     for column in (image_column, label_column):
         if column not in dataset.column_names:
             raise ValueError(f"the {split} split has no column {column!r}; columns: {dataset.column_names}")
-    feature = dataset.features[label_column]
-    values = dataset.with_format("arrow")[:][label_column].to_pylist() if len(dataset) else []
-    if isinstance(feature, ClassLabel):
-        names = dict(enumerate(feature.names))
-        values = [names.get(value, value) for value in values]
+    name_of = label_namer(dataset.features[label_column], given_names)
     index_of = {name: index for index, name in enumerate(class_names)}
-    unknown = sorted({str(value) for value in values if str(value) not in index_of})
+    labels = dataset.select_columns([label_column])
+    names = [name_of(label) for label in labels.with_format("arrow")[:][label_column].to_pylist()]
+    unknown = sorted(set(names) - set(index_of))
     if unknown:
         raise ValueError(
             f"the {split} split has labels without a class: {', '.join(unknown[:10])}; classes: "
             f"{', '.join(class_names[:20])}{', ...' if len(class_names) > 20 else ''}"
         )
-    indices = [index_of[str(value)] for value in values]
     images = dataset.select_columns([image_column]).cast_column(image_column, Image(decode=False))
     if image_column != "image":
         images = images.rename_column(image_column, "image")
-    return images.add_column("label", np.asarray(indices, dtype=np.int64))
+    return images.add_column("label", np.asarray([index_of[name] for name in names], dtype=np.int64))
 
 
 def _leave_out_bad_samples(images: LabelledImages, num_workers: int) -> None:

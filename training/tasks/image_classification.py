@@ -20,6 +20,7 @@ from training.losses import ClassificationLoss, LossArguments
 from training.metrics import classification_metrics, output_statistics
 from training.models import ModelArguments, build_model, build_processor
 from training.sampler import EpochBatchSampler
+from training.streaming import ImageStream, load_streamed_images
 from training.tasks.task import Task
 from training.teacher_cache import cached_logits
 
@@ -35,7 +36,10 @@ class ImageClassification(Task):
     def __init__(self, arguments: Arguments):
         self.arguments = arguments
         self.seed = arguments.run.seed
-        self.data = load_labelled_images(arguments.data, self.seed)
+        if arguments.data.streaming:
+            self.data = load_streamed_images(arguments.data)
+        else:
+            self.data = load_labelled_images(arguments.data, self.seed)
         set_seed(self.seed)
         self.model = build_model(arguments.model, class_mapping(self.data.class_names))
         self.processor = build_processor(arguments.model, self.model)
@@ -48,11 +52,13 @@ class ImageClassification(Task):
             if arguments.distillation.teacher_cache_dir is not None:
                 self.teacher_logits = self._cached_teacher_logits()
 
-    def _train_views(self) -> ImageView:
-        transform = TrainTransform(self.arguments.augmentation, self.processor, self.seed)
-        return ImageView(self.data.splits["train"], transform)
+    @property
+    def _train_transform(self) -> TrainTransform:
+        return TrainTransform(self.arguments.augmentation, self.processor, self.seed)
 
     def _cached_teacher_logits(self) -> torch.Tensor:
+        if self.arguments.data.streaming:
+            raise ValueError("--teacher_cache_dir does not go with --streaming: a stream's samples have no number")
         random_parts = self.arguments.augmentation.random_parts
         if random_parts:
             raise ValueError(
@@ -61,7 +67,7 @@ class ImageClassification(Task):
         described = self.data.describe()["splits"]["train"]["fingerprint"]
         return cached_logits(
             self.teachers.to(PartialState().device),
-            self._train_views(),
+            ImageView(self.data.splits["train"], self._train_transform),
             Path(self.arguments.distillation.teacher_cache_dir),
             {"train": described, "processor": self.processor.to_dict()},
             {
@@ -71,7 +77,9 @@ class ImageClassification(Task):
         )
 
     def train_loader(self, batches_per_step: int) -> DataLoader:
-        """Batches for all processes in order; its batch sampler is an `EpochBatchSampler`."""
+        """Batches for all processes in order, or of this process from a stream."""
+        if self.arguments.data.streaming:
+            return self._stream_loader(batches_per_step)
         sampler = EpochBatchSampler(
             len(self.data.splits["train"]),
             self.arguments.optimization.per_device_train_batch_size,
@@ -79,7 +87,26 @@ class ImageClassification(Task):
             num_repeats=self.arguments.augmentation.repeated_augmentation,
             seed=self.seed,
         )
-        return self.data_loader(self._train_views(), batch_sampler=sampler)
+        views = ImageView(self.data.splits["train"], self._train_transform)
+        return self.data_loader(views, batch_sampler=sampler)
+
+    def _stream_loader(self, batches_per_step: int) -> DataLoader:
+        if self.arguments.augmentation.repeated_augmentation > 1:
+            raise ValueError("--repeated_augmentation does not go with --streaming, which shows each sample once")
+        batch_size = self.arguments.optimization.per_device_train_batch_size
+        stream = ImageStream(
+            self.data.stream,
+            self.data.class_index,
+            self._train_transform,
+            samples_per_epoch=self.data.samples_per_epoch,
+            batch_size=batch_size,
+            batches_per_step=batches_per_step,
+            buffer_size=self.arguments.data.shuffle_buffer_size,
+            seed=self.seed,
+        )
+        workers = min(self.arguments.data.dataloader_num_workers, stream.max_workers)
+        # Workers that stayed would not hear of the next epoch.
+        return self.data_loader(stream, batch_size=batch_size, num_workers=workers, persistent_workers=False)
 
     def evaluation_loader(self, split: str) -> DataLoader:
         batch_size = self.arguments.optimization.per_device_eval_batch_size

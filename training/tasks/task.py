@@ -30,16 +30,15 @@ class Task:
     def data_loader(self, dataset: Dataset, **kwargs: Any) -> DataLoader:
         """A loader with the workers that the arguments ask for."""
         workers = self.arguments.data.dataloader_num_workers
-        return DataLoader(
-            dataset,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            worker_init_fn=leave_process_group,
-            pin_memory=torch.cuda.is_available(),
+        options = {
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "worker_init_fn": leave_process_group,
+            "pin_memory": torch.cuda.is_available(),
             # Its own generator: starting an epoch must not advance the one that dropout draws from.
-            generator=torch.Generator(),
-            **kwargs,
-        )
+            "generator": torch.Generator(),
+        }
+        return DataLoader(dataset, **{**options, **kwargs})
 
     def headline(self, metrics: Mapping[str, Any]) -> str:
         """The best metric's name and value, a fraction in per cent."""
