@@ -57,11 +57,7 @@ class _ChunkedAttention(torch.autograd.Function):
     def forward(ctx, query, key, value, scaling):
         ctx.save_for_backward(query, key, value)
         ctx.scaling = scaling
-        output = torch.empty_like(query)
-        for chunk in _chunks(query, key):
-            weights = _weights(query[chunk], key[chunk], scaling)
-            torch.matmul(weights, value[chunk], out=output[chunk])
-        return output
+        return _attend_in_chunks(query, key, value, scaling)
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -77,6 +73,14 @@ class _ChunkedAttention(torch.autograd.Function):
             grad_query[chunk] = torch.matmul(grad_scores, key[chunk])
             grad_key[chunk] = torch.matmul(grad_scores.transpose(2, 3), query[chunk])
         return grad_query, grad_key, grad_value, None
+
+
+def _attend_in_chunks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    output = torch.empty_like(query)
+    for chunk in _chunks(query, key):
+        weights = _weights(query[chunk], key[chunk], scaling)
+        torch.matmul(weights, value[chunk], out=output[chunk])
+    return output
 
 
 def _weights(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
@@ -136,7 +140,8 @@ def attend(
         implementation = "eager"
     plain = attention_mask is None and position_bias is None and dropout == 0 and not module.is_causal
     if implementation == "sdpa" and plain and _products_are_faster(query, key):
-        return _ChunkedAttention.apply(query, key, value, scaling).transpose(1, 2), None
+        function = _ChunkedAttention.apply if torch.is_grad_enabled() else _attend_in_chunks
+        return function(query, key, value, scaling).transpose(1, 2), None
     if position_bias is not None and "flash" in implementation:
         raise ValueError(
             f"attn_implementation {implementation!r} knows no position bias: use 'sdpa', 'flex_attention' or 'eager'"
