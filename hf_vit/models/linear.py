@@ -45,10 +45,11 @@ def is_plain_eager(*tensors: torch.Tensor) -> bool:
 
 def _onednn_serves(states: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
-        states.dtype == weight.dtype == torch.float32
-        and states.device.type == weight.device.type == "cpu"
+        weight.dtype == torch.float32
         and _onednn_linear is not None
         and is_plain_eager(states, weight)
+        and states.device.type == weight.device.type == "cpu"
+        and states.dtype == torch.float32
         and states.numel() > 0
         and not torch.is_autocast_enabled("cpu")
     )
