@@ -6,6 +6,8 @@ from torch import nn
 # The operator behind torch.compile's CPU linear layers; absent where torch was built without oneDNN.
 _onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
+_PLAIN_TYPES = (torch.Tensor, nn.Parameter)
+
 
 def _multiply(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     return _onednn_linear(states, weight, bias, "none", [], "")
@@ -34,7 +36,7 @@ def is_plain_eager(*tensors: torch.Tensor) -> bool:
     """Whether these are ordinary tensors, computed at once: nothing traces, compiles, transforms, fakes or counts the
     operators, which should then be torch's own."""
     return (
-        all(type(tensor) in (torch.Tensor, nn.Parameter) for tensor in tensors)
+        all(type(tensor) in _PLAIN_TYPES for tensor in tensors)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and torch._C._len_torch_dispatch_stack() == 0
@@ -45,7 +47,8 @@ def is_plain_eager(*tensors: torch.Tensor) -> bool:
 
 def _onednn_serves(states: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
-        weight.dtype == torch.float32
+        type(weight) in _PLAIN_TYPES
+        and weight.dtype == torch.float32
         and _onednn_linear is not None
         and is_plain_eager(states, weight)
         and states.device.type == weight.device.type == "cpu"
