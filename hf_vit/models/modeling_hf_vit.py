@@ -161,7 +161,14 @@ class HfViTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, RelativePositionBias):
             for table in module.parameters():
                 init.zeros_(table)
-        elif isinstance(module, (HfViTEmbeddings, LearnedPosition, LearnedRowColumnPosition, AttentionPooling)):
+        elif isinstance(module, AttentionPooling):
+            # No residual path leads around it: drawn as small as the layers, it would hand on next to nothing, and
+            # narrow models would not learn. Its own weights come after those of its parts.
+            init.trunc_normal_(module.query, std=module.query.shape[-1] ** -0.5)
+            for part in module.modules():
+                if isinstance(part, nn.Linear):
+                    init.xavier_uniform_(part.weight)
+        elif isinstance(module, (HfViTEmbeddings, LearnedPosition, LearnedRowColumnPosition)):
             for parameter in module.parameters(recurse=False):
                 self._init_trunc_normal(parameter)
 
