@@ -97,7 +97,7 @@ def test_every_parameter_is_initialised(tiny_config, architecture, make):
     assert drawn.mean().item() == pytest.approx(0, abs=0.002)
 
 
-def test_attention_pooling_hands_on_signal_at_the_start_like_timms():
+def test_attention_pooling_hands_on_signal_at_the_start_like_timms(tiny_config):
     """Drawn like the layers, the pooling of a narrow model answered every image alike, and it never learnt."""
     peer = timm.layers.AttentionPoolLatent(48, num_heads=4, mlp_ratio=4)
     torch.nn.init.xavier_uniform_(peer.kv.weight)
