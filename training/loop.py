@@ -214,7 +214,8 @@ class TrainingLoop:
 
     def _train_batch(self, batch: dict[str, torch.Tensor]) -> None:
         with self.accelerator.accumulate(self.model):
-            loss = self.task.training_step(self.model, batch)["loss"]
+            with self.accelerator.autocast():  # what the task runs beside the model, such as teachers, too
+                loss = self.task.training_step(self.model, batch)["loss"]
             self.accelerator.backward(loss)
             self._pending.append((loss.detach(), batch["sample_key"]))
             self.state.batch += 1
