@@ -24,7 +24,8 @@ from training.data import DataArguments, load_labelled_images
 from training.study import finished_run
 
 RECIPE = "cifar10"
-USUAL = ["--aa", "rand-m9-mstd0.5-inc1", "--mixup", "0.8", "--cutmix", "1.0"]
+# Without mmax, some strengths are drawn above 9, at which timm asks Pillow for an image of 0 bits, which it refuses.
+USUAL = ["--aa", "rand-m9-mstd0.5-mmax9-inc1", "--mixup", "0.8", "--cutmix", "1.0"]
 USUAL += ["--reprob", "0.25", "--smoothing", "0.1", "--drop-path", "0.1"]
 LIGHT = ["--train-crop-mode", "rkrc", "--color-jitter", "0", "--smoothing", "0"]
 CONTENDERS = {"timm, usual recipe": USUAL, "timm, light augmentation": LIGHT, "hf_vit, recipe cifar10": None}
