@@ -48,6 +48,7 @@ def export_images(dataset_name: str, folder: Path) -> None:
 def timm_command(timm: Path, images: Path, recipe: dict, seed: int, output: Path, own: list[str]) -> list[str]:
     model, size = recipe["config_overrides"], recipe["image_size"][0]
     shape = {
+        "img_size": size,
         "patch_size": model["patch_size"],
         "embed_dim": model["hidden_size"],
         "depth": model["num_hidden_layers"],
