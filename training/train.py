@@ -12,9 +12,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from training.arguments import Arguments, parse_arguments
 from training.checkpoint import prepare_output_dir
+from training.cpu import keep_freed_memory, use_all_cores
 from training.loop import TrainingLoop
 from training.tasks import argument_groups, build_task
-from training.threads import use_all_cores
 from training.tracking import tracker_options
 
 
@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     accelerator = build_accelerator(arguments)
     use_all_cores(accelerator, arguments.data.dataloader_num_workers)
+    keep_freed_memory(accelerator)
     with accelerator.main_process_first():
         task = build_task(arguments)
     loop = TrainingLoop(accelerator, task, arguments)
