@@ -13,7 +13,7 @@ from transformers import ViTImageProcessor, pipeline
 
 from training.augment import AugmentationArguments, EvaluationTransform, TrainTransform, normalize
 from training.data import DataArguments, ImageView, load_labelled_images
-from training.decoding import decode
+from training.decoding import decode, decode_pixels
 from training.sampler import EpochBatchSampler
 
 NAMES = ["ant", "bee", "cow"]
@@ -157,7 +157,7 @@ def test_a_corrupt_image_is_named(tmp_path, broken):
     victim = source / "train" / "bee" / "004.png"
     victim.write_bytes(victim.read_bytes()[:100] if broken == "cut" else b"no image")
     data = load(source, train_val_split=0.25)
-    view = ImageView(data.splits["train"], lambda image, key: torch.zeros(3, 1, 1))
+    view = ImageView(data.splits["train"], lambda images, keys: torch.zeros(len(images), 3, 1, 1))
     with pytest.raises(ValueError, match=r"sample \d+ .*004\.png"):
         for i in range(len(data.splits["train"])):
             view[i]
@@ -168,13 +168,23 @@ def test_a_corrupt_image_is_named(tmp_path, broken):
 AUGMENTATION = AugmentationArguments(horizontal_flip_prob=0.5, affine_degrees=30, affine_translate=0.2)
 
 
-def batches(num_workers, epoch):
+def batches(num_workers, epoch, **options):
     data = load("sklearn_digits", train_val_split=0, max_train_samples=40)
     processor = ViTImageProcessor(size={"height": 8, "width": 8})
-    view = ImageView(data.splits["train"], TrainTransform(AUGMENTATION, processor, seed=0))
+    view = ImageView(data.splits["train"], TrainTransform(AUGMENTATION, processor, seed=0), **options)
     sampler = EpochBatchSampler(len(view), 8, 1, seed=0)
     sampler.set_epoch(epoch)
     return list(DataLoader(view, batch_sampler=sampler, num_workers=num_workers, generator=torch.Generator()))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_images_kept_in_memory_are_decoded_once_and_give_the_same_views(num_workers, monkeypatch):
+    expected = batches(num_workers, epoch=1)
+    calls = []
+    monkeypatch.setattr("training.data.decode_pixels", lambda *args: calls.append(args) or decode_pixels(*args))
+    kept = batches(num_workers, epoch=1, keep_in_memory=True)
+    assert len(calls) == 40
+    assert all(torch.equal(a[name], b[name]) for a, b in zip(expected, kept, strict=True) for name in a)
 
 
 def test_views_do_not_depend_on_workers_and_leave_the_generator_alone():
@@ -199,10 +209,10 @@ def test_evaluation_sees_what_the_pipeline_sees(tmp_path, mode):
     image = pictures(1, mode)[0]
     file = io.BytesIO()
     image.save(file, "PNG")
-    pixels = EvaluationTransform(processor)(decode({"bytes": file.getvalue(), "path": None}, 0), None)
+    pixels = EvaluationTransform(processor)([decode_pixels({"bytes": file.getvalue(), "path": None}, 0)], [])
     assert pixels.dtype == torch.uint8
     with torch.no_grad():
-        expected = model(pixel_values=normalize(pixels[None], processor)).logits.softmax(-1)[0]
+        expected = model(pixel_values=normalize(pixels, processor)).logits.softmax(-1)[0]
     classifier = pipeline("image-classification", model=model, image_processor=processor)
     scores = {row["label"]: row["score"] for row in classifier(image, top_k=3)}
     assert [scores[model.config.id2label[i]] for i in range(3)] == pytest.approx(expected.tolist(), abs=1e-7)

@@ -1,8 +1,8 @@
-"""From a decoded image to a view of it: torchvision v2 on uint8 tensors, seeded by the sample's key."""
+"""From decoded images to views of them: torchvision v2 on uint8 tensors, seeded by the sample's key."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -76,19 +76,8 @@ class AugmentationArguments:
         return ["train_crop"] * (self.train_crop != "resize") + [name for name in names if getattr(self, name)]
 
 
-@contextmanager
-def seeded(seed: int):
-    """Within, torch's CPU generator starts at `seed`; afterwards it is where it was."""
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-
-
 class TrainTransform:
-    """`(PIL image, SampleKey) -> (3, H, W) uint8`; the same key and seed give the same view in any process.
+    """Decoded images and their keys to views (3, H, W) uint8; key and seed decide the view in any process.
 
     Args:
         processor: gives the size, the resampling and the mean colour that erasing fills in.
@@ -99,7 +88,7 @@ class TrainTransform:
         self.seed = seed
         form = InputFormat.of(processor)
         size, interpolation = form.size, pil_torch_interpolation_mapping[form.resample]
-        steps: list[torch.nn.Module] = [v2.PILToTensor(), *_crop(arguments, size, interpolation)]
+        steps: list[torch.nn.Module] = _crop(arguments, size, interpolation)
         if arguments.horizontal_flip_prob:
             steps.append(v2.RandomHorizontalFlip(arguments.horizontal_flip_prob))
         steps += [*_affine(arguments), *_auto_augment(arguments, size)]
@@ -110,9 +99,13 @@ class TrainTransform:
             steps.append(v2.RandomErasing(arguments.random_erasing_prob, value=mean_color))
         self.transform = v2.Compose(steps)
 
-    def __call__(self, image, key: SampleKey) -> torch.Tensor:
-        with seeded(seed_of(self.seed, *key)):
-            return self.transform(image)
+    def __call__(self, images: Sequence[torch.Tensor], keys: Sequence[SampleKey]) -> list[torch.Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            return [self._view(image, key) for image, key in zip(images, keys)]
+
+    def _view(self, image: torch.Tensor, key: SampleKey) -> torch.Tensor:
+        torch.default_generator.manual_seed(seed_of(self.seed, *key))
+        return self.transform(image)
 
 
 def _crop(arguments: AugmentationArguments, size: tuple[int, int], interpolation) -> list[torch.nn.Module]:
@@ -180,7 +173,8 @@ class BatchMix:
             key: the key of the batch's first sample (3,), which decides the mix.
         """
         pixels = pixels.float()
-        with seeded(seed_of(self.seed, *key.tolist())):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed_of(self.seed, *key.tolist()))
             if not self.mixes or torch.rand(()) >= self.probability:
                 return pixels, torch.nn.functional.one_hot(labels, self.num_classes).float()
             chosen = int(torch.multinomial(torch.tensor(self.weights), 1))
@@ -193,8 +187,8 @@ class EvaluationTransform:
     def __init__(self, processor: ViTImageProcessor):
         self.processor = processor
 
-    def __call__(self, image, key: SampleKey) -> torch.Tensor:
-        return self.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
+    def __call__(self, images: Sequence[torch.Tensor], keys: Sequence[SampleKey]) -> torch.Tensor:
+        return self.processor(list(images), do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
 
 
 def normalize(pixels: torch.Tensor, processor: ViTImageProcessor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from sklearn.model_selection import train_test_split
 from training.arguments import argument, check_range
 from training.bad_samples import find_bad_samples
 from training.columns import find_class_names, find_image_column, find_label_column, label_namer
-from training.decoding import decode, encoded
+from training.decoding import decode_pixels, encoded
 from training.sampler import SampleKey
 from training.sources import SourceArguments, limit_samples, load_folder, load_source, named_splits, revision_of
 
@@ -39,6 +39,9 @@ class DataArguments(SourceArguments):
     class_names: list[str] | None = argument(
         None, help="Names of the classes in the order of their labels, where the data does not hold them."
     )
+    keep_in_memory: bool = argument(
+        False, help="Decode all images once, at the start, and keep them (3 bytes a pixel): for small data."
+    )
     streaming: bool = argument(False, help="Read the training images as a stream of shards, without a copy on disk.")
     train_samples_per_epoch: int | None = argument(
         None, help="streaming: the length of an epoch; that of the training split where it is known."
@@ -58,6 +61,8 @@ class DataArguments(SourceArguments):
             raise ValueError("--validation_dir goes with --train_dir")
         if self.streaming and self.on_bad_sample == "skip":
             raise ValueError("--on_bad_sample skip looks at all images first, which --streaming cannot")
+        if self.streaming and self.keep_in_memory:
+            raise ValueError("--keep_in_memory holds all images, --streaming only those under way: give one of them")
         check_range("train_samples_per_epoch", self.train_samples_per_epoch, 1)
         check_range("shuffle_buffer_size", self.shuffle_buffer_size, 1)
 
@@ -266,21 +271,52 @@ class ImageView(torch.utils.data.Dataset):
 
     Args:
         split: columns `image` and `label`.
-        transform: `(PIL image, SampleKey) -> (3, H, W) uint8`.
+        transform: decoded images, (3, height, width) uint8 each, and their keys to as many (3, H, W) uint8.
+        keep_in_memory: decode all images now and never again.
     """
 
-    def __init__(self, split: Dataset, transform):
-        self.split = split
+    def __init__(
+        self,
+        split: Dataset,
+        transform: Callable[[list[torch.Tensor], list[SampleKey]], Sequence[torch.Tensor]],
+        *,
+        keep_in_memory: bool = False,
+    ):
+        self.decoded = DecodedImages(split) if keep_in_memory else None
+        self.split = split.select_columns(["label"]) if keep_in_memory else split
         self.transform = transform
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, key: SampleKey | int) -> dict[str, torch.Tensor]:
-        key = key if isinstance(key, tuple) else SampleKey(0, key, 0)
-        row = self.split[key.index]
-        pixels = self.transform(decode(row["image"], key.index), key)
-        return {"pixel_values": pixels, "labels": torch.tensor(row["label"]), "sample_key": torch.tensor(key)}
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[SampleKey | int]) -> list[dict[str, torch.Tensor]]:
+        keys = [key if isinstance(key, tuple) else SampleKey(0, key, 0) for key in keys]
+        rows = self.split[[key.index for key in keys]]
+        if self.decoded is None:
+            images = [decode_pixels(image, key.index) for image, key in zip(rows["image"], keys)]
+        else:
+            images = [self.decoded[key.index] for key in keys]
+        return [
+            {"pixel_values": pixels, "labels": torch.tensor(label), "sample_key": torch.tensor(key)}
+            for pixels, label, key in zip(self.transform(images, keys), rows["label"], keys)
+        ]
+
+
+class DecodedImages:
+    """The decoded images of a split, whatever their sizes, one after the other in one tensor that workers share."""
+
+    def __init__(self, split: Dataset):
+        images = [decode_pixels(image, index) for index, image in enumerate(split["image"])]
+        self.shapes = [image.shape for image in images]
+        self.starts = np.cumsum([0, *(image.numel() for image in images)]).tolist()
+        self.pixels = torch.cat([image.flatten() for image in images])
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """(3, height, width) uint8."""
+        return self.pixels[self.starts[index] : self.starts[index + 1]].view(self.shapes[index])
 
 
 def class_mapping(class_names: Sequence[str]) -> dict[str, dict]:

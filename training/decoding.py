@@ -6,7 +6,9 @@ import io
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers.image_utils import load_image
 
 
@@ -29,3 +31,8 @@ def decode(image: dict[str, Any], index: int) -> Image.Image:
         raise ValueError(
             f"cannot decode the image of sample {index}{place}: {error}; --on_bad_sample skip leaves such images out"
         ) from error
+
+
+def decode_pixels(image: dict[str, Any], index: int) -> torch.Tensor:
+    """The image of `decode`, (3, height, width) uint8."""
+    return pil_to_tensor(decode(image, index))

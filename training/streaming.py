@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from training.columns import find_class_names, find_image_column, find_label_column, label_namer
 from training.data import BUILT_IN, DataArguments, LabelledImages, labelled
-from training.decoding import decode
+from training.decoding import decode_pixels
 from training.sampler import SampleKey
 from training.sources import VALIDATION_NAMES, limit_samples, load_folder
 
@@ -30,7 +30,7 @@ class ImageStream(IterableDataset):
     Args:
         stream: columns `image` (not decoded) and `label`.
         class_index: a label to its class index.
-        transform: `(PIL image, SampleKey) -> (3, H, W) uint8`. The key's index is the sample's place in the epoch.
+        transform: as of `ImageView`. A key's index is the sample's place in the epoch.
         samples_per_epoch: of all processes together; rounded up to whole optimizer steps.
         batch_size: samples of one process in one forward pass.
         batches_per_step: processes times accumulated batches.
@@ -99,7 +99,7 @@ class ImageStream(IterableDataset):
         if skip:
             return {"sample_key": torch.tensor(key)}
         return {
-            "pixel_values": self.transform(decode(row["image"], key.index), key),
+            "pixel_values": self.transform([decode_pixels(row["image"], key.index)], [key])[0],
             "labels": torch.tensor(self.class_index(row["label"])),
             "sample_key": torch.tensor(key),
         }

@@ -56,6 +56,9 @@ class ImageClassification(Task):
     def _train_transform(self) -> TrainTransform:
         return TrainTransform(self.arguments.augmentation, self.processor, self.seed)
 
+    def _views(self, split: str, transform: TrainTransform | EvaluationTransform) -> ImageView:
+        return ImageView(self.data.splits[split], transform, keep_in_memory=self.arguments.data.keep_in_memory)
+
     def _cached_teacher_logits(self) -> torch.Tensor:
         if self.arguments.data.streaming:
             raise ValueError("--teacher_cache_dir does not go with --streaming: a stream's samples have no number")
@@ -87,7 +90,7 @@ class ImageClassification(Task):
             num_repeats=self.arguments.augmentation.repeated_augmentation,
             seed=self.seed,
         )
-        views = ImageView(self.data.splits["train"], self._train_transform)
+        views = self._views("train", self._train_transform)
         return self.data_loader(views, batch_sampler=sampler)
 
     def _stream_loader(self, batches_per_step: int) -> DataLoader:
@@ -110,7 +113,7 @@ class ImageClassification(Task):
 
     def evaluation_loader(self, split: str) -> DataLoader:
         batch_size = self.arguments.optimization.per_device_eval_batch_size
-        views = ImageView(self.data.splits[split], EvaluationTransform(self.processor))
+        views = self._views(split, EvaluationTransform(self.processor))
         return self.data_loader(views, batch_size=batch_size)
 
     def training_step(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
