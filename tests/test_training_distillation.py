@@ -16,9 +16,11 @@ from transformers import (
 )
 
 from hf_vit import HfViTConfig, HfViTForImageClassification
+from hf_vit.models.losses import distilled_loss
 from training.arguments import parse_arguments
+from training.augment import normalize
 from training.data import class_mapping
-from training.distillation import DistillationArguments, Teacher, TeacherEnsemble, distilled_loss
+from training.distillation import DistillationArguments, Teacher, TeacherEnsemble
 from training.losses import ClassificationLoss, LossArguments
 from training.tasks import argument_groups, build_task
 from training.teacher_cache import cached_logits
@@ -100,12 +102,30 @@ def test_the_loss_is_that_of_deit(kind, token):
     class_logits, student = (outputs.class_logits, outputs.distillation_logits) if token else (outputs.logits,) * 2
     targets, teacher = torch.rand(5, 3).softmax(-1), torch.randn(5, 3)  # mixed targets
     arguments = DistillationArguments(distillation_type=kind, distillation_alpha=0.3, distillation_temperature=2.0)
-    loss = distilled_loss(outputs, ClassificationLoss(LossArguments()), targets, teacher, arguments)
+    heads = (outputs.logits, outputs.class_logits, outputs.distillation_logits)
+    loss = distilled_loss(*heads, targets, teacher, arguments, ClassificationLoss(LossArguments()))
     true = -(targets * class_logits.log_softmax(-1)).sum(-1).mean()
     soft = (teacher / 2).softmax(-1)
     distance = 4 * (soft * (soft.log() - (student / 2).log_softmax(-1))).sum(-1).mean()
     hard = F.cross_entropy(student, teacher.argmax(-1))
     torch.testing.assert_close(loss, 0.7 * true + 0.3 * (distance if kind == "soft" else hard))
+
+
+@pytest.mark.parametrize("token", [False, True])
+def test_the_saved_config_tells_how_the_student_was_distilled(tmp_path, token):
+    path, _ = save(tmp_path / "teacher", names=[str(digit) for digit in range(10)])
+    flags = ["--image_size=8", "--train_val_split=0", "--max_train_samples=20", "--teacher", path]
+    flags += ["--distillation_type=soft", "--distillation_alpha=0.7", "--distillation_temperature=2"]
+    flags += [f"--config_overrides=use_class_token={str(token).lower()},use_distillation_token={str(token).lower()}"]
+    task = build_task(parse_arguments(argument_groups, flags))
+    batch = next(iter(task.train_loader(1)))
+    loss = task.training_step(task.model.eval(), batch)["loss"]
+    task.save_pretrained(task.model, tmp_path / "student")
+    student = HfViTForImageClassification.from_pretrained(tmp_path / "student")
+    inputs = normalize(batch["pixel_values"], task.processor)
+    teacher_logits = task.teachers(batch["pixel_values"].float())
+    own = student(pixel_values=inputs, labels=batch["labels"], teacher_logits=teacher_logits).loss
+    torch.testing.assert_close(own, loss)
 
 
 def test_weights_must_match_the_teachers():

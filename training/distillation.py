@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -12,7 +12,6 @@ from transformers import AutoModelForImageClassification
 from transformers.image_utils import pil_torch_interpolation_mapping
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from hf_vit.models.losses import distillation_loss
 from training.arguments import argument, check_range
 from training.processors import InputFormat
 
@@ -112,21 +111,3 @@ class TeacherEnsemble(nn.Module):
             return logits[0]
         log_probabilities = torch.stack([each.log_softmax(-1) for each in logits])  # (teachers, B, C)
         return (log_probabilities + self.log_weights[:, None, None]).logsumexp(0)
-
-
-def distilled_loss(
-    outputs: Any, label_loss, targets, teacher_logits, arguments: DistillationArguments
-) -> torch.Tensor:
-    """(1 - alpha) * the labels' loss of the class head + alpha * the teacher's of the distillation head.
-
-    A student with one head takes it for both (DeiT, arXiv 2012.12877).
-    """
-    class_logits, student_logits = (
-        getattr(outputs, "class_logits", None),
-        getattr(outputs, "distillation_logits", None),
-    )
-    true = label_loss(outputs.logits if class_logits is None else class_logits, targets)
-    student = outputs.logits if student_logits is None else student_logits
-    kind, temperature = arguments.distillation_type, arguments.distillation_temperature
-    distance = distillation_loss(student, teacher_logits, kind, temperature)
-    return (1 - arguments.distillation_alpha) * true + arguments.distillation_alpha * distance

@@ -1,5 +1,8 @@
 """Losses of image classification, with and without a teacher, and of text."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -59,6 +62,32 @@ def distillation_loss(
     return temperature**2 * nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
+def distilled_loss(
+    logits: torch.Tensor,
+    class_logits: torch.Tensor | None,
+    distillation_logits: torch.Tensor | None,
+    labels: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    options: Any,
+    label_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = classification_loss,
+) -> torch.Tensor:
+    """(1 - alpha) * the class head's loss with the labels + alpha * the distillation head's distance from the teacher
+    (2012.12877).
+
+    Args:
+        logits: of the student, shape (batch, num_labels).
+        class_logits, distillation_logits: of its heads where it has two; a student with one head takes it for both.
+        labels: whatever `label_loss` takes.
+        teacher_logits: shape (batch, num_labels).
+        options: has `distillation_type`, `distillation_alpha` in [0, 1] and `distillation_temperature`.
+    """
+    from_labels = label_loss(logits if class_logits is None else class_logits, labels)
+    student = logits if distillation_logits is None else distillation_logits
+    kind, temperature = options.distillation_type, options.distillation_temperature
+    from_teacher = distillation_loss(student, teacher_logits, kind, temperature)
+    return (1 - options.distillation_alpha) * from_labels + options.distillation_alpha * from_teacher
+
+
 def token_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -100,4 +129,4 @@ def token_loss(
     return loss / count
 
 
-__all__ = ["classification_loss", "distillation_loss", "token_loss"]
+__all__ = ["classification_loss", "distillation_loss", "distilled_loss", "token_loss"]

@@ -19,7 +19,7 @@ from .configuration_hf_vit import HfViTConfig
 from .grid_conversion import grid_converters
 from .layers import MLP, DropPath, LayerScale, drop_path_rates
 from .linear import Linear
-from .losses import classification_loss, distillation_loss
+from .losses import classification_loss, distilled_loss
 from .patch_embedding import PatchEmbedding
 from .pooling import AttentionPooling, ClassTokenMeanPooling, Pooler
 from .position_encoding import (
@@ -316,13 +316,7 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
             return None
         if teacher_logits is None:
             return classification_loss(logits, labels)
-        alpha = self.config.distillation_alpha
-        student = logits if distillation_logits is None else distillation_logits
-        from_teacher = distillation_loss(
-            student, teacher_logits, self.config.distillation_type, self.config.distillation_temperature
-        )
-        from_labels = classification_loss(logits if class_logits is None else class_logits, labels)
-        return (1 - alpha) * from_labels + alpha * from_teacher
+        return distilled_loss(logits, class_logits, distillation_logits, labels, teacher_logits, self.config)
 
 
 class HfViTBackbone(BackboneMixin, HfViTModel):

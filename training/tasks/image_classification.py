@@ -11,11 +11,13 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
+from hf_vit import HfViTConfig
+from hf_vit.models.losses import distilled_loss
 from training.arguments import Arguments
 from training.augment import AugmentationArguments, BatchMix, EvaluationTransform, TrainTransform, normalize
 from training.data import DataArguments, ImageView, class_mapping, load_labelled_images
 from training.decoding import decode
-from training.distillation import DistillationArguments, TeacherEnsemble, distilled_loss
+from training.distillation import DistillationArguments, TeacherEnsemble
 from training.losses import ClassificationLoss, LossArguments
 from training.metrics import classification_metrics, output_statistics
 from training.models import ModelArguments, build_model, build_processor
@@ -49,6 +51,9 @@ class ImageClassification(Task):
         self.teacher_logits = None
         if arguments.distillation.teacher:
             self.teachers = TeacherEnsemble(arguments.distillation, self.data.class_names)
+            if self.model.config.model_type == HfViTConfig.model_type:
+                for name in ("distillation_type", "distillation_alpha", "distillation_temperature"):
+                    setattr(self.model.config, name, getattr(arguments.distillation, name))
             if arguments.distillation.teacher_cache_dir is not None:
                 self.teacher_logits = self._cached_teacher_logits()
 
@@ -128,8 +133,8 @@ class ImageClassification(Task):
             teacher_logits = self.teacher_logits[batch["sample_key"][:, 1].cpu()].to(pixels.device)
         else:
             teacher_logits = self.teachers.to(pixels.device)(pixels.float())
-        distillation = self.arguments.distillation
-        loss = distilled_loss(outputs, self.label_loss, targets, teacher_logits, distillation)
+        heads = [getattr(outputs, name, None) for name in ("logits", "class_logits", "distillation_logits")]
+        loss = distilled_loss(*heads, targets, teacher_logits, self.arguments.distillation, self.label_loss)
         return {"loss": loss, "outputs": outputs}
 
     def evaluation_step(
