@@ -52,6 +52,35 @@ def test_none_undoes_what_the_recipe_sets(recipe):
     assert parse("--recipe", path).to_dict()["teacher"] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("text", "flags", "expected"),
+    [
+        ("dataset_name: x", ["--train_dir=photos"], {"dataset_name": None, "train_dir": "photos"}),
+        ("train_dir: x\nvalidation_dir: y", ["--dataset_name=z"], {"train_dir": None, "validation_dir": None}),
+        ("train_dir: x", ["--train_dir=y"], {"train_dir": "y", "dataset_name": None}),
+        ("dataset_name: x", ["--train_dir=none"], {"dataset_name": "x"}),
+        ("dataset_name: x\nema_decay: 0.9", ["--num_averaged_epochs=2"], {"ema_decay": None}),
+        ("dataset_name: x\nmax_train_steps: 5", ["--num_train_epochs=2"], {"max_train_steps": None}),
+        ("dataset_name: x\nwarmup_steps: 5", ["--warmup_ratio=0.1"], {"warmup_steps": 0}),
+        (
+            "dataset_name: x\nconfig_name: deit_tiny_patch16_224\nconfig_overrides: {drop_path_rate: 0.1}",
+            ["--model_name_or_path=y", "--config_overrides=hidden_dropout_prob=0.2"],
+            {"config_name": None, "model_name_or_path": "y", "config_overrides": {"hidden_dropout_prob": 0.2}},
+        ),
+        (
+            "dataset_name: x\nconfig_overrides: {hidden_size: 32}",
+            ["--model_type=resnet"],
+            {"model_type": "resnet", "config_overrides": {}},
+        ),
+    ],
+)
+def test_of_two_ways_to_say_a_thing_the_typed_one_counts(recipe, text, flags, expected):
+    arguments = parse("--recipe", recipe(text), *flags)
+    assert {name: arguments.to_dict()[name] for name in expected} == expected
+    undone = {name for name, value in expected.items() if not value}
+    assert not undone & set(arguments.explicit)
+
+
 @pytest.mark.parametrize("flag", ["hidden_size=64,pooling=mean", '{"hidden_size": 64, "pooling": "mean"}'])
 def test_config_overrides_are_merged_over_the_recipes(recipe, flag):
     path = recipe("dataset_name: x\nconfig_overrides: {hidden_size: 32, patch_size: 2}\n")
@@ -72,7 +101,7 @@ def test_config_overrides_are_merged_over_the_recipes(recipe, flag):
         (["--config_overrides", "hidden_size"], ["config_overrides"]),
         (["--task", "image_clasification"], ["image_classification"]),
         (["--recipe", "digit"], ["'digits'"]),
-        (["--train_dir", "photos"], ["--dataset_name", "--train_dir"]),
+        (["--train_dir", "photos", "--dataset_name", "x"], ["--dataset_name", "--train_dir"]),
         (["--image_std", "0"], ["--image_std", "> 0"]),
         (["surplus"], ["'surplus'"]),
     ],

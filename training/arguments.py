@@ -219,7 +219,8 @@ def _fill(parser: _Parser, groups: Sequence[type], values: dict[str, Any]) -> li
 def parse_arguments(groups_of: Callable[[str], Sequence[type]], argv: list[str] | None = None) -> Arguments:
     """Recipe and flags to arguments; flags win over the recipe, the recipe over the dataclasses' defaults.
 
-    Mapping arguments given by a flag are merged over the recipe's.
+    Mapping arguments given by a flag are merged over the recipe's. A flag also undoes what the recipe says of the
+    arguments that it `replaces`, in the words of its dataclass: of two ways to name the data, the typed one counts.
 
     Args:
         groups_of: the argument dataclasses of a task's name.
@@ -240,10 +241,21 @@ def parse_arguments(groups_of: Callable[[str], Sequence[type]], argv: list[str] 
         first.error(str(error))
     parser = _Parser(groups, description="Trains a model. A recipe sets any of these arguments, flags override it.")
     by_recipe = _parse_known(parser, _as_flags(recipe), f"key in recipe {chosen.recipe!r}:")
+    defaults = {name: parser.get_default(name) for name in parser.names}
     parser.set_defaults(**by_recipe)
-    values = _parse_known(parser, argv, "argument")
+    values, typed = _parse_known(parser, argv, "argument"), _explicit(parser, argv)
+    replaced = _replaced(groups, {name for name in typed if values[name] not in (None, [None])})
     for name, value in values.items():
-        if isinstance(value, Mapping):
-            values[name] = Mapping({**by_recipe[name], **value})
+        if name in replaced and name not in typed:
+            values[name] = defaults[name]
+        elif isinstance(value, Mapping):
+            values[name] = Mapping({**(defaults if name in replaced else by_recipe)[name], **value})
     values["recipe"] = chosen.recipe
-    return Arguments(_fill(parser, groups, values), (set(recipe) & set(parser.names)) | _explicit(parser, argv), argv)
+    by_recipe_alone = (set(recipe) & set(parser.names)) - replaced
+    return Arguments(_fill(parser, groups, values), by_recipe_alone | typed, argv)
+
+
+def _replaced(groups: Sequence[type], typed: set[str]) -> set[str]:
+    """The arguments of which the recipe's word does not count, because of typed ones that `replaces` names."""
+    rules = [rule for group in groups for rule in getattr(group, "replaces", {}).items()]
+    return {other for name, others in rules if name in typed for other in others}

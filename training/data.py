@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -29,6 +29,11 @@ _FINGERPRINT_IMAGES = 256
 
 @dataclass
 class DataArguments(SourceArguments):
+    replaces: ClassVar[dict[str, tuple[str, ...]]] = {
+        "dataset_name": ("train_dir", "validation_dir"),
+        "train_dir": ("dataset_name", "dataset_config_name", "dataset_revision"),
+    }
+
     dataset_name: str | None = argument(
         None, help="A dataset of the Hub, a local folder (parquet, imagefolder, saved to disk) or `sklearn_digits`."
     )

@@ -17,6 +17,10 @@ from training.arguments import argument, check_range
 class EmaArguments:
     _argument_group_name: ClassVar[str] = "Averaged weights"
     key: ClassVar[str] = "ema"
+    replaces: ClassVar[dict[str, tuple[str, ...]]] = {
+        "ema_decay": ("num_averaged_epochs",),
+        "num_averaged_epochs": ("ema_decay",),
+    }
 
     ema_decay: float | None = argument(None, help="Decay of the moving average of the weights; none when not given.")
     num_averaged_epochs: int | None = argument(

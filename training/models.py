@@ -28,6 +28,12 @@ from training.resolution import change_image_size
 class ModelArguments:
     _argument_group_name: ClassVar[str] = "Model"
     key: ClassVar[str] = "model"
+    # What a recipe says of another architecture does not fit the one that is named instead.
+    replaces: ClassVar[dict[str, tuple[str, ...]]] = {
+        "model_name_or_path": ("config_name", "model_type", "config_overrides"),
+        "model_type": ("config_name", "model_name_or_path", "config_overrides"),
+        "config_name": ("model_name_or_path", "model_type"),
+    }
 
     model_name_or_path: str | None = argument(
         None, help="Start from this checkpoint: any that AutoModelForImageClassification loads."

@@ -19,6 +19,11 @@ _NEEDS_METRICS = ("reduce_lr_on_plateau", "greedy")
 class OptimizationArguments:
     _argument_group_name: ClassVar[str] = "Optimization"
     key: ClassVar[str] = "optimization"
+    replaces: ClassVar[dict[str, tuple[str, ...]]] = {
+        "num_train_epochs": ("max_train_steps",),
+        "warmup_steps": ("warmup_ratio",),
+        "warmup_ratio": ("warmup_steps",),
+    }
 
     num_train_epochs: int = argument(10, help="Passes over the training data.")
     max_train_steps: int | None = argument(None, help="Stop after this many optimizer steps, whatever the epochs.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -26,6 +26,11 @@ IGNORED = -100
 
 @dataclass
 class TextDataArguments(SourceArguments):
+    replaces: ClassVar[dict[str, tuple[str, ...]]] = {
+        "dataset_name": ("train_file", "validation_file", "test_file"),
+        "train_file": ("dataset_name", "dataset_config_name", "dataset_revision"),
+    }
+
     dataset_name: str | None = argument(
         None, help="A dataset of the Hub, a local folder (JSON lines, parquet, saved to disk) or `dates`."
     )
