@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import GradientAccumulationPlugin
 from datasets import disable_progress_bars
 from transformers.utils.logging import disable_progress_bar
@@ -20,6 +20,8 @@ from training.tracking import tracker_options
 
 def build_accelerator(arguments: Arguments) -> Accelerator:
     options = arguments.optimization
+    if options.mixed_precision == "fp16" and PartialState().device.type == "cpu":
+        raise ValueError("--mixed_precision fp16 needs a GPU; on a CPU it can be no or bf16")
     return Accelerator(
         mixed_precision=options.mixed_precision,
         **tracker_options(arguments.tracking, arguments.run.output_dir),
