@@ -85,6 +85,15 @@ def test_other_classes_are_refused_by_name(tmp_path, names):
     assert ("dog" in str(refusal.value)) == ("dog" in names)
 
 
+def test_classes_of_other_names_may_come_in_the_same_order(tmp_path):
+    path, model = save(tmp_path, names=["Ant", "Ant", "Cow"])
+    pixels = torch.rand(2, 3, 24, 24) * 255
+    own = model(pixel_values=(pixels / 255 - 0.2) / 0.3).logits
+    torch.testing.assert_close(Teacher(path, NAMES, class_order="index")(pixels), own)
+    with pytest.raises(ValueError, match="3 classes, the data 2"):
+        Teacher(path, NAMES[:2], class_order="index")
+
+
 def test_an_ensemble_is_the_weighted_mean_of_probabilities(tmp_path):
     paths = [save(tmp_path / name, kind)[0] for name, kind in (("a", "vit"), ("bb", "cnn"))]
     pixels = torch.rand(4, 3, 24, 24) * 255

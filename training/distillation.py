@@ -26,6 +26,12 @@ class DistillationArguments:
     )
     teacher_weights: list[float] | None = argument(None, help="Weights of the teachers' probabilities; equal ones.")
     teacher_trust_remote_code: bool = argument(False, help="Allow the code that a teacher brings along.")
+    teacher_class_order: str = argument(
+        "name",
+        help="Match the teachers' classes to the data's by their names, or take them in the same order where names "
+        "are spelled otherwise.",
+        choices=("name", "index"),
+    )
     teacher_cache_dir: str | None = argument(
         None, help="Compute the teachers' logits once and keep them here; for views without anything random."
     )
@@ -56,13 +62,17 @@ class Teacher(nn.Module):
     Args:
         name: a model of the Hub or a folder.
         class_names: the student's, in its order.
+        class_order: "name": the teacher's classes bear the same names; "index": they come in the same order.
 
     Raises:
         ValueError: the teacher's classes are not the student's.
     """
 
-    def __init__(self, name: str, class_names: list[str], *, trust_remote_code: bool = False):
+    def __init__(
+        self, name: str, class_names: list[str], *, class_order: str = "name", trust_remote_code: bool = False
+    ):
         super().__init__()
+        self.name = name
         options = {"trust_remote_code": trust_remote_code}
         self.model = AutoModelForImageClassification.from_pretrained(name, **options).eval().requires_grad_(False)
         form = InputFormat.of(AutoImageProcessor.from_pretrained(name, **options))
@@ -70,7 +80,8 @@ class Teacher(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(form.std)[:, None, None], persistent=False)
         self.size = form.size
         self.interpolation = pil_torch_interpolation_mapping[form.resample]
-        order = _class_order(name, self.model.config.id2label, class_names)
+        find_order = _order_of_names if class_order == "name" else _same_order
+        order = find_order(name, self.model.config.id2label, class_names)
         self.register_buffer("order", torch.tensor(order), persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -80,7 +91,13 @@ class Teacher(nn.Module):
         return self.model(pixel_values=(pixels - self.mean) / self.std).logits[:, self.order]
 
 
-def _class_order(name: str, id2label: dict[int, str], class_names: list[str]) -> list[int]:
+def _same_order(name: str, id2label: dict[int, str], class_names: list[str]) -> list[int]:
+    if len(id2label) != len(class_names):
+        raise ValueError(f"--teacher {name!r} has {len(id2label)} classes, the data {len(class_names)}")
+    return list(range(len(class_names)))
+
+
+def _order_of_names(name: str, id2label: dict[int, str], class_names: list[str]) -> list[int]:
     index_of = {label: int(index) for index, label in id2label.items()}
     missing = [label for label in class_names if label not in index_of]
     surplus = [label for label in index_of if label not in class_names]
@@ -88,7 +105,8 @@ def _class_order(name: str, id2label: dict[int, str], class_names: list[str]) ->
         lacks = f" lacks {', '.join(missing[:10])}" if missing else ""
         has = f" knows {', '.join(surplus[:10])}, which the data does not" if surplus else ""
         raise ValueError(
-            f"--teacher {name!r} has other classes than the data: it{lacks}{' and' * bool(lacks and has)}{has}"
+            f"--teacher {name!r} has other classes than the data: it{lacks}{' and' * bool(lacks and has)}{has}; "
+            "--teacher_class_order index where only the names differ"
         )
     return [index_of[label] for label in class_names]
 
@@ -98,10 +116,17 @@ class TeacherEnsemble(nn.Module):
 
     def __init__(self, arguments: DistillationArguments, class_names: list[str]):
         super().__init__()
-        trust = arguments.teacher_trust_remote_code
-        self.teachers = nn.ModuleList(Teacher(n, class_names, trust_remote_code=trust) for n in arguments.teacher)
+        options = {
+            "class_order": arguments.teacher_class_order,
+            "trust_remote_code": arguments.teacher_trust_remote_code,
+        }
+        self.teachers = nn.ModuleList(Teacher(name, class_names, **options) for name in arguments.teacher)
         weights = torch.tensor(arguments.teacher_weights or [1.0] * len(self.teachers))
         self.register_buffer("log_weights", (weights / weights.sum()).log(), persistent=False)
+
+    def describe(self) -> list[dict[str, str | None]]:
+        """Name and, of a teacher from the Hub, revision of each."""
+        return [{"name": each.name, "revision": each.model.config._commit_hash} for each in self.teachers]
 
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
