@@ -113,6 +113,11 @@ def test_the_made_validation_split_follows_the_seed(tmp_path):
     assert first == again != other
 
 
+def test_a_test_split_without_labels_is_left_out(tmp_path):
+    source = save(tmp_path / "source", {"train": table([0, 1, 2] * 8), "test": table([-1, -1])}, "saved to disk")
+    assert set(load(source, train_val_split=0.25).splits) == {"train", "validation"}
+
+
 TWO_IMAGES = {"a": pictures(4), "b": pictures(4), "kind": [0, 1, 0, 1]}
 NO_IMAGE = Dataset.from_dict({"x": [1, 2], "label": [0, 1]})
 

@@ -176,6 +176,9 @@ def labelled(
     image_column = find_image_column(reference, arguments.image_column_name)
     label_column = find_label_column(reference, arguments.label_column_name, image_column)
     class_names = list(class_names or find_class_names(reference, label_column, arguments.class_names))
+    if len(raw) > 1 and "test" in raw and set(raw["test"].unique(label_column)) == {-1}:
+        logger.info("the test split does not give its labels away: it is left out")
+        raw = {split: dataset for split, dataset in raw.items() if split != "test"}
     images = LabelledImages(
         name=arguments.dataset_name or arguments.train_dir,
         revision=revision_of(reference.info),
