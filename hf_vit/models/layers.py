@@ -75,13 +75,14 @@ class MLP(nn.Module):
         self.fc2 = Linear(intermediate_size, hidden_size, bias=bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.fc1(hidden_states)
-        if self.is_gated:
-            gate, hidden_states = hidden_states.chunk(2, dim=-1)
-            hidden_states = self.activation(gate) * hidden_states
-        else:
-            hidden_states = self.activation(hidden_states)
-        return self.fc2(self.dropout(hidden_states))
+        return self.fc2(self.dropout(self.activate(self.fc1(hidden_states))))
+
+    def activate(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What is between the two layers: (..., width of the first's output) -> (..., intermediate_size)."""
+        if not self.is_gated:
+            return self.activation(hidden_states)
+        gate, hidden_states = hidden_states.chunk(2, dim=-1)
+        return self.activation(gate) * hidden_states
 
 
 __all__ = ["MLP", "DropPath", "LayerScale", "drop_path_rates"]

@@ -1,0 +1,102 @@
+"""Linear layers for decoding, where few rows meet a large matrix: weights laid out for oneDNN, or rounded to int8."""
+
+import warnings
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .linear import Linear
+
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+# Layer -> what its weight was when it was packed, and the packed weight.
+_PACKED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def packed(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What computes the layer's output for a few rows fastest: the layer itself, unless it is a plain `Linear` whose
+    weight oneDNN can lay out in its own way. That copy is made once and again when the weight has changed.
+
+    Args:
+        layer: maps (rows, in_features) to (rows, out_features).
+    """
+    if not (_HAS_ONEDNN and type(layer) is Linear and _can_pack(layer.weight)):
+        return layer
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return layer
+    weight, bias, multiply = _packed_weight(layer), layer.bias, torch.ops.mkldnn._linear_pointwise.default
+    return lambda states: multiply(states, weight, bias, "none", [], "")
+
+
+def _can_pack(weight: torch.Tensor) -> bool:
+    if weight.device.type != "cpu" or weight.is_inference() or weight.numel() == 0:
+        return False
+    if weight.dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32
+
+
+def _packed_weight(layer: Linear) -> torch.Tensor:
+    weight = layer.weight.detach()
+    # Changes through `.data` leave the version as it is; the sum of a row finds those of the whole matrix.
+    state = (weight.data_ptr(), layer.weight._version, weight.dtype, float(weight[-1].sum()))
+    if layer not in _PACKED or _PACKED[layer][0] != state:
+        _PACKED[layer] = state, torch.ops.mkldnn._reorder_linear_weight(weight)
+    return _PACKED[layer][1]
+
+
+class Int8Linear(nn.Module):
+    """A linear layer for inference on a CPU with weights of 8 bits, scaled by output channel, and inputs rounded to 8
+    bits as they come, scaled by the largest and the smallest of all rows.
+
+    (..., in_features) -> (..., out_features)
+
+    Args:
+        layer: a linear layer, whose weight is not kept.
+    """
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        weight = layer.weight.detach().float()
+        scale = weight.abs().amax(1).clamp(min=1e-12) / 127  # (out_features,)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what replaces quantized tensors, nothing is as fast yet
+            weight = torch.quantize_per_channel(weight, scale, torch.zeros_like(scale).long(), 0, torch.qint8)
+            bias = None if layer.bias is None else layer.bias.detach().float()
+            self.packed_weight = torch.ops.quantized.linear_prepack(weight, bias)
+        # Without the instructions for it, products of 8 bits overflow their 16-bit sums.
+        self.reduce_range = not getattr(torch.cpu, "_is_vnni_supported", bool)()
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return torch.ops.quantized.linear_dynamic(input, self.packed_weight, self.reduce_range)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+    def _save_to_state_dict(self, *args, **kwargs):
+        raise ValueError("a model quantized to int8 cannot be saved: save the model it was made from")
+
+
+def quantize_linear_layers(model: nn.Module):
+    """Put an [`Int8Linear`] in the place of every linear layer.
+
+    Raises:
+        ValueError: if the model is not in eval mode, not on a CPU, or not in float32.
+    """
+    if model.training:
+        raise ValueError("the model must be in eval mode to be quantized to int8, got training mode: call eval()")
+    for parent in list(model.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, nn.Linear):
+                if layer.weight.device.type != "cpu" or layer.weight.dtype != torch.float32:
+                    raise ValueError(
+                        f"the model must be in float32 on a CPU to be quantized to int8, "
+                        f"got {layer.weight.dtype} on {layer.weight.device}"
+                    )
+                setattr(parent, name, Int8Linear(layer))
+
+
+__all__ = ["Int8Linear", "packed", "quantize_linear_layers"]

@@ -1,0 +1,197 @@
+"""Greedy and beam search of our own give the texts of transformers' generate, token for token."""
+
+import copy
+
+import pytest
+import torch
+from transformer_tools import ARCHITECTURES, make_model, pad, tokens
+from transformers import StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+from hf_vit.models import fast_generation
+from hf_vit.models.packed_linear import packed
+
+every_architecture = pytest.mark.parametrize("options", ARCHITECTURES.values(), ids=ARCHITECTURES)
+
+
+@pytest.fixture
+def fast_calls(monkeypatch):
+    """One entry for each search of our own."""
+    calls, make = [], fast_generation.CachedDecoder
+    monkeypatch.setattr(fast_generation, "CachedDecoder", lambda *args: calls.append(1) or make(*args))
+    return calls
+
+
+def make_ending_model(bias=3.0, **options):
+    """A model that ends some texts early."""
+    model = make_model(**{**options, "lm_head_bias": True})
+    model.lm_head.bias.data[2] += bias
+    return model
+
+
+def slow_generate(model, *args, **options):
+    """The texts by transformers' loops, which give the scores too."""
+    return model.generate(*args, **options, return_dict_in_generate=True, output_scores=True).sequences
+
+
+def assert_same_texts(model, fast_calls, is_fast=True, side="right", **options):
+    source, mask = pad([tokens(1, length, seed=length)[0] for length in (9, 5, 1)], side)
+    options = {"attention_mask": mask, "max_new_tokens": 14, **options}
+    got = model.generate(source, **options)
+    assert bool(fast_calls) is is_fast
+    assert torch.equal(got, slow_generate(model, source, **options))
+
+
+@every_architecture
+@pytest.mark.parametrize("num_beams", [1, 4])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_every_architecture(fast_calls, options, num_beams, side):
+    is_fast = options.get("position_embedding") != "relative_xl"
+    assert_same_texts(make_ending_model(**options), fast_calls, is_fast, side, num_beams=num_beams)
+
+
+@pytest.mark.parametrize("early_stopping", [False, True, "never"])
+@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 2.0])
+@pytest.mark.parametrize("bias", [0.0, 4.0, 8.0])
+def test_beams_end_by_the_same_rules(fast_calls, early_stopping, length_penalty, bias):
+    assert_same_texts(
+        make_ending_model(bias),
+        fast_calls,
+        num_beams=5,
+        num_return_sequences=2,
+        early_stopping=early_stopping,
+        length_penalty=length_penalty,
+    )
+
+
+OPTIONS = {
+    "one token": {"max_new_tokens": 1},
+    "forced tokens": {"forced_bos_token_id": 7, "forced_eos_token_id": 2},
+    "no n-gram twice": {"no_repeat_ngram_size": 2},
+    "minimal length": {"min_new_tokens": 6},
+    "suppressed tokens": {"suppress_tokens": [3, 4, 5]},
+    "three ends": {"eos_token_id": [2, 5, 6], "pad_token_id": 3},
+    "no end": {"eos_token_id": None},
+    "end is padding": {"pad_token_id": 2},
+    "beginnings": {"decoder_input_ids": torch.tensor([[1, 9, 8]] * 3)},
+    "more than the cache's first size": {"max_new_tokens": 80, "eos_token_id": None},
+}
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options_of_generate(fast_calls, options, num_beams):
+    assert_same_texts(make_ending_model(), fast_calls, num_beams=num_beams, **options)
+
+
+class Never(StoppingCriteria):
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+OTHERS = {
+    "sampling": {"do_sample": True, "top_k": 1},
+    "static cache": {"cache_implementation": "static"},
+    "no cache": {"use_cache": False},
+    "own criterion": {"num_beams": 2, "stopping_criteria": [Never()]},
+}
+
+
+@pytest.mark.parametrize("options", OTHERS.values(), ids=OTHERS)
+def test_the_rest_goes_to_transformers(fast_calls, options):
+    assert_same_texts(make_ending_model(), fast_calls, is_fast=False, **options)
+
+
+def test_hooks_see_every_layer(fast_calls):
+    model, seen = make_ending_model(), []
+    model.model.decoder.layers[1].register_forward_hook(lambda *args: seen.append(1))
+    model.generate(tokens(), max_new_tokens=4)
+    assert seen and not fast_calls
+
+
+def test_recording_attentions_once_makes_nothing_slower(fast_calls):
+    model = make_ending_model()
+    model(tokens(), decoder_input_ids=tokens(), output_attentions=True)
+    assert_same_texts(model, fast_calls)
+
+
+def test_texts_beyond_the_table_are_refused():
+    model = make_model(position_embedding="learned", max_position_embeddings=10)
+    with pytest.raises(ValueError, match="decoder_input_ids must have at most 10 tokens"):
+        model.generate(tokens(), max_new_tokens=14, min_new_tokens=14)
+
+
+class Collector(BaseStreamer):
+    def __init__(self):
+        self.tokens = []
+
+    def put(self, value):
+        self.tokens += value.flatten().tolist()
+
+    def end(self):
+        self.tokens.append("end")
+
+
+def test_a_streamer_gets_each_token_as_it_comes(fast_calls):
+    streamer = Collector()
+    texts = make_ending_model().generate(tokens(1), max_new_tokens=8, streamer=streamer)
+    assert streamer.tokens == [*texts[0].tolist(), "end"] and fast_calls
+
+
+def change_in_place(weight):
+    with torch.no_grad():
+        weight.mul_(-1)
+
+
+CHANGES = {
+    "in place": change_in_place,
+    "behind autograd": lambda weight: weight.data.mul_(-1),
+    "replaced": lambda weight: setattr(weight, "data", -weight.data),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_changed_weights_are_packed_again(fast_calls, change):
+    model = make_ending_model()
+    model.generate(tokens(), max_new_tokens=2)
+    for layer in model.model.decoder.layers:
+        change(layer.mlp.fc2.weight)
+    assert_same_texts(model, fast_calls)
+
+
+def test_packed_layers_equal_the_layers():
+    layer = make_model().lm_head
+    states = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(packed(layer)(states), torch.nn.functional.linear(states, layer.weight, layer.bias))
+
+
+def test_bfloat16_is_close_to_float32(fast_calls):
+    model = make_model()
+    decoders = [
+        fast_generation.CachedDecoder(each, each.get_encoder()(tokens()).last_hidden_state)
+        for each in (model, copy.deepcopy(model).bfloat16())
+    ]
+    with torch.no_grad():
+        expected, got = (decoder(tokens(length=6, seed=2)) for decoder in decoders)
+    assert got.dtype == torch.bfloat16
+    assert (got.float() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_int8_weights_are_rounded_and_generate(fast_calls, num_beams):
+    model, states = make_model(), torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.linear(states, model.lm_head.weight)
+    model.quantize_dynamic()
+    got = model.lm_head(states)
+    assert 0 < (got - expected).abs().max() < 0.02 * expected.abs().max()
+    assert not any(isinstance(part, torch.nn.Linear) for part in model.modules())
+    assert_same_texts(copy.deepcopy(model), fast_calls, num_beams=num_beams)
+
+
+def test_int8_models_cannot_be_trained_or_saved(tmp_path):
+    with pytest.raises(ValueError, match="must be in eval mode to be quantized to int8"):
+        make_model().train().quantize_dynamic()
+    with pytest.raises(ValueError, match=r"must be in float32 on a CPU .* got torch.bfloat16 on cpu"):
+        make_model().bfloat16().quantize_dynamic()
+    with pytest.raises(ValueError, match="quantized to int8 cannot be saved"):
+        make_model().quantize_dynamic().save_pretrained(tmp_path)
