@@ -135,7 +135,8 @@ def test_shipped_recipes_open_with_what_they_take_and_give_and_their_command_par
     assert {"command", "hardware", "score"} <= set(facts)
     assert "time" in facts or facts["score"].startswith("none")
     launch, _, flags = facts["command"].partition("training/train.py")
-    assert launch == "accelerate launch "
+    configuration = re.fullmatch(r"accelerate launch (?:--config_file (\S+) )?", launch)[1]
+    assert configuration is None or (RECIPES_DIR.parents[1] / configuration).is_file()
     assert parse(*flags.split()).run.recipe == name
     assert load_recipe(name)
 
