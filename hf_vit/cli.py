@@ -1,4 +1,4 @@
-"""The `hf-vit` command: publish, fetch and examine models. Names are those of the `hf` command."""
+"""The `hf-vit` command: publish, fetch, convert and examine models. Names are those of the `hf` command."""
 
 import logging
 import sys
@@ -12,6 +12,7 @@ try:
     from model_cards import check_card, write_card
 
     from . import hub
+    from .convert import convert as convert_checkpoint
     from .doctor import examine
     from .fresh_process import fresh_process
     from .staging import staged
@@ -82,6 +83,16 @@ def card(
         _report(check_card(folder), "the card says what the records say")
     else:
         print(write_card(folder))
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A checkpoint of timm or transformers: its id on the Hub, or folder.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder for the model.")],
+    revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit.")] = None,
+) -> None:
+    """Write a ViT or DeiT of timm or transformers, a Marian or a T5 as a model of this package."""
+    print(convert_checkpoint(source, folder, revision))
 
 
 @app.command()
