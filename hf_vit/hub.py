@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalTokenNotFoundError,
@@ -86,7 +87,8 @@ def push(
     The folder must pass `doctor.examine` and, with `load`, be loaded by a process that has neither this package nor
     anything in its caches (which **executes the code in the folder**); after the upload the same process loads the
     model by its id and compares the outputs. What is uploaded differs from the folder in two things: absolute paths in
-    `run.json` are cut to their last part, and the card's snippets name `destination`. Calls that the network fails are
+    `run.json` are cut to their last part, and the card's snippets name `destination`. Weights of an earlier push that
+    the folder no longer holds are deleted in the same commit; other files there stay. Calls that the network fails are
     repeated a few times; the folder itself is never changed.
 
     Returns:
@@ -173,9 +175,14 @@ def _publish(
     def commit() -> CommitInfo:
         # upload_folder may spread a folder over several commits. New operations each time: if an answer was lost, the
         # files are found to be there already, and no second commit is made.
-        files = [CommitOperationAdd(name, stage / name) for name in published_files(stage)]
+        names = published_files(stage)
+        # Weights of an earlier push, such as shards, would be taken for this model's. Other files may be anyone's.
+        there = api.list_repo_files(repo_id, revision=destination.revision)
+        stale = [name for name in there if fnmatch(name, "*.safetensors*") and name not in names]
+        operations = [CommitOperationAdd(name, stage / name) for name in names]
+        operations += [CommitOperationDelete(name) for name in stale if "/" not in name]
         options = {"revision": destination.revision, "create_pr": destination.create_pr}
-        return api.create_commit(repo_id, files, commit_message=commit_message, **options)
+        return api.create_commit(repo_id, operations, commit_message=commit_message, **options)
 
     info = _repeated(commit)
     if process is not None:

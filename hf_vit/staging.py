@@ -16,7 +16,7 @@ from model_cards.records import RUN_FILE, amend_run, replace_file
 
 from .doctor import published_files
 
-_RUN_FIELDS_WITH_PATHS = ("command", "recipe", "arguments")
+_RUN_FIELDS_WITH_PATHS = ("command", "recipe", "arguments", "teachers")
 
 
 @contextmanager

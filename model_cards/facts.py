@@ -9,8 +9,17 @@ from .format import local
 from .records import Records
 
 # Arguments that say where a run reads and writes rather than how the model was trained.
-_NOT_HYPER_PARAMETERS = ("recipe", "task", "output_dir", "dry_run", "push_to_hub", "resume_from_checkpoint")
-_NOT_HYPER_PARAMETER_PREFIXES = ("hub_", "card_", "overwrite_", "with_tracking", "tracking_", "report_")
+_NOT_HYPER_PARAMETERS = ("recipe", "task", "output_dir", "dry_run", "push_to_hub")
+_NOT_HYPER_PARAMETER_PREFIXES = (
+    "hub_",
+    "card_",
+    "overwrite_",
+    "resume_",
+    "with_tracking",
+    "tracking_",
+    "report_",
+    "measure_",
+)
 _FRACTIONS = ("accuracy", "precision", "recall", "f1", "calibration_error")
 
 

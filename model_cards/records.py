@@ -23,8 +23,8 @@ AUTHOR_FIELDS = ("authors", "contact", "description", "intended_use", "out_of_sc
 class Records:
     """The contents of the files a card is made from; those but `run` are empty when their file is absent.
 
-    Null, NaN and infinite entries are left out. `author` holds what a person wrote in `card.yaml`, as Markdown: any
-    of `AUTHOR_FIELDS`.
+    Null, NaN and infinite entries are left out. `author` holds what a person wrote, as Markdown: any of
+    `AUTHOR_FIELDS`, from `card.yaml` and over it the run's arguments `card_FIELD`.
     """
 
     folder: Path
@@ -46,7 +46,9 @@ class Records:
         if not isinstance(run.get("task"), str):
             raise ValueError(f"folder: {folder / RUN_FILE} does not name its task")
         others = [_read_json(folder / name) for name in (CONFIG_FILE, PREPROCESSOR_FILE)]
-        return cls(folder, run, *others, _read_author(folder / AUTHOR_FILE))
+        arguments = run.get("arguments", {})
+        typed = {name: arguments[f"card_{name}"].strip() for name in AUTHOR_FIELDS if arguments.get(f"card_{name}")}
+        return cls(folder, run, *others, {**_read_author(folder / AUTHOR_FILE), **typed})
 
 
 def amend_run(folder: Path, key: str, value: dict) -> None:

@@ -272,6 +272,17 @@ def test_a_tag_stays_where_it_is(hub, author, plain, tmp_path):
     assert hub.repositories["acme/tagged"].git.refs("tags") == {"v1": first}
 
 
+def test_weights_of_an_earlier_push_go_and_other_files_stay(hub, author, plain, tmp_path):
+    earlier = shutil.copytree(plain, tmp_path / "earlier")
+    (earlier / "old.safetensors").write_bytes((plain / "model.safetensors").read_bytes())
+    (earlier / "notes.txt").write_text("mine")
+    push(author, earlier, "acme/again")
+    commit = push(author, plain, "acme/again")
+    git = hub.repositories["acme/again"].git
+    assert set(git.entries(commit)) == {".gitattributes", "notes.txt", *published_files(plain)}
+    assert git.log() == ["Upload model", "Upload model", "initial commit"]
+
+
 @pytest.mark.parametrize(
     "destination, message",
     [

@@ -131,6 +131,13 @@ def test_author_text_and_its_errors(tmp_path):
     folder = write_run(tmp_path, run_records(), card__yaml="intended_use: Reading postcodes.\nlicense: mit\n")
     card = ModelCard.load(write_card(folder))
     assert card.data.license == "mit" and "Reading postcodes." in card.text
+    run = run_records()
+    run["arguments"]["card_intended_use"] = "Reading meters."  # typed, which wins over the file
+    (tmp_path / "typed").mkdir()
+    typed = write_run(tmp_path / "typed", run, card__yaml="intended_use: Reading postcodes.\nlicense: mit\n")
+    card = ModelCard.load(write_card(typed))
+    assert card.data.license == "mit" and "Reading meters." in card.text and "postcodes" not in card.text
+    assert check_card(typed) == []
     (folder / "card.yaml").write_text("intended_uses: x\n")
     with pytest.raises(ValueError, match="'intended_uses'; did you mean 'intended_use'"):
         write_card(folder)

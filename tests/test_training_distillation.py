@@ -1,10 +1,13 @@
 """Teachers of every kind on the student's view, and the loss they make."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from training_runs import TINY, finish
 from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
@@ -13,13 +16,14 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
+    pipeline,
 )
 
 from hf_vit import HfViTConfig, HfViTForImageClassification
 from hf_vit.models.losses import distilled_loss
 from training.arguments import parse_arguments
 from training.augment import normalize
-from training.data import class_mapping
+from training.data import class_mapping, load_sklearn_digits
 from training.distillation import DistillationArguments, Teacher, TeacherEnsemble
 from training.losses import ClassificationLoss, LossArguments
 from training.tasks import argument_groups, build_task
@@ -135,6 +139,20 @@ def test_the_saved_config_tells_how_the_student_was_distilled(tmp_path, token):
     teacher_logits = task.teachers(batch["pixel_values"].float())
     own = student(pixel_values=inputs, labels=batch["labels"], teacher_logits=teacher_logits).loss
     torch.testing.assert_close(own, loss)
+
+
+def test_a_run_records_what_its_teachers_reach(tmp_path):
+    path, _ = save(tmp_path / "teacher", names=[str(digit) for digit in range(10)])
+    finish(*TINY, "--teacher", path, "--num_train_epochs=1", "--output_dir", tmp_path / "student")
+    record = json.loads((tmp_path / "student" / "run.json").read_text())
+    (teacher,) = record["teachers"]
+    assert teacher["name"] == path and teacher["revision"] is None
+    test = load_sklearn_digits()["test"]
+    # The student sees 8 x 8 pixels, and the teacher what is made of them.
+    classifier = pipeline("image-classification", model=path)
+    answers = [answer[0]["label"] for answer in classifier([image.convert("RGB") for image in test["image"]], top_k=1)]
+    right = np.mean([int(answer) == label for answer, label in zip(answers, test["label"])])
+    assert teacher["accuracy"] == pytest.approx(right, abs=0.02)  # the pipeline resizes with Pillow
 
 
 def test_weights_must_match_the_teachers():

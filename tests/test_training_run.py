@@ -38,6 +38,9 @@ def test_a_run_leaves_model_code_processor_card_and_records(finished):
     expected = {"model.safetensors", "config.json", "preprocessor_config.json", "README.md", "run.json", "curves.png"}
     assert expected <= {path.name for path in folder.iterdir()}
     assert not list(folder.glob(".*"))
+    assert {path.stat().st_mode for path in folder.iterdir() if path.is_file()} == {
+        (folder / "README.md").stat().st_mode
+    }
     auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
     assert {"AutoConfig", "AutoModel", "AutoModelForImageClassification", "AutoBackbone"} <= set(auto_map)
     assert all((folder / f"{entry.partition('.')[0]}.py").is_file() for entry in auto_map.values())

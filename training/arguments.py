@@ -156,17 +156,21 @@ def closest(name: str, valid: Sequence[str]) -> str:
     return f"did you mean {match[0]!r}?" if match else f"valid names: {', '.join(sorted(valid))}"
 
 
+def recipe_path(name_or_path: str) -> Path:
+    """The file of a recipe of training/recipes, or of the one whose path is given."""
+    path = Path(name_or_path)
+    return path if path.suffix in (".yaml", ".yml") else RECIPES_DIR / f"{name_or_path}.yaml"
+
+
 def load_recipe(name_or_path: str) -> dict[str, Any]:
     """The fields of a recipe as a flat dict.
 
     Raises:
         ValueError: there is no such recipe, or the file does not hold a YAML mapping.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = RECIPES_DIR / f"{name_or_path}.yaml"
+    path = recipe_path(name_or_path)
     if not path.is_file():
-        recipes = [recipe.stem for recipe in RECIPES_DIR.glob("*.yaml")]
+        recipes = [path.stem for path in RECIPES_DIR.glob("*.yaml") if "." not in path.stem]
         raise ValueError(f"--recipe {name_or_path!r} not found; {closest(name_or_path, recipes)}")
     content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     if not isinstance(content, dict):

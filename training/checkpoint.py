@@ -98,9 +98,15 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def move_files(source: Path, target: Path) -> None:
-    """The files of `source` replace those of the same name in `target`, each atomically, weights last."""
+    """The files of `source` replace those of the same name in `target`, each atomically, weights last.
+
+    They may be read by whom the process's umask lets: safetensors makes files that are its user's alone.
+    """
     fsync_tree(source)
+    umask = os.umask(0)
+    os.umask(umask)
     for file in sorted(source.iterdir(), key=lambda file: (file.suffix == ".safetensors", file.name)):
+        file.chmod(0o666 & ~umask)
         os.replace(file, target / file.name)
     _fsync(target)
     source.rmdir()

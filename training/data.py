@@ -80,10 +80,13 @@ def load_sklearn_digits() -> DatasetDict:
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), 0..16 -> 0..255
     features = datasets.Features({"image": Image(), "label": ClassLabel(names=[str(name) for name in range(10)])})
     rows = train_test_split(np.arange(len(pixels)), test_size=0.2, stratify=digits.target, random_state=0)
+    info = datasets.DatasetInfo(license="cc-by-4.0", features=features)  # of the UCI repository, where they are from
     return DatasetDict(
         {
             split: Dataset.from_dict(
-                {"image": [PILImage.fromarray(pixels[i]) for i in index], "label": digits.target[index]}, features
+                {"image": [PILImage.fromarray(pixels[i]) for i in index], "label": digits.target[index]},
+                features,
+                info,
             )
             for split, index in zip(("train", "test"), rows)
         }

@@ -126,7 +126,9 @@ class TeacherEnsemble(nn.Module):
 
     def describe(self) -> list[dict[str, str | None]]:
         """Name and, of a teacher from the Hub, revision of each."""
-        return [{"name": each.name, "revision": each.model.config._commit_hash} for each in self.teachers]
+        return [
+            {"name": each.name, "revision": getattr(each.model.config, "_commit_hash", None)} for each in self.teachers
+        ]
 
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -3,8 +3,8 @@
 A task offers `model`, `train_loader(batches_per_step)`, `evaluation_loader(split)`, `evaluation_splits`,
 `training_step(model, batch) -> {"loss", "outputs"}`, `evaluation_step(model, batch, detailed=...) -> tensors of each
 sample`, `compute_metrics(gathered, detailed=...)`, `describe()`, `save_pretrained(model, folder, state_dict)`,
-`save_samples(gathered, split, folder)`, `loading_lines(folder)`, `sample_unit`, `best_metric` (higher is better) and
-`headline(metrics)`, which says it. `detailed` is for the last evaluation.
+`save_samples(gathered, split, folder)`, `closing_records(metrics)`, `loading_lines(folder)`, `sample_unit`,
+`best_metric` (higher is better) and `headline(metrics)`, which says it. `detailed` is for the last evaluation.
 Each batch carries `sample_key` (B, 3), the sampler's keys. The loop knows nothing of teachers, labels or text.
 """
 
@@ -28,6 +28,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from model_cards import write_card
 from training.arguments import Arguments
+from training.authors import copy_author_file
 from training.checkpoint import (
     CHECKPOINTS,
     Checkpointer,
@@ -37,6 +38,7 @@ from training.checkpoint import (
     staging_folder,
 )
 from training.ema import averaged_model
+from training.energy import EnergyMeter
 from training.evaluation import gather_predictions
 from training.interruption import Interruption
 from training.loaders import loader_from, prepare_train_loader, schedule_of
@@ -168,6 +170,9 @@ class TrainingLoop:
             self.checkpointer.load(self.resume_path)
             self._log(f"resuming from {self.resume_path}: step {self.state.step:,} of {self.num_steps:,}")
         self._write_record("running")
+        # Of a run that was interrupted only the last part could be told.
+        measures = self.accelerator.is_main_process and self.resume_path is None
+        self._energy = EnergyMeter(self.arguments.tracking.measure_energy if measures else None)
         if self.arguments.tracking.with_tracking:
             start_trackers(self.accelerator, self.arguments.tracking, self.arguments.to_dict())
         self._progress = tqdm(
@@ -356,8 +361,10 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             staging = staging_folder(self.output_dir)
             self.task.save_pretrained(self.final_model, staging, state_dict)
+            copy_author_file(self.arguments.run.recipe, self.output_dir, staging)
             result["samples"] = self.task.save_samples(gathered, split, staging)
-            self.record.update(status="finished", epochs=self.state.epochs, result=result, duration_s=durations)
+            found = {"result": result, "duration_s": durations, **self.task.closing_records(metrics)}
+            self.record.update(status="finished", epochs=self.state.epochs, **found, **self._energy.stop())
             self.record.write(staging)
             write_card(staging)
             move_files(staging, self.output_dir)

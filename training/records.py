@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from enum import Enum
@@ -85,7 +86,7 @@ class RunRecord:
         self.content: dict[str, Any] = {
             "task": arguments.run.task,
             "status": "running",
-            "command": " ".join(["accelerate launch training/train.py", *arguments.command]),
+            "command": shlex.join(["accelerate", "launch", "training/train.py", *arguments.command]),
             "recipe": arguments.run.recipe,
             "arguments": arguments.to_dict(),
             "non_default_arguments": arguments.explicit,

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
 from training.arguments import argument, check_range
+from training.energy import check_energy
 
 
 @dataclass
@@ -22,6 +23,11 @@ class TrackingArguments:
         lambda: ["tensorboard"], help="Trackers that Accelerate knows: tensorboard, wandb, trackio, ... or all."
     )
     tracker_project_name: str = argument("hf_vit", help="The project under which trackers file the run.")
+    measure_energy: str | None = argument(
+        None,
+        help="Three letters of the country whose electricity is used, such as DEU: record the energy and CO2 of a run "
+        "that is not interrupted, as codecarbon estimates them for the main process's machine.",
+    )
     logging_steps: int = argument(10, help="Report the training loss every so many optimizer steps.")
 
     def __post_init__(self):
@@ -30,6 +36,7 @@ class TrackingArguments:
         missing = [name for name in self.report_to if name != "all" and name not in installed]
         if self.with_tracking and missing:
             raise ValueError(f"--report_to {missing[0]!r} is not installed; installed: {', '.join(installed)}")
+        check_energy(self.measure_energy)
 
 
 def start_trackers(accelerator: Accelerator, arguments: TrackingArguments, config: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from training.arguments import Arguments, RunArguments, closest
+from training.authors import AuthorArguments
 from training.checkpoint import CheckpointArguments
 from training.ema import EmaArguments
 from training.optim import OptimizationArguments
@@ -30,6 +31,7 @@ def argument_groups(task: str) -> list[type]:
         CheckpointArguments,
         TrackingArguments,
         HubArguments,
+        AuthorArguments,
     ]
 
 

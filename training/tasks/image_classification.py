@@ -142,10 +142,25 @@ class ImageClassification(Task):
     ) -> dict[str, torch.Tensor]:
         """What `compute_metrics` needs of each sample, first dimension B."""
         outputs = model(pixel_values=normalize(batch["pixel_values"], self.processor))
-        return {**output_statistics(outputs, batch["labels"]), "index": batch["sample_key"][:, 1]}
+        statistics = {**output_statistics(outputs, batch["labels"]), "index": batch["sample_key"][:, 1]}
+        if detailed and self.teachers is not None:
+            teachers, pixels = self.teachers.to(model.device).teachers, batch["pixel_values"].float()
+            right = [teacher(pixels).argmax(-1) == batch["labels"] for teacher in teachers]
+            statistics["teachers_right"] = torch.stack(right, dim=1)  # (B, teachers)
+        return statistics
 
     def compute_metrics(self, gathered: dict[str, np.ndarray], *, detailed: bool) -> dict[str, Any]:
-        return classification_metrics(gathered, self.data.class_names, detailed=detailed)
+        metrics = classification_metrics(gathered, self.data.class_names, detailed=detailed)
+        if "teachers_right" in gathered:
+            metrics["teacher_accuracy"] = gathered["teachers_right"].mean(0).tolist()
+        return metrics
+
+    def closing_records(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """The teachers, with what each reaches on the split of the result."""
+        if self.teachers is None:
+            return {}
+        accuracies = metrics.pop("teacher_accuracy")
+        return {"teachers": [{**who, "accuracy": value} for who, value in zip(self.teachers.describe(), accuracies)]}
 
     def save_pretrained(self, model: torch.nn.Module, folder: Path, state_dict: dict | None = None) -> None:
         """Weights (of `state_dict`, else the model's own), config, the model's code and the processor."""
@@ -153,10 +168,14 @@ class ImageClassification(Task):
         self.processor.save_pretrained(folder)
 
     def save_samples(self, gathered: dict[str, np.ndarray], split: str, folder: Path) -> list[dict[str, Any]]:
-        """Evenly spaced images of an evaluated split as PNG, with what the model made of them."""
+        """Images of an evaluated split as PNG, with what the model made of them: up to half of them mistakes, which
+        come last, each kind evenly spaced over the split."""
         names, samples = self.data.class_names, []
-        count = min(self.arguments.data.card_num_samples, len(gathered["index"]))
-        for number, row in enumerate(np.linspace(0, len(gathered["index"]) - 1, count).astype(int)):
+        right = gathered["ranked"][:, 0] == gathered["labels"]
+        count = min(self.arguments.data.card_num_samples, len(right))
+        num_wrong = min(max(count // 2, count - int(right.sum())), int((~right).sum()))
+        rows = [*spaced(np.flatnonzero(right), count - num_wrong), *spaced(np.flatnonzero(~right), num_wrong)]
+        for number, row in enumerate(rows):
             index = int(gathered["index"][row])
             image = self.data.splits[split][index]["image"]
             decode(image, index).save(folder / f"sample_{number}.png")
@@ -176,3 +195,8 @@ class ImageClassification(Task):
             "from transformers import pipeline\n"
             f'classifier = pipeline("image-classification", model="{folder}", trust_remote_code=True)'
         )
+
+
+def spaced(rows: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the rows, evenly spaced."""
+    return rows[np.linspace(0, max(len(rows) - 1, 0), count).astype(int)] if count else rows[:0]

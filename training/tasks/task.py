@@ -44,6 +44,10 @@ class Task:
         """The best metric's name and value, a fraction in per cent."""
         return f"{self.best_metric} {metrics[self.best_metric]:.2%}"
 
+    def closing_records(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """What the last evaluation adds to the run's record beside its result."""
+        return {}
+
     def describe(self) -> dict[str, Any]:
         """The run record's `model` and `data`."""
         parameters = list(self.model.parameters())
@@ -53,4 +57,6 @@ class Task:
             "num_trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
             "config": self.model.config.to_diff_dict(),
         }
+        if self.arguments.model.model_name_or_path is not None:
+            model["base_model_revision"] = getattr(self.model.config, "_commit_hash", None)
         return {"model": model, "data": self.data.describe()}

@@ -1,0 +1,18 @@
+"""The cards of the reference models in model_cards/ say what the records beside them say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from model_cards import check_card
+
+CARDS = sorted(path.parent for path in (Path(__file__).parent.parent / "model_cards").glob("*/run.json"))
+
+
+@pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
+def test_a_committed_card_is_whole(folder):
+    assert check_card(folder) == []
+    text = (folder / "README.md").read_text()
+    images = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
+    assert images and all((folder / image).is_file() for image in images)

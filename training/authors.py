@@ -1,0 +1,35 @@
+"""What the author of a model says on its card."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from model_cards.records import AUTHOR_FILE
+from training.arguments import argument, recipe_path
+
+
+@dataclass
+class AuthorArguments:
+    """The card reads these from the run's records; a file `RECIPE.card.yaml` beside the recipe may hold them too."""
+
+    _argument_group_name: ClassVar[str] = "Model card"
+    key: ClassVar[str] = "author"
+
+    card_description: str | None = argument(None, help="What the model is, in a few sentences (Markdown).")
+    card_intended_use: str | None = argument(None, help="What it is meant for.")
+    card_out_of_scope_use: str | None = argument(None, help="What it must not be used for.")
+    card_limitations: str | None = argument(None, help="What it cannot do.")
+    card_authors: str | None = argument(None, help="Who made it.")
+    card_contact: str | None = argument(None, help="Where to ask.")
+    card_license: str | None = argument(None, help="Licence of the weights, by its identifier on the Hub.")
+
+
+def copy_author_file(recipe: str, output_dir: Path, folder: Path) -> None:
+    """Puts the author's file of `output_dir`, or else that beside the recipe, into `folder` if there is one."""
+    for path in (output_dir / AUTHOR_FILE, recipe_path(recipe).with_suffix(".card.yaml")):
+        if path.is_file():
+            shutil.copyfile(path, folder / AUTHOR_FILE)
+            return
