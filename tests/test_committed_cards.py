@@ -1,4 +1,4 @@
-"""The cards of the reference models in model_cards/ say what the records beside them say."""
+"""The cards of the reference models say what the records beside them say."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from model_cards import check_card
 
-CARDS = sorted(path.parent for path in (Path(__file__).parent.parent / "model_cards").glob("*/run.json"))
+CARDS = sorted(path.parent for path in (Path(__file__).parent.parent / "model_cards" / "reference").glob("*/run.json"))
 
 
 @pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
