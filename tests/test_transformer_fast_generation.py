@@ -165,6 +165,30 @@ def test_packed_layers_equal_the_layers():
     torch.testing.assert_close(packed(layer)(states), torch.nn.functional.linear(states, layer.weight, layer.bias))
 
 
+class Subclass(torch.Tensor):
+    """A weight with products of its own."""
+
+
+def change_type(layer):
+    layer.weight = torch.nn.Parameter(layer.weight.data.as_subclass(Subclass))
+
+
+CHANGED_LAYERS = {
+    "hook": lambda layer: layer.register_forward_hook(lambda *args: None),
+    "forward replaced": lambda layer: setattr(layer, "forward", layer.forward),
+    "another type of weight": change_type,
+    "float64": lambda layer: layer.double(),
+    "another device": lambda layer: layer.to("meta"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED_LAYERS.values(), ids=CHANGED_LAYERS)
+def test_layers_that_are_not_plain_compute_for_themselves(change):
+    layer = make_model().lm_head
+    change(layer)
+    assert packed(layer) is layer
+
+
 def test_bfloat16_is_close_to_float32(fast_calls):
     model = make_model()
     decoders = [

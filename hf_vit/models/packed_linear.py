@@ -24,14 +24,15 @@ def packed(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """
     if not (_HAS_ONEDNN and type(layer) is Linear and _can_pack(layer.weight)):
         return layer
-    if layer._forward_hooks or layer._forward_pre_hooks:
+    if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
         return layer
     weight, bias, multiply = _packed_weight(layer), layer.bias, torch.ops.mkldnn._linear_pointwise.default
     return lambda states: multiply(states, weight, bias, "none", [], "")
 
 
 def _can_pack(weight: torch.Tensor) -> bool:
-    if weight.device.type != "cpu" or weight.is_inference() or weight.numel() == 0:
+    # Other types of weights (quantized ones, for instance) have products of their own.
+    if type(weight) is not nn.Parameter or weight.device.type != "cpu" or weight.is_inference() or weight.numel() == 0:
         return False
     if weight.dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
