@@ -2,6 +2,8 @@
 
 import json
 import statistics
+import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -63,6 +65,26 @@ def test_a_run_is_the_recipe_with_the_studys_and_the_variants_arguments(study_fi
 
     (tmp_path / "stopped" / "checkpoints" / "step_0000005").mkdir(parents=True)
     assert study.run_command(loaded, "cls", 0, tmp_path / "stopped")[-2:] == ["--resume_from_checkpoint", "latest"]
+
+
+def test_further_arguments_of_the_command_line_hold_for_every_run(study_file, tmp_path, monkeypatch):
+    commands = []
+
+    def run(command, **kwargs):
+        commands.append(command)
+        finished(Path(command[command.index("--output_dir") + 1]), 0.5)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(study.subprocess, "run", run)
+    places = ["--output_dir", str(tmp_path / "runs"), "--results_dir", str(tmp_path / "results")]
+    study.main([str(study_file), *places, "--dataset_name", "some folder", "--horizontal_flip"])
+    assert len(commands) == 4
+    for command in commands:
+        assert command[command.index("--dataset_name") + 1] == "some folder"
+        assert "--horizontal_flip" in command and command[command.index("--num_train_epochs") + 1] in ("3", "5")
+    assert json.loads((tmp_path / "results" / "poolings.json").read_text())["study"]["arguments"]["dataset_name"]
+    with pytest.raises(SystemExit, match="'stray' belongs to no argument"):
+        study.main([str(study_file), *places, "stray"])
 
 
 def test_what_is_wrong_with_a_study_is_said(study_file, tmp_path):

@@ -65,6 +65,24 @@ def merged(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def run_arguments(words: list[str]) -> dict[str, list[str]]:
+    """Arguments of train.py as a study writes them, from the words of a command line.
+
+    Raises:
+        ValueError: a value comes before any argument.
+    """
+    arguments = {}
+    for word in words:
+        if word.startswith("--"):
+            name, *values = word[2:].split("=", 1)
+            arguments[name] = values
+        elif not arguments:
+            raise ValueError(f"{word!r} belongs to no argument")
+        else:
+            arguments[name].append(word)
+    return arguments
+
+
 def run_command(study: dict[str, Any], variant: str, seed: int, folder: Path) -> list[str]:
     """The command of one run, which goes on from its last checkpoint if it has one."""
     command = [sys.executable, "-m", "accelerate.commands.launch", str(Path(__file__).parent / "train.py")]
@@ -167,9 +185,11 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if argv and not argv[0].startswith("-"):
         argv = ["--study", *argv]
-    (arguments,) = HfArgumentParser(StudyArguments).parse_args_into_dataclasses(argv)
+    parser = HfArgumentParser(StudyArguments, allow_abbrev=False)
+    arguments, words = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     try:
         study = load_study(arguments.study or "")
+        study["arguments"] = merged(study["arguments"], run_arguments(words))
     except ValueError as error:
         sys.exit(f"study.py: error: {error}")
     output_dir = Path(arguments.output_dir or Path("outputs/studies") / study["name"])
