@@ -18,8 +18,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from model_cards.records import write_atomically
 from training.arguments import load_recipe
-from training.checkpoint import write_atomically
 from training.data import DataArguments, load_labelled_images
 from training.study import finished_run
 

@@ -25,8 +25,9 @@ from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_vit.models.pipeline_translation import TranslationPipeline
+from model_cards.records import write_atomically
 from training.arguments import load_recipe, parse_arguments
-from training.checkpoint import CHECKPOINTS, write_atomically
+from training.checkpoint import CHECKPOINTS
 from training.study import finished_run
 from training.tasks import argument_groups
 from training.text_data import load_parallel_texts

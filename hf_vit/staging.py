@@ -7,12 +7,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from model_cards import write_card
 from model_cards.card import facts_of
 from model_cards.format import local
-from model_cards.records import RUN_FILE, amend_run, replace_file
+from model_cards.records import RUN_FILE, amend_run, write_atomically
 
 from .doctor import published_files
 
@@ -50,19 +49,14 @@ def _cut_paths(path: Path) -> None:
         return  # `examine` says so
     if not isinstance(run, dict):
         return
-    cut = {name: _cut(run[name]) for name in _RUN_FIELDS_WITH_PATHS if name in run}
+    cut = {name: local(run[name]) for name in _RUN_FIELDS_WITH_PATHS if name in run}
+    if isinstance(run.get("arguments"), dict):
+        authors = {name: value for name, value in run["arguments"].items() if name.startswith("card_")}
+        cut["arguments"] = {**cut["arguments"], **authors}  # shown on the card as they are
     if isinstance(run.get("data"), dict) and "name" in run["data"]:
-        cut["data"] = {**run["data"], "name": _cut(run["data"]["name"])}
+        cut["data"] = {**run["data"], "name": local(run["data"]["name"])}
     content = json.dumps({**run, **cut}, indent=1, ensure_ascii=False) + "\n"
-    replace_file(path, content.encode("utf-8"))
-
-
-def _cut(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _cut(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_cut(item) for item in value]
-    return local(value) if isinstance(value, str) else value
+    write_atomically(path, content.encode("utf-8"))
 
 
 def name_in_card(stage: Path, repo_id: str) -> None:

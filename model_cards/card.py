@@ -53,8 +53,8 @@ def write_card(folder: str | os.PathLike) -> Path:
     images = {filename: image for filename, image in images.items() if image is not None}
     content = render(facts)
     for filename, image in images.items():
-        records.replace_file(folder / filename, image)
-    return records.replace_file(folder / CARD_FILE, content.encode("utf-8"))
+        records.write_atomically(folder / filename, image)
+    return records.write_atomically(folder / CARD_FILE, content.encode("utf-8"))
 
 
 def check_card(folder: str | os.PathLike) -> list[str]:
@@ -89,11 +89,17 @@ def facts_of(folder: Path) -> CardFacts:
     Raises:
         ValueError: as `write_card`.
     """
-    found = records.Records.from_folder(folder)
-    task = found.run["task"]
-    if task not in TASKS:
-        raise ValueError(f"task: found {task!r} in {records.RUN_FILE}, a card can be written for {', '.join(TASKS)}")
-    return TASKS[task].from_records(found)
+    try:
+        found = records.Records.from_folder(folder)
+        task = found.run["task"]
+        if task not in TASKS:
+            raise ValueError(
+                f"task: found {task!r} in {records.RUN_FILE}, a card can be written for {', '.join(TASKS)}"
+            )
+        return TASKS[task].from_records(found)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        path = folder / records.RUN_FILE
+        raise ValueError(f"folder: {path} is not what a run writes: {type(error).__name__}: {error}") from error
 
 
 def render(facts: CardFacts) -> str:

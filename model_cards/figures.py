@@ -78,8 +78,11 @@ def from_data(data: Callable[[CardFacts], object]) -> Callable:
 
 def digest_of(path) -> str | None:
     """The digest of the numbers that a figure's file shows, or None when the file holds none."""
-    with Image.open(path) as image:
-        return image.info.get(_DIGEST)
+    try:
+        with Image.open(path) as image:
+            return image.info.get(_DIGEST)
+    except OSError:  # not an image
+        return None
 
 
 def _png(figure: Figure, digest: str) -> bytes:

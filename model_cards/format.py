@@ -8,6 +8,7 @@ import json
 import math
 import re
 from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
 
 MAX_NAME_LENGTH = 80
 NO_BREAK = "\u00a0"  # between a number and its unit
@@ -88,6 +89,11 @@ def name(text: str) -> str:
     return markdown(shorten(text))
 
 
+def uncapitalize(text: str) -> str:
+    """A label within a sentence: Loss becomes loss, BLEU and chrF stay."""
+    return text if text[1:2].isupper() else text[:1].lower() + text[1:]
+
+
 def code(text: str) -> str:
     """Inline code that is safe in a table cell."""
     text = shorten(text, 200).replace("|", "\\|")
@@ -102,12 +108,19 @@ def fence(text: str, language: str = "") -> str:
     return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"
 
 
-def local(text: str) -> str:
-    """The text with each absolute path cut to its last part: a card never tells where its author keeps files."""
-    if _is_absolute(text):
-        return _last_part(text)
+def local(value: Any) -> Any:
+    """The texts in a value with each absolute path cut to its last part: a card never tells where its author keeps
+    files."""
+    if isinstance(value, dict):
+        return {name: local(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [local(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if _is_absolute(value):
+        return _last_part(value)
     # A path starts a word or follows a quote, an equals sign or a comma; the slashes of a URL do not.
-    return re.sub(r"""(?<![^\s"'=,])(?:[A-Za-z]:\\|~?/)[^\s"',]*""", lambda match: _last_part(match.group()), text)
+    return re.sub(r"""(?<![^\s"'=,])(?:[A-Za-z]:\\|~?/)[^\s"',]+""", lambda match: _last_part(match.group()), value)
 
 
 def _is_absolute(path: str) -> bool:
@@ -125,7 +138,8 @@ def metric(measured) -> str:
 
 def argument(value) -> str:
     """The value of an argument as inline code, without the author's folders."""
-    return code(local(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    value = local(value)
+    return code(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def table(rows: str, *columns: str) -> str:
@@ -154,6 +168,7 @@ FILTERS = {
         mass,
         markdown,
         name,
+        uncapitalize,
         code,
         fence,
         local,

@@ -1,12 +1,12 @@
 """Reads and amends what a run left in its folder. Nothing here interprets; see `facts`."""
 
+import contextlib
 import difflib
 import hashlib
 import json
 import math
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ RUN_FILE = "run.json"
 CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 AUTHOR_FILE = "card.yaml"
+TEMPORARY = ".tmp-"  # begins the names of what is not written yet
 AUTHOR_FIELDS = ("authors", "contact", "description", "intended_use", "out_of_scope_use", "limitations", "license")
 
 
@@ -46,9 +47,7 @@ class Records:
         if not isinstance(run.get("task"), str):
             raise ValueError(f"folder: {folder / RUN_FILE} does not name its task")
         others = [_read_json(folder / name) for name in (CONFIG_FILE, PREPROCESSOR_FILE)]
-        arguments = run.get("arguments", {})
-        typed = {name: arguments[f"card_{name}"].strip() for name in AUTHOR_FIELDS if arguments.get(f"card_{name}")}
-        return cls(folder, run, *others, {**_read_author(folder / AUTHOR_FILE), **typed})
+        return cls(folder, run, *others, read_author(folder))
 
 
 def amend_run(folder: Path, key: str, value: dict) -> None:
@@ -57,22 +56,34 @@ def amend_run(folder: Path, key: str, value: dict) -> None:
     text = json.dumps({**run, key: value}, indent=1, ensure_ascii=False)
     # Rows of numbers on one line each; no string matches, for in JSON it holds no bare line break.
     text = re.sub(r"\[\n[\s\d.,eE+-]+\]", lambda row: f"[{' '.join(row.group()[1:-1].split())}]", text)
-    replace_file(folder / RUN_FILE, (text + "\n").encode("utf-8"))
+    write_atomically(folder / RUN_FILE, (text + "\n").encode("utf-8"))
 
 
-def replace_file(path: Path, content: bytes) -> Path:
-    """Writes a file in one step: until the new content is safely on disk, the old one stays whole."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
+def write_atomically(path: Path, content: bytes) -> Path:
+    """`path` holds either what it held before or `content`, whatever happens; returns it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)  # temporary files are private; a card is not
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(PermissionError):  # Windows opens no folders
+        sync(path.parent)
     return path
+
+
+def sync(path: Path) -> None:
+    """Puts a file or the list of a folder's files on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def fingerprint(folder: Path) -> str:
@@ -109,10 +120,32 @@ def _measured_only(value):
     return value
 
 
-def _read_author(path: Path) -> dict[str, str]:
+def read_author(folder: Path) -> dict[str, str]:
+    """What a person wrote for the card, by its field: see `Records`.
+
+    Raises:
+        ValueError: `run.json` or `card.yaml` is not what it should be.
+    """
+    arguments = _read_json(folder / RUN_FILE).get("arguments", {})
+    if not isinstance(arguments, dict):
+        found = type(arguments).__name__
+        raise ValueError(f"folder: arguments in {folder / RUN_FILE} must be a JSON object, found {found}")
+    typed = {name: str(arguments[f"card_{name}"]).strip() for name in AUTHOR_FIELDS if arguments.get(f"card_{name}")}
+    return {**read_author_file(folder / AUTHOR_FILE), **typed}
+
+
+def read_author_file(path: Path) -> dict[str, str]:
+    """The fields of a `card.yaml`; none when there is no such file.
+
+    Raises:
+        ValueError: it is not YAML, or holds anything but texts under the names of `AUTHOR_FIELDS`.
+    """
     if not path.is_file():
         return {}
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} must hold `name: text` lines, found {type(content).__name__}")
     for name, value in content.items():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from model_cards.records import write_atomically
 from training.checkpoint import (
     CheckpointArguments,
     Checkpointer,
@@ -16,7 +17,6 @@ from training.checkpoint import (
     move_files,
     prepare_output_dir,
     staging_folder,
-    write_atomically,
 )
 
 FACTS = {"model": {"class": "A", "num_parameters": 3}, "data": {"train": "f00"}, "batch": {"global_batch_size": 8}}

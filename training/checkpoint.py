@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 from accelerate import Accelerator
 
+from model_cards.records import TEMPORARY, sync
 from training.arguments import argument, check_range
 
 CHECKPOINTS = "checkpoints"
 STATE_FILE = "trainer_state.json"
-_TEMPORARY = ".tmp-"
 
 
 @dataclass
@@ -65,36 +65,12 @@ class TrainingState:
     epochs: list[dict[str, Any]] = field(default_factory=list)
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def fsync_tree(folder: Path) -> None:
     """Every file and folder below `folder`, and itself, to the disk."""
     for directory, _, files in os.walk(folder, topdown=False):
         for name in files:
-            _fsync(Path(directory, name))
-        _fsync(Path(directory))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """`path` holds either what it held before or `content`, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _fsync(path.parent)
+            sync(Path(directory, name))
+        sync(Path(directory))
 
 
 def move_files(source: Path, target: Path) -> None:
@@ -108,20 +84,20 @@ def move_files(source: Path, target: Path) -> None:
     for file in sorted(source.iterdir(), key=lambda file: (file.suffix == ".safetensors", file.name)):
         file.chmod(0o666 & ~umask)
         os.replace(file, target / file.name)
-    _fsync(target)
+    sync(target)
     source.rmdir()
 
 
 def staging_folder(output_dir: Path) -> Path:
     """A new folder on the same file system, to be filled and then moved into place."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=output_dir))
+    return Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=output_dir))
 
 
 def clear_temporary(output_dir: Path) -> None:
     """Removes what a killed run had not finished writing."""
     for folder in (output_dir, output_dir / CHECKPOINTS):
-        for path in folder.glob(f"{_TEMPORARY}*"):
+        for path in folder.glob(f"{TEMPORARY}*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -164,7 +140,7 @@ class Checkpointer:
     def save(self, state: TrainingState) -> None:
         """All processes call it; the checkpoint appears under its name only when it is whole and on the disk."""
         path = self.path_of(state.step)
-        temporary = self.folder / f"{_TEMPORARY}{path.name}"
+        temporary = self.folder / f"{TEMPORARY}{path.name}"
         if self.accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -182,7 +158,7 @@ class Checkpointer:
         if self.accelerator.is_main_process:
             self._remove(path)
             os.replace(temporary, path)
-            _fsync(self.folder)
+            sync(self.folder)
             for old in self.saved()[: -self.total_limit]:
                 if state.best_step is None or old != self.path_of(state.best_step):
                     self._remove(old)
@@ -191,7 +167,7 @@ class Checkpointer:
     def _remove(self, path: Path) -> None:
         """Never leaves a part of a checkpoint under a checkpoint's name."""
         if path.exists():
-            doomed = path.with_name(f"{_TEMPORARY}{path.name}-removed")
+            doomed = path.with_name(f"{TEMPORARY}{path.name}-removed")
             os.replace(path, doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from model_cards.records import RUN_FILE, write_atomically
 from training.arguments import Arguments
-from training.checkpoint import write_atomically
 
-RUN_FILE = "run.json"
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "torchvision", "hf_vit")
 
 

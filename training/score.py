@@ -20,9 +20,10 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
 from model_cards import figures
+from model_cards.records import write_atomically
 from training.arguments import argument, check_range, parse_groups
 from training.augment import EvaluationTransform, normalize
-from training.checkpoint import prepare_output_dir, write_atomically
+from training.checkpoint import prepare_output_dir
 from training.data import DataArguments, ImageView, LabelledImages, load_labelled_split
 from training.evaluation import gather_predictions
 from training.metrics import classification_metrics, output_statistics

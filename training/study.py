@@ -21,9 +21,9 @@ import yaml
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
+from model_cards.records import RUN_FILE, write_atomically
 from training.arguments import argument, closest
-from training.checkpoint import CHECKPOINTS, write_atomically
-from training.records import RUN_FILE
+from training.checkpoint import CHECKPOINTS
 
 STUDIES_DIR = Path(__file__).parent / "studies"
 _FIELDS = {"title", "recipe", "seeds", "metrics", "arguments", "variants"}
