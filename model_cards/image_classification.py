@@ -189,11 +189,16 @@ class ImageClassificationFacts(CardFacts):
         return figures.wilson_interval(self.accuracy, self.num_examples)
 
     @property
+    def tested(self) -> list[ClassScore]:
+        """How those classes fared of which there were any examples."""
+        return [row for row in self.per_class if row.support]
+
+    @property
     def class_table(self) -> list[ClassScore]:
         """The rows to show: all of them in their order, or the ends of a long table from the best F1 to the worst."""
-        if len(self.per_class) <= MAX_TABLE_ROWS:
-            return self.per_class
-        ranked = sorted(self.per_class, key=lambda row: -row.f1)
+        if len(self.tested) <= MAX_TABLE_ROWS:
+            return self.tested
+        ranked = sorted(self.tested, key=lambda row: -row.f1)
         return ranked[:TABLE_END_ROWS] + ranked[-TABLE_END_ROWS:]
 
     @property
@@ -222,10 +227,9 @@ class ImageClassificationFacts(CardFacts):
     @property
     def hardest_class(self) -> ClassScore | None:
         """The class with the lowest recall, when classes differ in it."""
-        tested = [row for row in self.per_class if row.support]
-        if len({row.recall for row in tested}) < 2:
+        if len({row.recall for row in self.tested}) < 2:
             return None
-        return min(tested, key=lambda row: row.recall)
+        return min(self.tested, key=lambda row: row.recall)
 
     @property
     def train_class_range(self) -> tuple[int, int] | None:

@@ -103,6 +103,25 @@ def test_a_curve_of_the_split_of_the_results_says_so(tmp_path, other):
     assert ("followed the test split itself" in text) == (other is None)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("source, target", [(["x"], ["y"]), (["donaudampfschifffahrt"] * 40, ["y"])])
+def test_the_figure_of_cross_attention_has_room_for_its_tokens(tmp_path, source, target):
+    rows = [{"source": source, "target": target, "map": [[1 / len(source)] * len(source)] * len(target)}]
+    folder = write_run(tmp_path, {"task": "translation", "card": {"cross_attention": rows}})
+    assert "(cross_attention.png)" in write_card(folder).read_text()
+    assert check_card(folder) == []
+
+
+@pytest.mark.parametrize(
+    "name, value, said", [("exact_match", 0.5, f"50.00{NBSP}% exact match"), ("bleu", 30, "30 BLEU")]
+)
+def test_a_metric_is_written_as_within_a_sentence(tmp_path, name, value, said):
+    result = {"split": "test", "metrics": {name: value}}
+    arguments = {"metric_for_best_model": name}
+    text = text_of(tmp_path, {"task": "translation", "arguments": arguments, "result": result})
+    assert f"it reaches {said}." in text
+
+
 def attention_records(names, grid):
     generator = numpy.random.default_rng(0)
     titles = ("layer 1", "layer 7", "layer 12", "all layers", "pooling")

@@ -108,6 +108,13 @@ def test_class_names_are_shown_as_written(tmp_path):
     assert "https://evil" not in text, "a reader that links bare addresses would link it"
 
 
+def test_a_class_without_examples_has_no_scores(tmp_path):
+    records = run_records()
+    records["result"]["metrics"]["per_class"][3] = {"label": "3", "precision": 0, "recall": 0, "f1": 0, "support": 0}
+    found, _ = tables(text_of(tmp_path, records))
+    assert [row[0] for row in found[PER_CLASS]] == [name for name in DIGITS if name != "3"]
+
+
 def test_thousand_classes_fit(tmp_path):
     folder = write_run(tmp_path, run_records([f"class {i}" for i in range(1000)], images_per_class=5))
     text = write_card(folder).read_text()
@@ -138,6 +145,9 @@ def test_author_text_and_its_errors(tmp_path):
     card = ModelCard.load(write_card(typed))
     assert card.data.license == "mit" and "Reading meters." in card.text and "postcodes" not in card.text
     assert check_card(typed) == []
+    (folder / "card.yaml").write_text("authors: [\n")
+    with pytest.raises(ValueError, match=r"card.yaml is not valid YAML: .* line 2"):
+        write_card(folder)
     (folder / "card.yaml").write_text("intended_uses: x\n")
     with pytest.raises(ValueError, match="'intended_uses'; did you mean 'intended_use'"):
         write_card(folder)
@@ -151,6 +161,7 @@ def test_author_text_and_its_errors(tmp_path):
         ("[]", "JSON object"),
         ("{}", "its task"),
         ('{"task": "cooking"}', "'cooking'.*image_classification"),
+        ('{"task": "translation", "data": []}', "not what a run writes"),
     ],
 )
 def test_bad_records(tmp_path, content, message):
