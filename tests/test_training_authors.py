@@ -2,8 +2,10 @@
 
 from dataclasses import fields
 
+import pytest
+
 from model_cards.records import AUTHOR_FIELDS
-from training.authors import AuthorArguments, copy_author_file
+from training.authors import AuthorArguments, author_file, copy_author_file
 
 
 def test_every_field_of_the_card_can_be_typed():
@@ -19,3 +21,6 @@ def test_the_file_beside_the_recipe_yields_to_the_one_in_the_folder(tmp_path):
         path.write_text(f"authors: {text}\n")
         copy_author_file(str(recipe), output_dir, folder)
         assert (folder / "card.yaml").read_text() == f"authors: {text}\n"
+    path.write_text("author: Alice\n")
+    with pytest.raises(ValueError, match=r"card.yaml: unknown field 'author'; did you mean 'authors'"):
+        author_file(str(recipe), output_dir)

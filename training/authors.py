@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from model_cards.records import AUTHOR_FILE
+from model_cards.records import AUTHOR_FILE, read_author_file
 from training.arguments import argument, recipe_path
 
 
@@ -27,9 +27,20 @@ class AuthorArguments:
     card_license: str | None = argument(None, help="Licence of the weights, by its identifier on the Hub.")
 
 
+def author_file(recipe: str, output_dir: Path) -> Path | None:
+    """The author's file of `output_dir`, or else that beside the recipe; None if there is none.
+
+    Raises:
+        ValueError: it is not YAML, or holds anything but texts under the card's fields.
+    """
+    paths = (output_dir / AUTHOR_FILE, recipe_path(recipe).with_suffix(".card.yaml"))
+    path = next((path for path in paths if path.is_file()), None)
+    if path is not None:
+        read_author_file(path)
+    return path
+
+
 def copy_author_file(recipe: str, output_dir: Path, folder: Path) -> None:
-    """Puts the author's file of `output_dir`, or else that beside the recipe, into `folder` if there is one."""
-    for path in (output_dir / AUTHOR_FILE, recipe_path(recipe).with_suffix(".card.yaml")):
-        if path.is_file():
-            shutil.copyfile(path, folder / AUTHOR_FILE)
-            return
+    """Puts the author's file into `folder` if there is one."""
+    if (path := author_file(recipe, output_dir)) is not None:
+        shutil.copyfile(path, folder / AUTHOR_FILE)

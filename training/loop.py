@@ -28,7 +28,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from model_cards import write_card
 from training.arguments import Arguments
-from training.authors import copy_author_file
+from training.authors import author_file, copy_author_file
 from training.checkpoint import (
     CHECKPOINTS,
     Checkpointer,
@@ -69,6 +69,7 @@ class TrainingLoop:
         self.task = task
         self.arguments = arguments
         self.output_dir = Path(arguments.run.output_dir)
+        author_file(arguments.run.recipe, self.output_dir)  # what is wrong with it is known before training
         self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []  # losses and sample keys of the step under way
         options = arguments.optimization
 
@@ -170,7 +171,7 @@ class TrainingLoop:
             self.checkpointer.load(self.resume_path)
             self._log(f"resuming from {self.resume_path}: step {self.state.step:,} of {self.num_steps:,}")
         self._write_record("running")
-        # Of a run that was interrupted only the last part could be told.
+        # Of a run that was interrupted only the last part could be told, here and of the whole duration.
         measures = self.accelerator.is_main_process and self.resume_path is None
         self._energy = EnergyMeter(self.arguments.tracking.measure_energy if measures else None)
         if self.arguments.tracking.with_tracking:
@@ -339,6 +340,7 @@ class TrainingLoop:
 
     def _save_model(self, folder: Path) -> None:
         self.task.save_pretrained(self.final_model, folder, None)
+        copy_author_file(self.arguments.run.recipe, self.output_dir, folder)
         self.record.write(folder)
 
     def _write_record(self, status: str, **values: Any) -> None:
@@ -354,7 +356,9 @@ class TrainingLoop:
         gathered = self.predict(split, detailed=True)
         metrics = self.task.compute_metrics(gathered, detailed=True)
         num_examples = len(next(iter(gathered.values())))
-        durations = {"training": self.state.training_seconds, "total": time.perf_counter() - self.started}
+        durations = {"training": self.state.training_seconds}
+        if self.resume_path is None:
+            durations["total"] = time.perf_counter() - self.started
         result = {"split": split, "num_examples": num_examples, "metrics": metrics}
         # Gathering what the processes share out takes all of them.
         state_dict = self.accelerator.get_state_dict(self.model) if self._sharded else None

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
 from hf_vit.background_push import BackgroundPush
 from hf_vit.hub import Destination
 from training.arguments import argument
+
+logger = logging.getLogger("training")
 
 
 @dataclass
@@ -24,6 +30,12 @@ class HubArguments:
     hub_strategy: Literal["end", "every_save", "checkpoint"] = argument(
         "end", help="Publish the trained model; after every epoch too; and with it the checkpoint to resume from."
     )
+
+    def __post_init__(self):
+        try:
+            validate_repo_id(self.hub_model_id or "name")
+        except HFValidationError as error:
+            raise ValueError(f"--hub_model_id: {error}") from None
 
 
 class Publisher:
@@ -56,10 +68,13 @@ class Publisher:
         """
         if self._push is None or self.strategy == "end":
             return
-        with tempfile.TemporaryDirectory() as folder:
-            save(Path(folder))
-            checkpoint = checkpoint if self.strategy == "checkpoint" else None
-            self._push.push(folder, commit_message=f"Epoch {epoch}", checkpoint=checkpoint)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                save(Path(folder))
+                checkpoint = checkpoint if self.strategy == "checkpoint" else None
+                self._push.push(folder, commit_message=f"Epoch {epoch}", checkpoint=checkpoint)
+        except Exception as error:  # such as a full disk: what is trained is worth more than a push
+            logger.warning("Epoch %d: not pushed: %s", epoch, error)
 
     def finish(self) -> None:
         """Publishes `output_dir`, and returns when it is done or the command that finishes it has been logged."""
