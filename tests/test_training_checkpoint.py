@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import resource
+import shutil
 
 import pytest
 import torch
@@ -19,7 +20,12 @@ from training.checkpoint import (
     staging_folder,
 )
 
-FACTS = {"model": {"class": "A", "num_parameters": 3}, "data": {"train": "f00"}, "batch": {"global_batch_size": 8}}
+FACTS = {
+    "model": {"class": "A", "num_parameters": 3},
+    "data": {"train": "f00"},
+    "batch": {"global_batch_size": 8},
+    "position": {"seed": 1},
+}
 
 
 @pytest.fixture
@@ -48,6 +54,41 @@ def test_latest_and_best_are_kept(checkpointer):
         saver.save(TrainingState(step=step, best_step=min(step, 2)))
     assert [path.name for path in saver.saved()] == ["step_0000002", "step_0000004", "step_0000005"]
     assert saver.find("latest").name == "step_0000005"
+
+
+def test_after_going_back_the_new_checkpoints_are_the_latest(checkpointer):
+    saver, _ = checkpointer(total_limit=2)
+    for step in (10, 20, 30, 15, 16):
+        saver.save(TrainingState(step=step))
+    assert [path.name for path in saver.saved()] == ["step_0000015", "step_0000016"]
+    assert saver.find("latest").name == "step_0000016"
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_kill_while_a_checkpoint_of_the_same_step_is_replaced(checkpointer, monkeypatch, renames):
+    saver, model = checkpointer()
+    saver.save(TrainingState(step=1, loss_sum=1.0))
+    replace, remove, done = os.replace, shutil.rmtree, []
+
+    def rename(source, target):
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(replace(source, target))
+
+    def remove_some(folder, **options):
+        if folder.name.endswith("-removed"):
+            (folder / "model.safetensors").unlink()
+            raise KeyboardInterrupt
+        remove(folder, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", rename)
+        patch.setattr(shutil, "rmtree", remove_some)
+        saver.save(TrainingState(step=1, loss_sum=2.0))
+    again, _ = checkpointer()
+    assert [path.name for path in again.saved()] == ["step_0000001"]
+    assert again.read(again.find("latest")).loss_sum == (2.0 if renames == 2 else 1.0)
+    again.load(again.find("latest"))
 
 
 def test_state_and_weights_come_back(checkpointer):
@@ -81,8 +122,9 @@ def test_a_full_disk_is_an_error_and_the_old_checkpoint_stays(checkpointer, requ
     [
         ({"model": {"class": "B", "num_parameters": 3}}, 0, ["another model", "class 'A'", "'B'"]),
         ({"data": {"train": "ba4"}}, 0, ["another data", "'f00'", "'ba4'"]),
-        ({"batch": {"global_batch_size": 16}}, 5, ["another batch", "global_batch_size 8", "16"]),
-        ({"batch": {"global_batch_size": 16}}, 0, None),
+        ({"batch": {"global_batch_size": 16}}, 0, ["another batch", "global_batch_size 8", "16"]),
+        ({"position": {"seed": 2}}, 5, ["another position", "seed 1", "2"]),
+        ({"position": {"seed": 2}}, 0, None),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(checkpointer, facts, batch, words):
@@ -108,18 +150,18 @@ def test_only_whole_checkpoints_are_found(checkpointer, tmp_path):
     assert [path.name for path in saver.folder.iterdir()] == ["step_0000009"]
 
 
-def test_results_replace_old_ones_weights_last(tmp_path, monkeypatch):
-    for name in ("config.json", "model.safetensors", "notes.txt"):
+def test_results_replace_old_ones_records_last(tmp_path, monkeypatch):
+    for name in ("config.json", "run.json", "notes.txt"):
         (tmp_path / name).write_text("old")
     staging = staging_folder(tmp_path)
-    for name in ("model.safetensors", "config.json", "README.md"):
+    for name in ("run.json", "config.json", "samples.png"):
         (staging / name).write_text("new")
     order, replace = [], os.replace
     monkeypatch.setattr(os, "replace", lambda source, target: (order.append(target.name), replace(source, target)))
     move_files(staging, tmp_path)
-    assert order == ["README.md", "config.json", "model.safetensors"]
+    assert order == ["config.json", "samples.png", "run.json"]
     contents = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert contents == {"config.json": "new", "model.safetensors": "new", "README.md": "new", "notes.txt": "old"}
+    assert contents == {"config.json": "new", "run.json": "new", "samples.png": "new", "notes.txt": "old"}
 
 
 def test_an_atomic_write_that_fails_leaves_the_old_content(tmp_path, small_files_only):

@@ -17,7 +17,7 @@ from training import train
 from training.checkpoint import CHECKPOINTS, STATE_FILE
 
 # Every source of randomness and state at once: dropout, drop path, MixUp, CutMix, accumulation, averaged weights,
-# repeated augmentation, clipping.
+# repeated augmentation, clipping, a teacher.
 RECIPE = """
 dataset_name: sklearn_digits
 train_val_split: 0
@@ -26,7 +26,7 @@ max_eval_samples: 50
 card_num_samples: 0
 image_size: [8]
 config_overrides: {hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 16, patch_size: 4,
-                   hidden_dropout_prob: 0.1, drop_path_rate: 0.1}
+                   hidden_dropout_prob: 0.1, drop_path_rate: 0.1, use_distillation_token: true}
 affine_degrees: 10
 mixup_alpha: 0.8
 cutmix_alpha: 1.0
@@ -38,13 +38,16 @@ gradient_accumulation_steps: 3
 ema_decay: 0.9
 warmup_ratio: 0.2
 checkpointing_steps: 4
+teacher: [{teacher}]
 """
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     recipe = tmp_path_factory.mktemp("recipe") / "everything.yaml"
-    recipe.write_text(RECIPE)
+    teacher = recipe.parent / "teacher"
+    training_runs.finish(*training_runs.TINY, "--num_train_epochs=1", "--output_dir", teacher)
+    recipe.write_text(RECIPE.replace("{teacher}", str(teacher)))
     return partial(training_runs.start, "--recipe", recipe, "--output_dir")
 
 
@@ -94,6 +97,29 @@ def test_a_signal_saves_within_the_epoch_and_resuming_ends_with_the_same_bits(
     assert finish(folder, "--resume_from_checkpoint") == uninterrupted[0]
     resumed, whole = (json.loads((path / "run.json").read_text()) for path in (folder, uninterrupted[1]))
     assert resumed["status"] == "finished" and resumed["result"] == whole["result"]
+    assert [row["train_loss"] for row in resumed["epochs"]] == [row["train_loss"] for row in whole["epochs"]]
+
+
+def test_a_signal_while_an_epoch_is_evaluated_loses_nothing_of_it(start, finish, tmp_path):
+    folder, mark = tmp_path / "run", tmp_path / "mark"
+    arguments = ("--checkpointing_steps=epoch", "--num_train_epochs=1")
+    for evaluation in range(2):  # that of the epoch, and the last one
+        mark.unlink(missing_ok=True)
+        process = start(folder, *arguments, "--resume_from_checkpoint", environment={"EVALUATION_MARK": str(mark)})
+        wait_for(mark.exists, process)
+        if evaluation == 1:
+            mark.unlink()
+            wait_for(mark.exists, process)
+        os.kill(process.pid, signal.SIGTERM)
+        process.join()
+        assert process.exitcode == 128 + signal.SIGTERM
+        record = json.loads((folder / "run.json").read_text())
+        assert record["status"] == "interrupted" and len(record["epochs"]) == evaluation
+        assert step_of(folder) == 13
+    whole = tmp_path / "whole"
+    assert finish(folder, *arguments, "--resume_from_checkpoint") == finish(whole, *arguments)
+    resumed, whole = (json.loads((path / "run.json").read_text()) for path in (folder, whole))
+    assert resumed["result"] == whole["result"]
     assert [row["train_loss"] for row in resumed["epochs"]] == [row["train_loss"] for row in whole["epochs"]]
 
 

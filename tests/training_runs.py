@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import socket
 import time
+from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["training.train", "training_runs"])
@@ -45,11 +46,21 @@ def _run(argv, slow_down, environment):
         after_step(self)
 
     loop.TrainingLoop._after_step = slowly
+    predict = loop.TrainingLoop.predict
+
+    def marked(self, *args, **kwargs):
+        Path(os.environ["EVALUATION_MARK"]).touch()
+        time.sleep(1)
+        return predict(self, *args, **kwargs)
+
+    if "EVALUATION_MARK" in os.environ:
+        loop.TrainingLoop.predict = marked
     train.main(argv)
 
 
 def start(*argv, slow_down=0.0, environment=None):
-    """A process that trains with the arguments `argv`, pausing `slow_down` seconds after every step."""
+    """A process that trains with the arguments `argv`, pausing `slow_down` seconds after every step; with
+    EVALUATION_MARK in its environment, it makes that file and pauses for a second before it evaluates."""
     process = _SERVER.Process(target=_run, args=([str(each) for each in argv], slow_down, environment or {}))
     process.start()
     return process

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from accelerate import Accelerator
 
-from model_cards.records import TEMPORARY, sync
+from model_cards.records import RUN_FILE, TEMPORARY, sync
 from training.arguments import argument, check_range
 
 CHECKPOINTS = "checkpoints"
@@ -74,14 +74,15 @@ def fsync_tree(folder: Path) -> None:
 
 
 def move_files(source: Path, target: Path) -> None:
-    """The files of `source` replace those of the same name in `target`, each atomically, weights last.
+    """The files of `source` replace those of the same name in `target`, each atomically, the records, which say that
+    the run is finished, after all others.
 
     They may be read by whom the process's umask lets: safetensors makes files that are its user's alone.
     """
     fsync_tree(source)
     umask = os.umask(0)
     os.umask(umask)
-    for file in sorted(source.iterdir(), key=lambda file: (file.suffix == ".safetensors", file.name)):
+    for file in sorted(source.iterdir(), key=lambda file: (file.name == RUN_FILE, file.name)):
         file.chmod(0o666 & ~umask)
         os.replace(file, target / file.name)
     sync(target)
@@ -121,7 +122,7 @@ class Checkpointer:
 
     Args:
         described: facts that a checkpoint must share with the run that resumes it: `model`, `data`, `layout` and,
-            when it was saved within an epoch, `batch`.
+            when it was saved within an epoch, `position`.
     """
 
     def __init__(self, accelerator: Accelerator, output_dir: Path, total_limit: int, described: dict[str, Any]):
@@ -129,10 +130,13 @@ class Checkpointer:
         self.folder = output_dir / CHECKPOINTS
         self.total_limit = total_limit
         self.described = json.loads(json.dumps(described))
+        if accelerator.is_main_process:
+            self._put_back()
+        accelerator.wait_for_everyone()
 
     def saved(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob("step_*") if (path / STATE_FILE).is_file())
+        """Whole checkpoints in the order in which they were saved, which after going back to one is not the steps'."""
+        return sorted((file.parent for file in self.folder.glob(f"step_*/{STATE_FILE}")), key=_serial)
 
     def path_of(self, step: int) -> Path:
         return self.folder / f"step_{step:07d}"
@@ -149,27 +153,38 @@ class Checkpointer:
             self.accelerator.save_state(str(temporary))
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
-                content = {"state": asdict(state), "run": self.described}
+                serial = 1 + max(map(_serial, self.saved()), default=0)
+                content = {"state": asdict(state), "run": self.described, "serial": serial}
                 (temporary / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
                 fsync_tree(temporary)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)  # on a full disk it would only be in the way
             raise
         if self.accelerator.is_main_process:
-            self._remove(path)
+            doomed = [path] if path.exists() else []
+            for old in doomed:
+                os.replace(old, self._aside(old))
             os.replace(temporary, path)
             sync(self.folder)
             for old in self.saved()[: -self.total_limit]:
                 if state.best_step is None or old != self.path_of(state.best_step):
-                    self._remove(old)
+                    os.replace(old, self._aside(old))
+                    doomed.append(old)
+            for aside in map(self._aside, doomed):
+                (aside / STATE_FILE).unlink()
+                shutil.rmtree(aside, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
-    def _remove(self, path: Path) -> None:
-        """Never leaves a part of a checkpoint under a checkpoint's name."""
-        if path.exists():
-            doomed = path.with_name(f"{TEMPORARY}{path.name}-removed")
-            os.replace(path, doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+    def _aside(self, path: Path) -> Path:
+        """Where a checkpoint goes before it is removed, its state first: no part of one ever has a checkpoint's name."""
+        return path.with_name(f"{TEMPORARY}{path.name}-removed")
+
+    def _put_back(self) -> None:
+        """A kill while a checkpoint was replaced by one of the same step has left it aside."""
+        for aside in self.folder.glob(f"{TEMPORARY}step_*-removed"):
+            path = aside.with_name(aside.name.removeprefix(TEMPORARY).removesuffix("-removed"))
+            if (aside / STATE_FILE).is_file() and not path.exists():
+                os.replace(aside, path)
 
     def find(self, wanted: str) -> Path | None:
         """The folder that `--resume_from_checkpoint` names; None for `latest` of a run that has not saved any yet.
@@ -187,13 +202,14 @@ class Checkpointer:
         """The state that a checkpoint holds, after checking that this run can go on from it.
 
         Raises:
-            ValueError: the checkpoint is of another architecture, or lies within an epoch of other batches.
+            ValueError: the checkpoint is of another architecture or other data, or lies within an epoch of batches that
+                this run would draw otherwise.
         """
         content = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
         state, saved = TrainingState(**content["state"]), content["run"]
         for name, value in self.described.items():
-            within_epoch = name == "batch" and state.batch == 0
-            if saved[name] != value and not within_epoch:
+            matters = name != "position" or state.batch > 0
+            if matters and saved[name] != value:
                 different = [key for key in value if saved[name].get(key) != value[key]]
                 facts = ", ".join(f"{key} {saved[name].get(key)!r}, here {value[key]!r}" for key in different)
                 raise ValueError(f"--resume_from_checkpoint {str(path)!r} is of another {name}: {facts}")
@@ -202,3 +218,8 @@ class Checkpointer:
     def load(self, path: Path) -> None:
         """Weights, optimizer, schedule, averages and generators of this process."""
         self.accelerator.load_state(str(path))
+
+
+def _serial(path: Path) -> int:
+    """The place of a checkpoint in the order of saving."""
+    return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))["serial"]

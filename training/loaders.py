@@ -14,6 +14,13 @@ def schedule_of(loader: DataLoader) -> Any:
     return loader.dataset if isinstance(loader.dataset, IterableDataset) else loader.batch_sampler
 
 
+def dealt_by(loader: DataLoader) -> dict[str, int]:
+    """What decides, beside the sizes of batches and steps, which samples come within an epoch."""
+    if isinstance(loader.dataset, IterableDataset):
+        return {"num_processes": loader.dataset.process[1], "dataloader_num_workers": loader.num_workers}
+    return {}
+
+
 def prepare_train_loader(accelerator: Accelerator, loader: DataLoader) -> DataLoader:
     """The share of this process, on its device. A stream is dealt out already."""
     if isinstance(loader.dataset, IterableDataset):

@@ -41,7 +41,7 @@ from training.ema import averaged_model
 from training.energy import EnergyMeter
 from training.evaluation import gather_predictions
 from training.interruption import Interruption
-from training.loaders import loader_from, prepare_train_loader, schedule_of
+from training.loaders import dealt_by, loader_from, prepare_train_loader, schedule_of
 from training.meter import Meter
 from training.models import train_mode
 from training.optim import build_optimizer, build_scheduler
@@ -71,33 +71,7 @@ class TrainingLoop:
         self.output_dir = Path(arguments.run.output_dir)
         author_file(arguments.run.recipe, self.output_dir)  # what is wrong with it is known before training
         self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []  # losses and sample keys of the step under way
-        options = arguments.optimization
-
-        train_loader = task.train_loader(accelerator.num_processes * options.gradient_accumulation_steps)
-        self.schedule = schedule_of(train_loader)
-        self.steps_per_epoch = self.schedule.steps_per_epoch
-        self.num_steps = options.max_train_steps or options.num_train_epochs * self.steps_per_epoch
-        optimizer = build_optimizer(task.model, options, self.schedule.samples_per_step)
-        # Not prepared: Accelerate would step it once for each process.
-        self.scheduler = build_scheduler(optimizer, options, self.num_steps)
-        self.evaluation_loaders = {
-            split: accelerator.prepare(task.evaluation_loader(split))
-            for split in dict.fromkeys(task.evaluation_splits)
-        }
-        self.train_loader = prepare_train_loader(accelerator, train_loader)
-        self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
-        accelerator.register_for_checkpointing(self.scheduler)
-        self._sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if self._sharded and arguments.ema.averages:
-            raise ValueError(
-                f"weights cannot be averaged where processes share them out ({accelerator.distributed_type.value}): "
-                "leave out --ema_decay and --num_averaged_epochs"
-            )
-        self.ema = averaged_model(
-            accelerator.unwrap_model(self.model), arguments.ema, self.num_steps, self.steps_per_epoch
-        )
-        if self.ema is not None:
-            accelerator.register_for_checkpointing(self.ema)
+        self._prepare()
         # Dropout must differ between processes; until here all had to draw the same.
         set_seed(arguments.run.seed, device_specific=True)
 
@@ -114,50 +88,72 @@ class TrainingLoop:
             self.resume_path = self.checkpointer.find(arguments.checkpoint.resume_from_checkpoint)
         if self.resume_path is not None:
             self.state = self.checkpointer.read(self.resume_path)
-        if arguments.checkpoint.load_best_model_at_end and task.evaluation_splits[0] == "test":
+        if arguments.checkpoint.load_best_model_at_end:
+            self._check_best()
+
+    def _prepare(self) -> None:
+        """Model, optimizer, schedule, loaders and averages, on this process's device."""
+        accelerator, task, options = self.accelerator, self.task, self.arguments.optimization
+        train_loader = task.train_loader(accelerator.num_processes * options.gradient_accumulation_steps)
+        self.schedule = schedule_of(train_loader)
+        self.steps_per_epoch = self.schedule.steps_per_epoch
+        self.num_steps = options.max_train_steps or options.num_train_epochs * self.steps_per_epoch
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it reads these from a loader or not at all
+            accelerator.state.deepspeed_plugin.deepspeed_config.update(
+                train_micro_batch_size_per_gpu=max(round(self.schedule.samples_per_batch), 1),
+                gradient_clipping=options.max_grad_norm or 0.0,
+            )
+        optimizer = build_optimizer(task.model, options, self.schedule.samples_per_step)
+        # Not prepared: Accelerate would step it once for each process.
+        self.scheduler = build_scheduler(optimizer, options, self.num_steps)
+        self.evaluation_loaders = {
+            split: accelerator.prepare(task.evaluation_loader(split))
+            for split in dict.fromkeys(task.evaluation_splits)
+        }
+        self.train_loader = prepare_train_loader(accelerator, train_loader)
+        self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
+        accelerator.register_for_checkpointing(self.scheduler)
+        self._sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        averages = self.arguments.ema
+        if self._sharded and averages.averages:
+            raise ValueError(
+                f"weights cannot be averaged where processes share them out ({accelerator.distributed_type.value}): "
+                "leave out --ema_decay and --num_averaged_epochs"
+            )
+        model = accelerator.unwrap_model(self.model)
+        self.ema = averaged_model(model, averages, self.num_steps, self.steps_per_epoch)
+        if self.ema is not None:
+            accelerator.register_for_checkpointing(self.ema)
+
+    def _check_best(self) -> None:
+        if self.task.evaluation_splits[0] == "test":
             raise ValueError(
                 "--load_best_model_at_end needs a validation split (--train_val_split): chosen on the test split, the "
                 "best weights would have no honest result"
             )
+        best_step = self.state.best_step
+        if best_step is not None and not self.checkpointer.path_of(best_step).is_dir():
+            raise ValueError(
+                f"--load_best_model_at_end: the best checkpoint of the run to resume, that of step {best_step}, is not "
+                f"in {self.checkpointer.folder}: resume in its own --output_dir"
+            )
 
     def _checkpointer(self, described: dict[str, Any]) -> Checkpointer:
-        batch = {
-            "seed": self.arguments.run.seed,
-            "global_batch_size": self.schedule.samples_per_step,
-            "gradient_accumulation_steps": self.arguments.optimization.gradient_accumulation_steps,
-        }
+        distributed_type = self.accelerator.distributed_type.value if self._sharded else "replicated"
+        options = self.arguments.optimization
         facts = {
             "model": described["model"],
             "data": {name: split["fingerprint"] for name, split in described["data"]["splits"].items()},
-            "layout": {"distributed_type": self.accelerator.distributed_type.value if self._sharded else "replicated"},
-            "batch": batch,
+            "layout": {"distributed_type": distributed_type, "torch_compile": options.torch_compile},
+            "batch": {"global_batch_size": self.schedule.samples_per_step},
+            "position": {
+                "seed": self.arguments.run.seed,
+                "gradient_accumulation_steps": options.gradient_accumulation_steps,
+                **dealt_by(self.train_loader),
+            },
         }
         limit = self.arguments.checkpoint.checkpoints_total_limit
         return Checkpointer(self.accelerator, self.output_dir, limit, facts)
-
-    def plan(self) -> str:
-        """What a run would do: model, parameters, data, steps and schedule."""
-        model, data = self.record.content["model"], self.record.content["data"]
-        options, hardware = self.arguments.optimization, self.record.content["hardware"]
-        trainable, total = model["num_trainable_parameters"], model["num_parameters"]
-        splits = ", ".join(f"{name} {split['num_examples']:,}" for name, split in data["splits"].items())
-        rates = [self.rate_at(step) for step in (0, self.num_steps // 4, self.num_steps // 2, self.num_steps - 1)]
-        rows = {
-            "model": f"{model['class']}, {total:,} parameters, {trainable:,} of them trained",
-            "data": f"{data['name']}: {splits} {self.task.sample_unit}",
-            "steps": f"{self.num_steps:,} of {self.schedule.samples_per_step:,.0f} "
-            f"{self.task.sample_unit}, {self.steps_per_epoch:,} in an epoch",
-            "schedule": f"{options.lr_scheduler_type.value}, learning rate "
-            f"{', '.join(f'{rate:.3g}' for rate in rates)} at the start, after a quarter, half and at the end",
-            "hardware": f"{hardware['num_processes']} x {hardware['device_name']}, "
-            f"{hardware['mixed_precision']} mixed precision",
-            "output": str(self.output_dir),
-        }
-        return "\n".join(f"{name:>9}: {text}" for name, text in rows.items())
-
-    def rate_at(self, step: int) -> float:
-        """The highest layer's learning rate at a step."""
-        return self.scheduler.base_lrs[-1] * self.scheduler.lr_lambdas[-1](step)
 
     def train(self) -> None:
         """From the first step, or the resumed one, to a folder that holds the trained model and its records.
@@ -167,6 +163,7 @@ class TrainingLoop:
             SystemExit: SIGTERM or SIGINT came, with status 128 + signal, after a checkpoint was saved.
         """
         self._prepare_output_dir()
+        self._saved_step = self.state.step
         if self.resume_path is not None:
             self.checkpointer.load(self.resume_path)
             self._log(f"resuming from {self.resume_path}: step {self.state.step:,} of {self.num_steps:,}")
@@ -185,14 +182,25 @@ class TrainingLoop:
         )
         with Interruption(self.accelerator) as self._interruption, self._progress, logging_redirect_tqdm():
             try:
-                while self.state.step < self.num_steps:
+                while self.state.step < self.num_steps or self._unevaluated:
                     self._train_epoch()
+                    self._end_epoch()
+                self._finish()
             except BaseException as error:
                 reason = {"error": f"{type(error).__name__}: {error}"} if isinstance(error, Exception) else {}
                 with contextlib.suppress(OSError):  # a full disk must not hide what happened
                     self._write_record("interrupted", **reason)
                 raise
-        self._finish()
+        self.publisher.finish()
+        self._log(
+            f"The model, its card (README.md) and its records (run.json, curves.png) are in {self.output_dir}\n"
+            f"Load it with\n\n{self.task.loading_lines(self.output_dir)}\n"
+        )
+
+    @property
+    def _unevaluated(self) -> bool:
+        """Whether the last step ended an epoch that a signal has kept from being evaluated."""
+        return self.state.step > (self.state.epochs[-1]["step"] if self.state.epochs else 0)
 
     def _prepare_output_dir(self) -> None:
         if self.accelerator.is_main_process:
@@ -208,15 +216,13 @@ class TrainingLoop:
         loader = loader_from(self.train_loader, state.epoch, state.batch)
         train_mode(self.model)
         self._meter = Meter(self.schedule.samples_per_batch * self.accelerator.num_processes)
-        for batch in self._meter.timed(loader):
+        for batch in self._meter.timed(loader) if state.step < self.num_steps else ():
             self._train_batch(batch)
             if self.accelerator.sync_gradients:
                 self._after_step()
                 if state.step == self.num_steps:
                     break
         self._meter.stop()
-        state.training_seconds += self._meter.lap()
-        self._end_epoch()
 
     def _train_batch(self, batch: dict[str, torch.Tensor]) -> None:
         with self.accelerator.accumulate(self.model):
@@ -247,15 +253,15 @@ class TrainingLoop:
         samples = sorted({int(index) for _, keys in self._pending for index in keys[:, 1]})
         raise FloatingPointError(
             f"non-finite loss or gradient at step {self.state.step + 1}: loss {losses}, gradient norm "
-            f"{norm}, learning rate {self.scheduler.get_last_lr()[0]:g}, samples {samples}; "
+            f"{norm}, learning rate {self.scheduler.get_last_lr()[-1]:g}, samples {samples}; "
             f"checkpoints are in {self.checkpointer.folder}"
         )
 
     def _after_step(self) -> None:
         if not self.accelerator.optimizer_step_was_skipped:
             self.scheduler.step()
-            if self.ema is not None:
-                self.ema.update_parameters(self.accelerator.unwrap_model(self.model))
+        if self.ema is not None:  # after skipped steps too: averages of epochs count them
+            self.ema.update_parameters(self.accelerator.unwrap_model(self.model))
         state = self.state
         state.step += 1
         self._progress.update()
@@ -266,25 +272,28 @@ class TrainingLoop:
         if state.step % self.arguments.tracking.logging_steps == 0:
             values = {"train_loss": state.loss_sum / state.batch, "learning_rate": self.scheduler.get_last_lr()[-1]}
             self.accelerator.log(values, step=state.step)
-        signal = self._interruption.signal()
-        within_epoch = state.batch < len(self.train_loader)
-        if within_epoch and (signal or self.arguments.checkpoint.due(state.step)):
-            state.training_seconds += self._meter.lap()
-            self._save()
-        if signal and within_epoch:
-            self._stop(signal)
+        if state.batch < len(self.train_loader) and state.step < self.num_steps:
+            if self.arguments.checkpoint.due(state.step):
+                self._save()
+            self._heed_signal()
+
+    def _heed_signal(self) -> None:
+        if signal := self._interruption.signal():
+            if self._saved_step != self.state.step:
+                self._save()
+            self._log(
+                f"interrupted by signal {signal} at step {self.state.step:,}; go on with "
+                "--resume_from_checkpoint latest"
+            )
+            raise SystemExit(128 + signal)
 
     def _save(self) -> None:
+        self.state.training_seconds += self._meter.lap()
         # One process writes the state for all: it must hold the mean of their losses.
         loss_sum = torch.tensor(self.state.loss_sum, dtype=torch.float64, device=self.accelerator.device)
         self.state.loss_sum = float(self.accelerator.reduce(loss_sum, "mean"))
         self.checkpointer.save(self.state)
-
-    def _stop(self, signal: int) -> None:
-        self._log(
-            f"interrupted by signal {signal} at step {self.state.step:,}; go on with --resume_from_checkpoint latest"
-        )
-        raise SystemExit(128 + signal)
+        self._saved_step = self.state.step
 
     def _speed(self) -> str:
         meter = self._meter
@@ -322,8 +331,7 @@ class TrainingLoop:
             f"epoch {row['epoch']:>3}: train loss {row['train_loss']:.4f}, {split} loss {metrics['loss']:.4f}, "
             f"{self.task.headline(metrics)}, {self._speed()}"
         )
-        if signal := self._interruption.signal():
-            self._stop(signal)
+        self._heed_signal()
 
     @property
     def final_model(self) -> torch.nn.Module:
@@ -336,7 +344,7 @@ class TrainingLoop:
         """What the task's evaluation step gives for a split: each sample once, in order, on every process."""
         model = self.final_model.eval()
         step = partial(self.task.evaluation_step, model, detailed=detailed)
-        return gather_predictions(self.accelerator, self.evaluation_loaders[split], step)
+        return gather_predictions(self.accelerator, self.evaluation_loaders[split], step, self._heed_signal)
 
     def _save_model(self, folder: Path) -> None:
         self.task.save_pretrained(self.final_model, folder, None)
@@ -374,12 +382,9 @@ class TrainingLoop:
             move_files(staging, self.output_dir)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-        self.publisher.finish()
         self._log(
             f"{split} {self.task.headline(metrics)} on {num_examples} "
-            f"{self.task.sample_unit} after {durations['training']:.0f} s of training\n"
-            f"The model, its card (README.md) and its records (run.json, curves.png) are in {self.output_dir}\n"
-            f"Load it with\n\n{self.task.loading_lines(self.output_dir)}\n"
+            f"{self.task.sample_unit} after {durations['training']:.0f} s of training"
         )
 
     def _log(self, message: str) -> None:

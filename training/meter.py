@@ -43,8 +43,8 @@ class Meter:
         return (self._stopped or time.perf_counter()) - self._started
 
     def lap(self) -> float:
-        """Seconds since the last call, or the start."""
-        previous, self._lap = self._lap, time.perf_counter()
+        """Seconds since the last call, or the start, to the end, or to now."""
+        previous, self._lap = self._lap, self._stopped or time.perf_counter()
         return self._lap - previous
 
     @property

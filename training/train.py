@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator, PartialState
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from datasets import disable_progress_bars
 from transformers.utils.logging import disable_progress_bar
 
@@ -14,6 +15,7 @@ from training.arguments import Arguments, parse_arguments
 from training.checkpoint import prepare_output_dir
 from training.cpu import keep_freed_memory, use_all_cores
 from training.loop import TrainingLoop
+from training.plan import plan
 from training.tasks import argument_groups, build_task
 from training.tracking import tracker_options
 
@@ -26,6 +28,8 @@ def build_accelerator(arguments: Arguments) -> Accelerator:
         mixed_precision=options.mixed_precision,
         **tracker_options(arguments.tracking, arguments.run.output_dir),
         dynamo_backend="inductor" if options.torch_compile else None,
+        # One process prepares the data, and writes the card, while the others wait.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=options.gradient_accumulation_steps),
     )
 
@@ -50,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         task = build_task(arguments)
     loop = TrainingLoop(accelerator, task, arguments)
     if arguments.run.dry_run:
-        accelerator.print(loop.plan())
+        accelerator.print(plan(loop))
     else:
         loop.train()
 
