@@ -49,7 +49,10 @@ def push(
 def pull(
     repo_id: RepoId,
     revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit.")] = None,
-    local_dir: Annotated[Path | None, typer.Option(help="Where to; the Hub's cache by default.")] = None,
+    local_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where to: a folder that is new, empty or of an earlier pull; the Hub's cache by default."),
+    ] = None,
     token: Token = None,
 ) -> None:
     """Download a model's repository and print its folder. Runs nothing of it."""
@@ -120,7 +123,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         app()
-    except (ValueError, hub.HubError) as error:
+    except (ValueError, OSError, hub.HubError) as error:
         sys.exit(f"hf-vit: {error}")
 
 

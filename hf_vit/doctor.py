@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from model_cards import check_card
+from model_cards.records import read_author
 
 CARD_FILE = "README.md"
 LAST_CHECKPOINT = "last-checkpoint"  # a run's state, for resuming it; transformers' Trainer has it under this name
@@ -49,7 +50,7 @@ def examine(folder: str | os.PathLike) -> list[str]:
     """Everything that is missing or wrong in a folder, each in one sentence; empty when it can be published.
 
     Looks at weights, configuration and `auto_map`, code, processor, model card and its records, pickles, and at what
-    should stay private: absolute paths, tokens, e-mail addresses (other than those in the author's `card.yaml`).
+    should stay private: absolute paths, tokens, e-mail addresses (other than those in the author's words on the card).
 
     Raises:
         ValueError: there is no such folder.
@@ -88,13 +89,21 @@ def _weights(folder: Path, files: list[str], config: dict) -> Iterator[str]:
             yield f"{name} cannot be read: {error}"
     for name in files:
         if name.endswith(".safetensors.index.json"):
-            index = json.loads((folder / name).read_text(encoding="utf-8"))
-            for missing in sorted(set(index["weight_map"].values()) - weights):
+            try:
+                named = set(json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values())
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                yield f"{name} holds no weight_map of files: {error!r}"
+                continue
+            for missing in sorted(named - weights):
                 yield f"{missing} is missing, which {name} names"
 
 
 def _auto_map(folder: Path, files: list[str], config: dict) -> Iterator[str]:
     model_type, auto_map = config.get("model_type"), config.get("auto_map", {})
+    pipelines = config.get("custom_pipelines", {})
+    if not isinstance(auto_map, dict) or not isinstance(pipelines, dict):
+        yield "config.json: auto_map and custom_pipelines must be JSON objects: save the model again"
+        return
     if model_type is None or (model_type in CONFIG_MAPPING_NAMES and not auto_map):
         return
     try:
@@ -105,9 +114,12 @@ def _auto_map(folder: Path, files: list[str], config: dict) -> Iterator[str]:
         if name not in auto_map:
             yield f"config.json: auto_map lacks {name}, so {name}.from_pretrained fails: save the model again"
     places = {f"auto_map[{name!r}]": reference for name, reference in auto_map.items()}
-    for task, pipeline in config.get("custom_pipelines", {}).items():
-        places[f"custom_pipelines[{task!r}]"] = pipeline["impl"]
+    for task, pipeline in pipelines.items():
+        places[f"custom_pipelines[{task!r}]"] = pipeline.get("impl") if isinstance(pipeline, dict) else pipeline
     for place, reference in places.items():
+        if not isinstance(reference, str):
+            yield f"config.json: {place} must be 'module.Class', found {reference!r}"
+            continue
         module, _, class_name = reference.rpartition(".")
         if "--" in reference:
             yield f"config.json: {place} points to code in another repository, {reference!r}"
@@ -168,8 +180,11 @@ def _card(folder: Path, files: list[str], config: dict) -> Iterator[str]:
 
 def _pickles(folder: Path, files: list[str], config: dict) -> Iterator[str]:
     for name in files:
-        if not name.startswith(f"{LAST_CHECKPOINT}/") and _is_pickle(folder / name):
-            yield f"{name} is a pickle, which can run any code when it is opened: remove it or use safetensors"
+        try:
+            if not name.startswith(f"{LAST_CHECKPOINT}/") and _is_pickle(folder / name):
+                yield f"{name} is a pickle, which can run any code when it is opened: remove it or use safetensors"
+        except zipfile.BadZipFile as error:
+            yield f"{name} is a damaged ZIP archive: {error}"
 
 
 def _is_pickle(path: Path) -> bool:
@@ -184,8 +199,7 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _private(folder: Path, files: list[str], config: dict) -> Iterator[str]:
-    author = folder / "card.yaml"
-    public_addresses = set(_ADDRESSES.findall(author.read_text(encoding="utf-8"))) if author.is_file() else set()
+    public_addresses = set(_ADDRESSES.findall(_author_words(folder)))
     own_token = get_token()
     for name in files:
         for number, line in enumerate(_lines(folder / name), start=1):
@@ -200,6 +214,13 @@ def _private(folder: Path, files: list[str], config: dict) -> Iterator[str]:
                 yield f"{place} holds an e-mail address: {found}"
             for found in _PATHS.findall(line):
                 yield f"{place} holds an absolute path of a computer: {found}"
+
+
+def _author_words(folder: Path) -> str:
+    try:
+        return "\n".join(read_author(folder).values())
+    except ValueError:  # `_card` tells
+        return ""
 
 
 def _lines(path: Path) -> list[str]:

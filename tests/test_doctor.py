@@ -13,7 +13,7 @@ from transformers import ResNetConfig, ResNetForImageClassification, ViTImagePro
 from typer.testing import CliRunner
 
 from hf_vit import HfViTForImageClassification
-from hf_vit.cli import app
+from hf_vit.cli import app, main
 from hf_vit.doctor import examine
 from hf_vit.fresh_process import fresh_process
 from hf_vit.staging import staged
@@ -36,11 +36,14 @@ def save_pickle(folder):
     torch.save({}, folder / "notes.dat")
 
 
-def keep_only(name):
+def put(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def set_in_config(**values):
     def change(folder):
         config = json.loads((folder / "config.json").read_text())
-        config["auto_map"] = {name: config["auto_map"][name]}
-        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "config.json").write_text(json.dumps({**config, **values}))
 
     return change
 
@@ -64,15 +67,26 @@ def remove(name):
         (lambda folder: (folder / "rng.pkl").write_bytes(b""), "rng.pkl is a pickle"),
         (remove("pooling.py"), "pooling.py is missing, which modeling_hf_vit.py imports"),
         (remove("modeling_hf_vit.py"), r"modeling_hf_vit.py is missing, which auto_map\['AutoModel'\]"),
-        (keep_only("AutoConfig"), "auto_map lacks AutoModelForImageClassification"),
+        (
+            set_in_config(auto_map={"AutoConfig": "configuration_hf_vit.HfViTConfig"}),
+            "auto_map lacks AutoModelForImageClassification",
+        ),
         (remove("model.safetensors"), "no weights"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\x01" * 99), "model.safetensors cannot be read"),
         (remove("config.json"), "config.json is missing"),
         (remove("preprocessor_config.json"), "no image processor"),
         (remove("README.md"), "README.md is missing"),
         (remove("sample_0.png"), "sample_0.png is missing|differs from the records|not in the records"),
-        (lambda folder: (folder / "README.md").write_text("# Digits\n"), "metadata has no pipeline_tag"),
-        (lambda folder: (folder / "README.md").write_text("---\na: [\n---\n"), "metadata cannot be read"),
+        (put("README.md", "# Digits\n"), "metadata has no pipeline_tag"),
+        (put("README.md", "---\na: [\n---\n"), "metadata cannot be read"),
+        (put("samples.png", "x"), "samples.png was not drawn from these records"),
+        (put("notes.zip", "PK\3\4"), "notes.zip is a damaged ZIP archive"),
+        (put("model.safetensors.index.json", "{"), "model.safetensors.index.json holds no weight_map"),
+        (put("card.yaml", "authors: [\n"), "card.yaml is not valid YAML"),
+        (put("run.json", '{"task": "translation", "arguments": []}'), "arguments in run.json must be a JSON object"),
+        (put("run.json", '{"task": "translation", "data": []}'), "run.json is not what a run writes"),
+        (set_in_config(auto_map=[]), "auto_map and custom_pipelines must be JSON objects"),
+        (set_in_config(custom_pipelines={"x": {}}), r"custom_pipelines\['x'\] must be 'module.Class', found None"),
         (append("run.json", "x"), "run.json is not valid JSON"),
     ],
 )
@@ -89,6 +103,36 @@ def test_doctor_says_what_is_wrong(folder, tmp_path, change, message):
 def test_doctor_finds_nothing_in_a_whole_folder(folder):
     outcome = CliRunner().invoke(app, ["doctor", str(folder), "--no-load"])
     assert (outcome.exit_code, outcome.stdout) == (0, f"{folder} can be published\n")
+
+
+def test_an_author_may_give_an_address(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "digits")
+    put("card.yaml", "contact: alice@example.org\n")(copy)
+    arguments = json.loads((copy / "run.json").read_text())["arguments"]
+    amend_run(copy, "arguments", {**arguments, "card_authors": "Bob, bob@example.org"})
+    write_card(copy)
+    with staged(copy) as stage:
+        assert examine(stage) == []
+
+
+def test_paths_are_cut_alike_in_the_records_and_on_the_card(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "digits")
+    arguments = json.loads((copy / "run.json").read_text())["arguments"]
+    new = {"teacher": ["/home/alice/my models/cnn"], "card_limitations": "Tells cats / dogs apart, see /limits ."}
+    amend_run(copy, "arguments", {**arguments, **new})
+    text = write_card(copy).read_text()
+    assert "/home" not in text and new["card_limitations"] in text
+    with staged(copy) as stage:
+        assert examine(stage) == []
+
+
+@pytest.mark.parametrize("argv", [["doctor", "none"], ["doctor", "file"], ["card", "none"], ["card", "file"]])
+def test_the_command_line_shows_no_traceback(tmp_path, monkeypatch, argv):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr("sys.argv", ["hf-vit", *argv])
+    with pytest.raises(SystemExit, match=f"^hf-vit: folder: .*{argv[1]}"):
+        main()
 
 
 def test_a_fresh_process_is_a_stranger(folder, tmp_path):

@@ -98,6 +98,7 @@ def test_config_overrides_are_merged_over_the_recipes(recipe, flag):
         (["--seed", "-1"], ["--seed", ">= 0"]),
         (["--per_device_train_batch_size", "0"], ["--per_device_train_batch_size", ">= 1", "0"]),
         (["--checkpointing_steps", "often"], ["--checkpointing_steps", "'often'"]),
+        (["--hub_model_id", "a/b/c"], ["--hub_model_id", "'a/b/c'"]),
         (["--config_overrides", "hidden_size"], ["config_overrides"]),
         (["--task", "image_clasification"], ["image_classification"]),
         (["--recipe", "digit"], ["'digits'"]),
