@@ -14,6 +14,7 @@ from typing import TypeVar
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
+    HFValidationError,
     LocalTokenNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -30,6 +31,7 @@ Result = TypeVar("Result")
 RETRY_DELAYS_S = (1, 4, 16)  # before each repetition of a call that the network has failed
 MAX_DIFFERENCE = 1e-5  # of the outputs in fp32 on the same machine, before and after the round trip
 COMMIT_MESSAGE = "Upload model"
+_PULLED = ".cache/huggingface"  # huggingface_hub's notes on what it has put into a folder
 _TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
 _HTTPError = HfHubHTTPError.__bases__[0]  # of httpx in huggingface_hub 1, of httpx2 in 2
 
@@ -64,7 +66,10 @@ class Destination:
     token: str | None = field(default=None, repr=False)
 
     def __post_init__(self):
-        validate_repo_id(self.repo_id)
+        try:
+            validate_repo_id(self.repo_id)
+        except HFValidationError as error:
+            raise ValueError(f"repo_id: {error}") from None
         if self.create_pr and self.revision not in (None, "main"):
             raise ValueError(f"create_pr opens a pull request against main, revision must not be {self.revision!r}")
 
@@ -124,14 +129,21 @@ def pull(
 ) -> Path:
     """Downloads a whole model repository; nothing in it is executed.
 
+    Args:
+        local_dir: a folder that is new, empty or of an earlier pull, whose files are brought up to date.
+
     Returns:
         Its folder: `local_dir`, or the snapshot in the Hub's cache, named by its commit.
 
     Raises:
-        ValueError: the id is no repository's.
+        ValueError: the id is no repository's, or `local_dir` holds files of something else.
         HubError: there is no such repository or revision, it is private, or the Hub was not reached.
     """
     destination = Destination(repo_id, token=token)
+    if local_dir is not None and Path(local_dir).exists():
+        folder = Path(local_dir)
+        if not folder.is_dir() or (any(folder.iterdir()) and not (folder / _PULLED).is_dir()):
+            raise ValueError(f"local_dir: {local_dir} must be a new or an empty folder, or one of an earlier pull")
     with explained(destination):
         return Path(_api(destination).snapshot_download(repo_id, revision=revision, local_dir=local_dir))
 
@@ -243,7 +255,8 @@ def explained(destination: Destination, folder: str | os.PathLike | None = None)
         yield
     except Exception as error:
         message = f"{destination.repo_id}: {_reason(error)}"
-        if folder is not None:
+        refused = isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError)  # by this module
+        if folder is not None and not refused:
             message += f"\n{folder} is unchanged. To finish the job, run\n\n    {destination.command(folder)}\n"
         raise HubError(message) from error
 

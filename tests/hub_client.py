@@ -21,6 +21,23 @@ for line in sys.stdin:
         answer = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(answer), file=answers, flush=True)
 """
+# Of someone without the package: what they do once, and how they ask `repo_id` for the logits of `image`.
+STRANGER = """
+import sys
+sys.modules["hf_vit"] = None
+import contextlib, io, json
+import torch, transformers
+from huggingface_hub import hf_hub_download
+from PIL import Image
+from transformers import AutoImageProcessor, pipeline
+options = {"trust_remote_code": True}
+processor = AutoImageProcessor.from_pretrained(repo_id)
+image = Image.open(hf_hub_download(repo_id, "sample_0.png"))
+"""
+LOGITS = """
+model = transformers.AutoModelForImageClassification.from_pretrained(repo_id, **options, **revision)
+result = model(**processor(image, return_tensors="pt")).logits[0].tolist()
+"""
 
 
 class ClientError(Exception):
@@ -70,3 +87,9 @@ class Client:
         if "error" in answer:
             raise ClientError(answer["error"])
         return answer["result"]
+
+
+def push(author: Client, folder: Path, repo_id: str, **options: Any) -> str:
+    """Pushes from a process that knows `hf_vit.hub` as `hub`, without loading the model; returns the commit's hash."""
+    code = "result = hub.push(folder, hub.Destination(**destination), load=False).oid"
+    return author.run(code, folder=str(folder), destination={"repo_id": repo_id, **options})

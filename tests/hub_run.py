@@ -1,5 +1,6 @@
 """The folder of a run, as training leaves it, of a model that was not trained."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -43,3 +44,9 @@ def save_run(folder: Path, hub_model_id: str) -> Path:
     (folder / "checkpoints").mkdir()
     torch.save({"step": 1}, folder / "checkpoints" / "optimizer.bin")
     return folder
+
+
+def digests(folder: Path) -> dict[Path, str]:
+    """The SHA-256 of every file in a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
