@@ -66,7 +66,7 @@ def test_after_going_back_the_new_checkpoints_are_the_latest(checkpointer):
 
 @pytest.mark.parametrize("renames", [0, 1, 2])
 def test_a_kill_while_a_checkpoint_of_the_same_step_is_replaced(checkpointer, monkeypatch, renames):
-    saver, model = checkpointer()
+    saver, _ = checkpointer()
     saver.save(TrainingState(step=1, loss_sum=1.0))
     replace, remove, done = os.replace, shutil.rmtree, []
 

@@ -94,6 +94,8 @@ def test_classes_of_other_names_may_come_in_the_same_order(tmp_path):
     pixels = torch.rand(2, 3, 24, 24) * 255
     own = model(pixel_values=(pixels / 255 - 0.2) / 0.3).logits
     torch.testing.assert_close(Teacher(path, NAMES, class_order="index")(pixels), own)
+    with pytest.raises(ValueError, match="of the same name"):
+        Teacher(path, ["Ant", "Cow"])
     with pytest.raises(ValueError, match="3 classes, the data 2"):
         Teacher(path, NAMES[:2], class_order="index")
 

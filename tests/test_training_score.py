@@ -63,6 +63,21 @@ def test_classes_the_model_does_not_know_are_refused_by_name(tmp_path, source):
     assert not (tmp_path / "score").exists()
 
 
+def test_classes_of_other_names_may_come_in_the_same_order(tmp_path, source):
+    data, images, labels = source(["ant", "bee", "cow"])
+    path, _ = save(tmp_path / "model", "vit", names=["Ant", "Ant", "Cow"])
+    flags = ["--model_name_or_path", path, "--dataset_name", data, "--output_dir", str(tmp_path / "score")]
+    with pytest.raises(ValueError, match="of the same name: --class_order index"):
+        score.main(flags)
+    record = score.main([*flags, "--class_order=index"])
+    classifier = pipeline("image-classification", model=path, device="cpu")
+    own = classifier.model(**classifier.image_processor(images, return_tensors="pt")).logits.argmax(-1)
+    assert record["result"]["metrics"]["accuracy"] == np.mean([NAMES[i] == label for i, label in zip(own, labels)])
+    path, _ = save(tmp_path / "other", "vit", names=["Ant", "Bee"])
+    with pytest.raises(ValueError, match="the data has 3 classes, the model 2"):
+        score.main(["--model_name_or_path", path, *flags[2:], "--class_order=index", "--overwrite_output_dir"])
+
+
 def test_a_models_name_is_required(capsys):
     with pytest.raises(SystemExit):
         score.main(["--dataset_name=x"])

@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, Image
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 
+from training import train
 from training.arguments import parse_arguments
 from training.data import DataArguments
 from training.streaming import ImageStream, load_streamed_images
@@ -122,6 +123,7 @@ def test_a_webdataset_with_given_class_names(tmp_path):
     ("flags", "words"),
     [
         (["--train_samples_per_epoch=none"], "--train_samples_per_epoch"),
+        (["--max_train_samples=5"], "--max_train_samples"),
         (["--on_bad_sample=skip"], "--on_bad_sample skip"),
         (["--repeated_augmentation=3"], "--repeated_augmentation"),
     ],
@@ -143,6 +145,10 @@ def test_a_stopped_run_goes_on_where_it_was(shards, tmp_path, num_processes):
     run = [*arguments, *schedule, "--output_dir"]
     training_runs.finish(*run, tmp_path / "whole", num_processes=num_processes)
     training_runs.finish(*run, tmp_path / "cut", "--max_train_steps=8", num_processes=num_processes)
+    if num_processes == 1:
+        other = [*run, str(tmp_path / "cut"), "--resume_from_checkpoint=latest", "--dataloader_num_workers=2"]
+        with pytest.raises(ValueError, match="another position: dataloader_num_workers 0, here 2"):
+            train.main(other)
     training_runs.finish(*run, tmp_path / "cut", "--resume_from_checkpoint", num_processes=num_processes)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
     assert weights[0] == weights[1]

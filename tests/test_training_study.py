@@ -1,6 +1,7 @@
 """A study trains what is missing, and its numbers are the runs' own."""
 
 import json
+import shlex
 import statistics
 import subprocess
 from pathlib import Path
@@ -11,10 +12,11 @@ import yaml
 from training import study
 
 
-def finished(folder, accuracy):
+def finished(folder, accuracy, command="accelerate launch training/train.py"):
     folder.mkdir(parents=True)
     run = {
         "status": "finished",
+        "command": command,
         "model": {"num_parameters": 7},
         "result": {"split": "test", "num_examples": 10, "metrics": {"accuracy": accuracy, "loss": 1 - accuracy}},
         "duration_s": {"training": 1.0},
@@ -42,8 +44,11 @@ def study_file(tmp_path):
 def test_finished_runs_are_not_trained_again_and_give_the_results(study_file, tmp_path):
     accuracies = {("cls", 0): 0.5, ("cls", 1): 0.7, ("mean", 0): 0.8, ("mean", 1): 0.9}
     for (variant, seed), accuracy in accuracies.items():
-        finished(tmp_path / "runs" / variant / f"seed_{seed}", accuracy)
-    study.main([str(study_file), "--output_dir", str(tmp_path / "runs"), "--results_dir", str(tmp_path / "results")])
+        folder = tmp_path / "runs" / variant / f"seed_{seed}"
+        words = study.run_command(study.load_study(str(study_file)), variant, seed, folder)[4:]
+        finished(folder, accuracy, shlex.join(["accelerate", "launch", "training/train.py", *words, "--resume"]))
+    places = [str(study_file), "--output_dir", str(tmp_path / "runs"), "--results_dir", str(tmp_path / "results")]
+    study.main(places)
     results = json.loads((tmp_path / "results" / "poolings.json").read_text())
     summary = {entry["variant"]: entry["accuracy"] for entry in results["summary"]}
     assert summary["cls"] == {"mean": pytest.approx(0.6), "std": pytest.approx(statistics.stdev([0.5, 0.7]))}
@@ -52,6 +57,8 @@ def test_finished_runs_are_not_trained_again_and_give_the_results(study_file, tm
         "| `mean` | 85.00 ± 7.07 % | 0.1500 ± 0.0707 | 7 | 2 |" in (tmp_path / "results" / "poolings.md").read_text()
     )
     assert (tmp_path / "results" / "poolings.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match="a run with other arguments, --num_train_epochs 3: choose another"):
+        study.main([*places, "--num_train_epochs=1"])
 
 
 def test_a_run_is_the_recipe_with_the_studys_and_the_variants_arguments(study_file, tmp_path):

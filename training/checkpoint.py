@@ -176,7 +176,7 @@ class Checkpointer:
         self.accelerator.wait_for_everyone()
 
     def _aside(self, path: Path) -> Path:
-        """Where a checkpoint goes before it is removed, its state first: no part of one ever has a checkpoint's name."""
+        """Where a checkpoint goes before it is removed, its state first: no part of one is ever taken for a whole."""
         return path.with_name(f"{TEMPORARY}{path.name}-removed")
 
     def _put_back(self) -> None:
@@ -202,8 +202,8 @@ class Checkpointer:
         """The state that a checkpoint holds, after checking that this run can go on from it.
 
         Raises:
-            ValueError: the checkpoint is of another architecture or other data, or lies within an epoch of batches that
-                this run would draw otherwise.
+            ValueError: the checkpoint is of another architecture or other data, or lies within an epoch whose
+                batches this run would draw otherwise.
         """
         content = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
         state, saved = TrainingState(**content["state"]), content["run"]

@@ -66,6 +66,8 @@ class DataArguments(SourceArguments):
             raise ValueError("--validation_dir goes with --train_dir")
         if self.streaming and self.on_bad_sample == "skip":
             raise ValueError("--on_bad_sample skip looks at all images first, which --streaming cannot")
+        if self.streaming and self.max_train_samples is not None:
+            raise ValueError("--max_train_samples does not go with --streaming: give --train_samples_per_epoch")
         if self.streaming and self.keep_in_memory:
             raise ValueError("--keep_in_memory holds all images, --streaming only those under way: give one of them")
         check_range("train_samples_per_epoch", self.train_samples_per_epoch, 1)
@@ -157,8 +159,8 @@ def load_labelled_images(arguments: DataArguments, seed: int) -> LabelledImages:
     return images
 
 
-def load_labelled_split(arguments: DataArguments, split: str, class_names: Sequence[str]) -> LabelledImages:
-    """One split of the data set of `arguments`, its labels as indices into `class_names`.
+def load_labelled_split(arguments: DataArguments, split: str, class_names: Sequence[str] | None) -> LabelledImages:
+    """One split of the data set of `arguments`, its labels as indices into `class_names`, or into its own classes.
 
     Raises:
         ValueError: there is no such split, no image or label column, or a label is not among the classes.

@@ -99,6 +99,8 @@ def _same_order(name: str, id2label: dict[int, str], class_names: list[str]) -> 
 
 def _order_of_names(name: str, id2label: dict[int, str], class_names: list[str]) -> list[int]:
     index_of = {label: int(index) for index, label in id2label.items()}
+    if len(index_of) < len(id2label):
+        raise ValueError(f"--teacher {name!r} has classes of the same name; --teacher_class_order index")
     missing = [label for label in class_names if label not in index_of]
     surplus = [label for label in index_of if label not in class_names]
     if missing or surplus:

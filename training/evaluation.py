@@ -15,7 +15,7 @@ def gather_predictions(
     accelerator: Accelerator,
     batches: Iterable[Any],
     step: Callable[[Any], dict[str, torch.Tensor]],
-    after_batch: Callable[[], None],
+    after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, np.ndarray]:
     """What `step` gives for every sample of a prepared loader, in order, on every process.
 

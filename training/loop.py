@@ -134,8 +134,8 @@ class TrainingLoop:
         best_step = self.state.best_step
         if best_step is not None and not self.checkpointer.path_of(best_step).is_dir():
             raise ValueError(
-                f"--load_best_model_at_end: the best checkpoint of the run to resume, that of step {best_step}, is not "
-                f"in {self.checkpointer.folder}: resume in its own --output_dir"
+                f"--load_best_model_at_end: the best checkpoint of the run to resume, of step {best_step}, is not in "
+                f"{self.checkpointer.folder}: resume in its own --output_dir"
             )
 
     def _checkpointer(self, described: dict[str, Any]) -> Checkpointer:

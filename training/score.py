@@ -44,6 +44,12 @@ class ScoreArguments:
     model_revision: str | None = argument(None, help="Branch, tag or commit of model_name_or_path.")
     trust_remote_code: bool = argument(False, help="Allow the code that the model brings along.")
     split: str = argument("test", help="The split to score on.")
+    class_order: str = argument(
+        "name",
+        help="Match the model's classes to the data's by their names, or take them in the same order where names are "
+        "spelled otherwise.",
+        choices=("name", "index"),
+    )
     output_dir: str | None = argument(None, help="Where score.json and figures go; outputs/score-MODEL by default.")
     overwrite_output_dir: bool = argument(False, help="Replace what output_dir holds.")
     per_device_eval_batch_size: int = argument(64, help="Images of one process in one batch.")
@@ -62,10 +68,10 @@ def score(
 ) -> tuple[dict[str, Any], LabelledImages]:
     """The result of a model on a split, in the form of a run record's, and the data.
 
-    The images go through the model's own processor, and classes are matched by their names.
+    The images go through the model's own processor.
 
     Raises:
-        ValueError: the data has classes that the model does not know.
+        ValueError: the data has classes that the model does not know, or as many as it does not have.
     """
     options = {"revision": arguments.model_revision, "trust_remote_code": arguments.trust_remote_code}
     model = AutoModelForImageClassification.from_pretrained(arguments.model_name_or_path, **options)
@@ -73,7 +79,7 @@ def score(
     if not isinstance(processor, TorchvisionBackend):  # timm's, for one
         processor = InputFormat.of(processor).processor()
     class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    data = load_labelled_split(data_arguments, arguments.split, class_names)
+    data = _load(data_arguments, arguments, class_names)
     loader = DataLoader(
         ImageView(data.splits[arguments.split], EvaluationTransform(processor)),
         batch_size=arguments.per_device_eval_batch_size,
@@ -90,10 +96,24 @@ def score(
     return {
         "split": arguments.split,
         "num_examples": num_examples,
-        "metrics": classification_metrics(gathered, class_names, detailed=True),
+        "metrics": classification_metrics(gathered, data.class_names, detailed=True),
         "duration_s": duration,
         "images_per_second": num_examples / duration,
     }, data
+
+
+def _load(data_arguments: DataArguments, arguments: ScoreArguments, class_names: list[str]) -> LabelledImages:
+    """The split, its labels as the model's indices."""
+    if arguments.class_order == "index":
+        data = load_labelled_split(data_arguments, arguments.split, None)
+        if len(data.class_names) != len(class_names):
+            raise ValueError(
+                f"--class_order index: the data has {len(data.class_names)} classes, the model {len(class_names)}"
+            )
+        return data
+    if len(set(class_names)) < len(class_names):
+        raise ValueError("the model has classes of the same name: --class_order index")
+    return load_labelled_split(data_arguments, arguments.split, class_names)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

@@ -171,6 +171,7 @@ def load_streamed_images(arguments: DataArguments) -> StreamedImages:
     if not kept:
         raise ValueError(f"--streaming: {name!r} has no validation or test split, and none can be made from a stream")
     images = labelled(arguments, kept, class_names)
+    images.revision, images.license = arguments.dataset_revision, train.info.license or None  # copies know neither
     limit_samples(images.splits, arguments, seed=0)
     stream = train.select_columns([image_column, label_column])
     stream = stream.cast_column(image_column, datasets.Image(decode=False))

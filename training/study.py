@@ -9,6 +9,7 @@ deviation, and a picture.
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -102,15 +103,31 @@ def finished_run(folder: Path) -> dict[str, Any] | None:
     return run if run.get("status") == "finished" else None
 
 
+def check_arguments(run: dict[str, Any], command: list[str], folder: Path) -> None:
+    """Raises a ValueError if a finished run was not made by this command, but for where it lies and how it went on."""
+    made_by = shlex.split(run["command"])
+    script = next(place for place, word in enumerate(made_by) if word.endswith("train.py"))
+    found, wanted = run_arguments(made_by[script + 1 :]), run_arguments(command[4:])
+    for name in sorted({*found, *wanted} - {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume"}):
+        if found.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{folder} holds a run with other arguments, --{name} {' '.join(found.get(name, ['not given']))}: "
+                "choose another --output_dir"
+            )
+
+
 def train_one(study: dict[str, Any], variant: str, seed: int, folder: Path) -> dict[str, Any]:
     """Trains one run if it has not been trained yet; returns its row of the results.
 
     Raises:
         RuntimeError: the run failed; the message holds the end of its output.
+        ValueError: it was trained with other arguments.
     """
-    run = finished_run(folder)
-    if run is None:
-        done = subprocess.run(run_command(study, variant, seed, folder), capture_output=True, text=True)
+    run, command = finished_run(folder), run_command(study, variant, seed, folder)
+    if run is not None:
+        check_arguments(run, command, folder)
+    else:
+        done = subprocess.run(command, capture_output=True, text=True)
         run = finished_run(folder)
         if done.returncode or run is None:
             raise RuntimeError(f"{variant}, seed {seed} failed:\n{(done.stdout + done.stderr)[-2000:]}")
@@ -198,7 +215,10 @@ def main(argv: list[str] | None = None) -> None:
     runs = [(variant, seed) for seed in study["seeds"] for variant in study["variants"]]
     rows = []
     for variant, seed in tqdm(runs, unit="run"):
-        rows.append(train_one(study, variant, seed, output_dir / variant / f"seed_{seed}"))
+        try:
+            rows.append(train_one(study, variant, seed, output_dir / variant / f"seed_{seed}"))
+        except (RuntimeError, ValueError) as error:
+            sys.exit(f"study.py: error: {error}")
         done = [entry for entry in study["variants"] if any(row["variant"] == entry for row in rows)]
         so_far = {**study, "variants": {entry: study["variants"][entry] for entry in done}}
         summary = summarise(so_far, rows)
