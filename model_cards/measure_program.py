@@ -9,12 +9,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-)
+from transformers import AutoModelForImageClassification, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 MAX_SIDE = 32  # more cells along a map's side than this cannot be told apart in a figure
 MAX_LINES = 5  # rows and columns of patches whose similarity to all others is kept
