@@ -200,6 +200,9 @@ def _is_pickle(path: Path) -> bool:
 
 def _private(folder: Path, files: list[str], config: dict) -> Iterator[str]:
     public_addresses = set(_ADDRESSES.findall(_author_words(folder)))
+    labels = config.get("id2label")
+    # Class names may look like paths, as those of Open Images do: /m/01g317.
+    public_paths = set(map(str, labels.values())) if isinstance(labels, dict) else set()
     own_token = get_token()
     for name in files:
         for number, line in enumerate(_lines(folder / name), start=1):
@@ -212,7 +215,7 @@ def _private(folder: Path, files: list[str], config: dict) -> Iterator[str]:
                 continue
             for found in set(_ADDRESSES.findall(line)) - public_addresses:
                 yield f"{place} holds an e-mail address: {found}"
-            for found in _PATHS.findall(line):
+            for found in set(_PATHS.findall(line)) - public_paths:
                 yield f"{place} holds an absolute path of a computer: {found}"
 
 

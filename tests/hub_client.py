@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +95,19 @@ def push(author: Client, folder: Path, repo_id: str, **options: Any) -> str:
     """Pushes from a process that knows `hf_vit.hub` as `hub`, without loading the model; returns the commit's hash."""
     code = "result = hub.push(folder, hub.Destination(**destination), load=False).oid"
     return author.run(code, folder=str(folder), destination={"repo_id": repo_id, **options})
+
+
+def run_snippets(client: Client, folder: Path, snippets: Iterable[str]) -> dict[str, str]:
+    """What each snippet of a card prints for the client, beside the sample images of the card's folder."""
+    for sample in folder.glob("sample_*"):
+        shutil.copy(sample, client.folder)
+    return client.run(
+        """
+        result = {}
+        for code in snippets:
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(code, {})
+            result[code] = printed.getvalue()
+        """,
+        snippets=list(snippets),
+    )

@@ -1,5 +1,6 @@
 """The cards of the reference models say what the records beside them say."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,6 +9,13 @@ import pytest
 from model_cards import check_card
 
 CARDS = sorted(path.parent for path in (Path(__file__).parent.parent / "model_cards" / "reference").glob("*/run.json"))
+
+
+def test_there_is_a_card_for_every_kind_of_model():
+    assert {json.loads((folder / "run.json").read_text())["task"] for folder in CARDS} == {
+        "image_classification",
+        "translation",
+    }
 
 
 @pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)

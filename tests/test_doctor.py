@@ -105,6 +105,13 @@ def test_doctor_finds_nothing_in_a_whole_folder(folder):
     assert (outcome.exit_code, outcome.stdout) == (0, f"{folder} can be published\n")
 
 
+def test_class_names_may_look_like_paths(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "digits")
+    names = {str(index): f"/m/01g31{index}" for index in range(10)}
+    set_in_config(id2label=names, label2id={name: int(index) for index, name in names.items()})(copy)
+    assert not [problem for problem in examine(copy) if "/m/" in problem]
+
+
 def test_an_author_may_give_an_address(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "digits")
     put("card.yaml", "contact: alice@example.org\n")(copy)

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from hub_client import LOGITS, STRANGER, Client, ClientError, push
+from hub_client import LOGITS, STRANGER, Client, ClientError, push, run_snippets
 from hub_http import Fault
 from hub_run import digests, save_run
 from hub_server import Hub, User
@@ -97,7 +97,11 @@ def test_push_is_one_whole_commit(hub, folder, published):
     repository = hub.repositories[REPO]
     entries = repository.git.entries(published)
     assert repository.git.log() == ["Upload model", "initial commit"]
-    assert set(entries) == {".gitattributes", *published_files(folder)}
+    code = {path.name for path in folder.glob("*.py")}
+    figures = {path.name for path in folder.glob("*.png")}
+    described = {"config.json", "preprocessor_config.json", "README.md", "run.json"}
+    assert set(entries) == {".gitattributes", "model.safetensors"} | code | figures | described
+    assert "modeling_hf_vit.py" in code and {"sample_0.png", "attention.png"} <= figures
     weights = entries["model.safetensors"]
     assert weights.lfs_oid == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert repository.git.refs("tags") == {"v1": published}
@@ -152,21 +156,8 @@ def test_a_revision_is_what_it_was(stranger, author, hub, plain, published, logi
 
 
 def test_pipelines_answer_as_the_card_promises(stranger, hub, folder):
-    run = json.loads((folder / "run.json").read_text())
-    shutil.copy(folder / "sample_0.png", stranger.folder)
-    promised = run["card"]["outputs"]
-    assert len(promised) == 2
-    printed = stranger.run(
-        """
-        result = []
-        for code in snippets:
-            with contextlib.redirect_stdout(io.StringIO()) as printed:
-                exec(code, {})
-            result.append(printed.getvalue())
-        """,
-        snippets=list(promised),
-    )
-    assert printed == list(promised.values())
+    promised = json.loads((folder / "run.json").read_text())["card"]["outputs"]
+    assert len(promised) == 2 and run_snippets(stranger, folder, promised) == promised
     guessed, features = stranger.run(
         """
         guessed = pipeline(model=repo_id, **options)
@@ -374,8 +365,8 @@ def test_nothing_is_sent_of_a_folder_with_a_problem(hub, author, plain, tmp_path
     assert len(hub.requests) == asked
 
 
-def test_training_publishes_what_it_leaves(hub, author, tmp_path):
-    """After an epoch with the checkpoint, and at the end; the records and the card name the repository."""
+def test_training_publishes_what_it_leaves(hub, author, stranger, tmp_path):
+    """After an epoch with the checkpoint, and at the end; the card names the repository and keeps its promises."""
     repo_id = "alice/trained"
     run = """
         sys.path.insert(0, root)
@@ -391,5 +382,8 @@ def test_training_publishes_what_it_leaves(hub, author, tmp_path):
     weights = (tmp_path / "run" / "model.safetensors").read_bytes()
     assert entries["model.safetensors"].lfs_oid == hashlib.sha256(weights).hexdigest()
     assert any(name.startswith("last-checkpoint/") for name in entries)
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["arguments"]["hub_model_id"] == repo_id
-    assert f'from_pretrained("{repo_id}"' in (tmp_path / "run" / "README.md").read_text()
+    records = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert records["arguments"]["hub_model_id"] == repo_id
+    promised = records["card"]["outputs"]
+    assert len(promised) == 2 and all(f'"{repo_id}"' in code for code in promised)
+    assert run_snippets(stranger, tmp_path / "run", promised) == promised

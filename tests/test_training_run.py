@@ -51,7 +51,7 @@ def test_the_records_say_what_happened(finished):
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "finished"
     assert record["arguments"]["num_train_epochs"] == 2
-    assert {"recipe", "num_train_epochs", "output_dir"} <= set(record["non_default_arguments"]) | {"recipe"}
+    assert {"num_train_epochs", "output_dir"} <= set(record["non_default_arguments"]) < set(record["arguments"])
     assert [row["epoch"] for row in record["epochs"]] == [1, 2]
     assert [row["step"] for row in record["epochs"]] == [4, 8]
     assert record["data"]["splits"]["train"]["num_examples"] == 200
@@ -62,6 +62,18 @@ def test_the_records_say_what_happened(finished):
     card = (folder / "README.md").read_text().replace("\N{NO-BREAK SPACE}", " ")
     assert f"{100 * metrics['accuracy']:.2f} % accuracy" in card
     assert check_card(folder) == []
+
+
+def test_a_dry_run_says_beforehand_what_happened(finished, tmp_path):
+    process = train(*TINY, "--dry_run", "--output_dir", str(tmp_path / "run"))
+    assert process.returncode == 0 and not (tmp_path / "run").exists()
+    plan = dict(re.findall(r"^ *(\w+): (.+)$", process.stdout + process.stderr, re.MULTILINE))
+    record = json.loads((finished[0] / "run.json").read_text())
+    model, (first, last) = record["model"], record["epochs"]
+    assert plan["model"].startswith(f"{model['class']}, {model['num_parameters']:,} parameters")
+    assert "train 200, test 360" in plan["data"]
+    assert plan["steps"] == f"{last['step']} of 64 images, {first['step']} in an epoch"
+    assert re.search(rf"rate 0, \S+, {first['learning_rate']:.3g}, \S+ at the start", plan["schedule"])
 
 
 def test_the_log_is_clean_and_ends_with_how_to_load(finished):

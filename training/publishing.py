@@ -32,10 +32,15 @@ class HubArguments:
     )
 
     def __post_init__(self):
-        try:
-            validate_repo_id(self.hub_model_id or "name")
-        except HFValidationError as error:
-            raise ValueError(f"--hub_model_id: {error}") from None
+        if self.hub_model_id is not None:
+            _validate(self.hub_model_id)
+
+
+def _validate(repo_id: str) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"--hub_model_id, or the name of --output_dir without it: {error}") from None
 
 
 class Publisher:
@@ -55,6 +60,7 @@ class Publisher:
         self._push = None
         if options.push_to_hub:
             repo_id = options.hub_model_id or output_dir.resolve().name
+            _validate(repo_id)
             destination = Destination(repo_id, private=options.hub_private_repo or None, revision=options.hub_revision)
             self._push = BackgroundPush(destination, output_dir)
             options.hub_model_id = self._push.repo_id
