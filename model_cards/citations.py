@@ -113,6 +113,14 @@ PAPERS = (
         _field("patch_embedding", "hybrid"),
     ),
     Paper(
+        "Residual blocks",
+        "He, Kaiming",
+        2015,
+        "Deep Residual Learning for Image Recognition",
+        "1512.03385",
+        _field("num_stem_blocks"),
+    ),
+    Paper(
         "Transformer",
         "Vaswani, Ashish",
         2017,

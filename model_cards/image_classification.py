@@ -17,6 +17,7 @@ _SCORES = ("precision", "recall", "f1", "support")
 _ARCHITECTURE = {
     "patch_size": "Patch size",
     "patch_embedding": "Patch embedding",
+    "num_stem_blocks": "Residual blocks after each convolution",
     "position_embedding": "Position embedding",
     "num_register_tokens": "Register tokens",
     "use_distillation_token": "Distillation token",

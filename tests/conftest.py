@@ -43,13 +43,15 @@ ARCHITECTURES = {
         "position_embedding": "sincos_1d",
         "patch_embedding": "hybrid",
     },
-    "list-none-oblong-swiglu": {
+    "list-none-oblong-swiglu-stem_blocks": {
         "pooling": ["cls", "max", "attention"],
         "pooling_norm": "after",
         "hidden_act": "swiglu",
         "position_embedding": "none",
         "image_size": [16, 24],
         "patch_size": [4, 8],
+        "patch_embedding": "hybrid",
+        "num_stem_blocks": 1,
     },
 }
 

@@ -258,4 +258,5 @@ def test_autocast_trains(model, images):
         assert loss.dtype == torch.float32
         loss.backward()
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
-    assert (gradients[1] - gradients[0]).norm() < 0.1 * gradients[0].norm()
+    # A rectifier that rounding tips over the edge passes a whole gradient on, or none.
+    assert (gradients[1] - gradients[0]).norm() < 0.15 * gradients[0].norm()

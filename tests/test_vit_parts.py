@@ -7,11 +7,12 @@ import pytest
 import torch
 from scipy.special import log_softmax, rel_entr, softmax
 from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 from hf_vit import HfViTModel
 from hf_vit.models.layers import DropPath, drop_path_rates
 from hf_vit.models.losses import classification_loss, distillation_loss
-from hf_vit.models.patch_embedding import PatchEmbedding
+from hf_vit.models.patch_embedding import PatchEmbedding, ResidualBlock
 from hf_vit.models.pooling import Pooler
 
 # --- patch embedding -------------------------------------------------------------------------------------------------
@@ -59,6 +60,14 @@ def test_the_stem_is_a_chain_of_convolutions_norms_and_rectifiers(tiny_config, r
     got = stem(pixel_values)
     assert got.shape == (2, 32, 48 // stem.stride, 96 // stem.stride)
     torch.testing.assert_close(got, chain(pixel_values))
+
+
+def test_a_residual_block_is_that_of_resnet(randomise):
+    peer = randomise(BasicBlock(16, 16, norm_layer=lambda channels: nn.GroupNorm(8, channels)))
+    block = ResidualBlock(16)
+    block.load_state_dict(dict(zip(block.state_dict(), peer.state_dict().values(), strict=True)))
+    features = torch.randn(2, 16, 5, 7)
+    torch.testing.assert_close(block(features), peer(features))
 
 
 # --- pooling ---------------------------------------------------------------------------------------------------------

@@ -91,6 +91,7 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         qk_norm (`bool`): layer norm of each head's queries and keys (2302.05442).
         patch_embedding (`str`): `"conv"`: one linear map of each patch. `"hybrid"`: a small convolutional stem
             (2106.14881), then the linear map.
+        num_stem_blocks (`int`): residual blocks (1512.03385) after each convolution of the hybrid's stem.
         position_embedding (`str`): `"learned"` (a table), `"learned_2d"` (a table of rows plus one of columns),
             `"sincos_1d"` (1706.03762, over the raster order), `"sincos_2d"` (MAE, 2111.06377), `"relative_bias"`
             (one table for all layers, BEiT, 2106.08254), `"rope_2d"` (axial rotary embedding on coordinates scaled to
@@ -142,6 +143,7 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     qkv_bias: bool = True
     qk_norm: bool = False
     patch_embedding: str = "conv"
+    num_stem_blocks: int = 0
     position_embedding: str = "learned"
     position_embedding_on_prefix: bool | None = None
     use_class_token: bool = True
@@ -317,8 +319,11 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.num_register_tokens < 0:
-            raise ValueError(f"num_register_tokens must be at least 0, got {self.num_register_tokens}")
+        for name in ("num_register_tokens", "num_stem_blocks"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.num_stem_blocks and self.patch_embedding != "hybrid":
+            raise ValueError(f"num_stem_blocks must be 0 without patch_embedding 'hybrid', got {self.num_stem_blocks}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size must be a multiple of num_attention_heads ({self.num_attention_heads}), "

@@ -75,13 +75,13 @@ def _nearest_multiples(length: int, patch: int) -> list[int]:
 
 class ConvStem(nn.Module):
     """Convolutions of stride 2 that halve the resolution while the patch can be halved (2106.14881: early convolutions
-    help Transformers see better), or one of stride 1 where the patch is odd. Channels double, from at least 8, up to
-    half of `hidden_size`.
+    help Transformers see better), or one of stride 1 where the patch is odd, each followed by `num_stem_blocks`
+    residual blocks. Channels double, from at least 8, up to half of `hidden_size`.
 
     (batch, channels, height, width) -> (batch, out_channels, height / stride, width / stride)
 
     Args:
-        config: gives `num_channels`, `hidden_size` and `patch_shape`.
+        config: gives `num_channels`, `hidden_size`, `patch_shape` and `num_stem_blocks`.
     """
 
     def __init__(self, config):
@@ -93,20 +93,38 @@ class ConvStem(nn.Module):
         self.out_channels = widths[-1]
         layers = []
         for in_channels, out_channels in zip([config.num_channels, *widths], widths):
-            layers += [
-                nn.Conv2d(in_channels, out_channels, 3, stride=2 if num_halvings else 1, padding=1, bias=False),
-                # Batch statistics would tie samples to each other and to the number of processes.
-                nn.GroupNorm(math.gcd(out_channels, 8), out_channels),
-                nn.ReLU(),
-            ]
+            layers += [*_convolution(in_channels, out_channels, stride=2 if num_halvings else 1), nn.ReLU()]
+            layers += [ResidualBlock(out_channels) for _ in range(config.num_stem_blocks)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.layers(pixel_values)
 
 
+class ResidualBlock(nn.Module):
+    """Two convolutions of 3 x 3, whose result is added to what they were given (1512.03385).
+
+    (batch, channels, height, width) -> the same shape
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.layers = nn.Sequential(*_convolution(channels, channels), nn.ReLU(), *_convolution(channels, channels))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.relu(features + self.layers(features))
+
+
+def _convolution(in_channels: int, out_channels: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+    return (
+        nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
+        # Batch statistics would tie samples to each other and to the number of processes.
+        nn.GroupNorm(math.gcd(out_channels, 8), out_channels),
+    )
+
+
 def _num_halvings(length: int) -> int:
     return (length & -length).bit_length() - 1
 
 
-__all__ = ["ConvStem", "PatchEmbedding"]
+__all__ = ["ConvStem", "PatchEmbedding", "ResidualBlock"]
