@@ -365,25 +365,32 @@ def test_nothing_is_sent_of_a_folder_with_a_problem(hub, author, plain, tmp_path
     assert len(hub.requests) == asked
 
 
-def test_training_publishes_what_it_leaves(hub, author, stranger, tmp_path):
-    """After an epoch with the checkpoint, and at the end; the card names the repository and keeps its promises."""
-    repo_id = "alice/trained"
+@pytest.fixture(scope="module")
+def trained(author, tmp_path_factory):
+    """The folder of a run that was published after an epoch with its checkpoint, and at the end, as alice/trained."""
     run = """
         sys.path.insert(0, root)
         from training.train import main
         result = main(argv)
     """
+    folder = tmp_path_factory.mktemp("trained") / "run"
     argv = ["--num_train_epochs=1", "--max_train_samples=64", "--max_eval_samples=40", "--dataloader_num_workers=0"]
-    argv += ["--output_dir", str(tmp_path / "run"), "--push_to_hub", "--hub_model_id", "trained"]
-    author.run(run, argv=[*argv, "--hub_strategy=checkpoint"], root=os.getcwd())
-    git = hub.repositories[repo_id].git
+    argv += ["--output_dir", str(folder), "--push_to_hub", "--hub_model_id", "trained", "--hub_strategy=checkpoint"]
+    author.run(run, argv=argv, root=os.getcwd())
+    return folder
+
+
+def test_training_publishes_what_it_leaves(hub, trained):
+    git = hub.repositories["alice/trained"].git
     assert git.log() == ["End of training", "Epoch 1", "initial commit"]
     entries = git.entries(git.resolve("main"))
-    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    weights = (trained / "model.safetensors").read_bytes()
     assert entries["model.safetensors"].lfs_oid == hashlib.sha256(weights).hexdigest()
     assert any(name.startswith("last-checkpoint/") for name in entries)
-    records = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert records["arguments"]["hub_model_id"] == repo_id
-    promised = records["card"]["outputs"]
-    assert len(promised) == 2 and all(f'"{repo_id}"' in code for code in promised)
-    assert run_snippets(stranger, tmp_path / "run", promised) == promised
+    assert json.loads((trained / "run.json").read_text())["arguments"]["hub_model_id"] == "alice/trained"
+
+
+def test_a_stranger_gets_what_the_card_of_a_trained_model_promises(stranger, trained):
+    promised = json.loads((trained / "run.json").read_text())["card"]["outputs"]
+    assert len(promised) == 2 and all('"alice/trained"' in code for code in promised)
+    assert run_snippets(stranger, trained, promised) == promised
