@@ -100,6 +100,35 @@ def test_products_in_bf16_are_as_exact_as_the_fused_kernel():
         assert ours < max(2 * theirs, 0.01)
 
 
+@pytest.mark.parametrize("masked", ["bool", "float", "causal"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_masked_attention_is_trained_in_fp32_on_the_cpu(masked, autocast):
+    """All that rounds to bf16 is what goes in and what comes out."""
+    torch.manual_seed(0)
+    states = [part.detach().bfloat16() for part in heads(2, 2, 9, 8)]
+    cotangent = torch.randn(2, 9, 2, 8).bfloat16()
+    allowed = torch.rand(2, 1, 9, 9) < 0.7
+    allowed[..., 0] = True
+    masks = {"bool": allowed, "float": torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf), "causal": None}
+    layer = nn.Module().train()
+    layer.is_causal = masked == "causal"
+
+    inputs = [part.clone().requires_grad_() for part in states]
+    mask = masks[masked] if autocast or masked != "float" else masks[masked].bfloat16()
+    with torch.autocast("cpu", enabled=autocast):
+        query, key = (part.float() if autocast else part for part in inputs[:2])  # as after a rotation
+        output, _ = attention.attend(layer, query, key, inputs[2], mask, implementation="sdpa")
+    assert output.dtype == torch.bfloat16
+    got = [output, *torch.autograd.grad(output, inputs, cotangent)]
+
+    doubles = [part.double().requires_grad_() for part in states]
+    mask = torch.ones(9, 9, dtype=torch.bool).tril() if masked == "causal" else allowed
+    exact = torch.nn.functional.scaled_dot_product_attention(*doubles, mask).transpose(1, 2)
+    expected = [exact, *torch.autograd.grad(exact, doubles, cotangent.double())]
+    for ours, theirs in zip(got, expected):
+        assert (ours.double() - theirs).norm() < 0.0025 * theirs.norm()
+
+
 def test_bf16_on_the_cpu_takes_the_products(tiny_model, images, monkeypatch):
     """Forward and backward, with the chunks of the real size and of one sample."""
     model = tiny_model().bfloat16().train()
