@@ -27,7 +27,7 @@ def test_a_dry_run_writes_nothing(name, tmp_path):
 def images_like_those_of_imagenet(folder, count=40):
     random = np.random.default_rng(0)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
-    pictures = [Image.fromarray(random.integers(0, 256, (250, 300, 3), dtype=np.uint8)) for _ in range(count)]
+    pictures = [Image.fromarray(random.integers(0, 256, (500, 600, 3), dtype=np.uint8)) for _ in range(count)]
     labels = random.permutation(1000)[:count].tolist()
     splits = {"train": labels, "validation": labels, "test": [-1] * count}
     datasets.DatasetDict(
@@ -49,10 +49,11 @@ def test_recipes_of_imagenet_take_steps(name, tmp_path):
     ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "teacher")
     small = ["--per_device_train_batch_size=6", "--max_train_steps=20", "--dataloader_num_workers=0"]
     teacher = [f"--teacher={tmp_path / 'teacher'}"] if load_recipe(name).get("teacher") else []
-    data = ["--dataset_name", tmp_path / "data", "--card_num_samples=0"]
+    data = ["--dataset_name", tmp_path / "data", "--card_num_samples=1"]
     training_runs.finish(f"--recipe={name}", *small, *teacher, *data, "--output_dir", tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["epochs"][-1]["step"] == 20 and record["result"]["split"] == "validation"
     assert all(math.isfinite(row["train_loss"]) for row in record["epochs"])
+    assert Image.open(tmp_path / "run" / "sample_0.png").size == (512, 427)
     assert set(record["data"]["splits"]) == {"train", "validation"}
     assert record["model"]["config"].get("distillation_type", "soft") == ("hard" if teacher else "soft")

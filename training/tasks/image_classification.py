@@ -26,6 +26,8 @@ from training.streaming import ImageStream, load_streamed_images
 from training.tasks.task import Task
 from training.teacher_cache import cached_logits
 
+MAX_SAMPLE_SIDE = 512  # pixels; a camera's photos would weigh tens of MB each as PNG
+
 
 class ImageClassification(Task):
     """The task `image_classification`; `training.loop` says what a task offers."""
@@ -168,8 +170,8 @@ class ImageClassification(Task):
         self.processor.save_pretrained(folder)
 
     def save_samples(self, gathered: dict[str, np.ndarray], split: str, folder: Path) -> list[dict[str, Any]]:
-        """Images of an evaluated split as PNG, with what the model made of them: up to half of them mistakes, which
-        come last, each kind evenly spaced over the split."""
+        """Images of an evaluated split as PNG, large ones made smaller, with what the model made of them: up to half
+        are mistakes, which come last, each kind evenly spaced over the split."""
         names, samples = self.data.class_names, []
         right = gathered["ranked"][:, 0] == gathered["labels"]
         count = min(self.arguments.data.card_num_samples, len(right))
@@ -178,7 +180,9 @@ class ImageClassification(Task):
         for number, row in enumerate(rows):
             index = int(gathered["index"][row])
             image = self.data.splits[split][index]["image"]
-            decode(image, index).save(folder / f"sample_{number}.png")
+            picture = decode(image, index)
+            picture.thumbnail((MAX_SAMPLE_SIDE, MAX_SAMPLE_SIDE))
+            picture.save(folder / f"sample_{number}.png")
             samples.append(
                 {
                     "file": f"sample_{number}.png",
