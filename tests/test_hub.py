@@ -25,6 +25,7 @@ from model_cards import write_card
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="the loopback Hub needs git")
 REPO = "alice/digits"
 TOKENS = {name: f"hf_{name:x<34}" for name in ("alice", "bob", "reader")}
+TRAIN = "sys.path.insert(0, root)\nfrom training.train import main\nmain(argv)"
 PYTHONS = [
     pytest.param(sys.executable, id="newest"),
     pytest.param(
@@ -368,16 +369,16 @@ def test_nothing_is_sent_of_a_folder_with_a_problem(hub, author, plain, tmp_path
 @pytest.fixture(scope="module")
 def trained(author, tmp_path_factory):
     """The folder of a run that was published after an epoch with its checkpoint, and at the end, as alice/trained."""
-    run = """
-        sys.path.insert(0, root)
-        from training.train import main
-        result = main(argv)
-    """
     folder = tmp_path_factory.mktemp("trained") / "run"
     argv = ["--num_train_epochs=1", "--max_train_samples=64", "--max_eval_samples=40", "--dataloader_num_workers=0"]
     argv += ["--output_dir", str(folder), "--push_to_hub", "--hub_model_id", "trained", "--hub_strategy=checkpoint"]
-    author.run(run, argv=argv, root=os.getcwd())
+    author.run(TRAIN, argv=argv, root=os.getcwd())
     return folder
+
+
+def test_a_dry_run_makes_no_repository(hub, author, tmp_path):
+    author.run(TRAIN, argv=["--dry_run", "--push_to_hub", f"--output_dir={tmp_path / 'dry'}"], root=os.getcwd())
+    assert "alice/dry" not in hub.repositories
 
 
 def test_training_publishes_what_it_leaves(hub, trained):

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from training_runs import TINY, finish
 
+from training.train import main
+
 ROOT = Path(__file__).parent.parent
 ARGUMENTS = [*TINY, "--ema_decay=0.9", "--max_eval_samples=37"]
 
@@ -91,7 +93,7 @@ FSDP = {
 }
 
 
-def test_shared_out_weights_have_the_curve_of_one_process_and_resume(tmp_path):
+def test_shared_out_weights_have_the_curve_of_one_process_and_resume(tmp_path, monkeypatch):
     schedule = ["--lr_scheduler_type=constant", "--warmup_ratio=0"]  # which does not depend on where a run ends
     arguments = [*TINY, *schedule, "--max_eval_samples=37", "--ema_decay=none"]
     finish(*arguments, "--per_device_train_batch_size=16", "--output_dir", tmp_path / "alone")
@@ -100,6 +102,10 @@ def test_shared_out_weights_have_the_curve_of_one_process_and_resume(tmp_path):
     resume = ["--resume_from_checkpoint", "--max_train_steps=21"]
     finish(*arguments, *sizes, *resume, num_processes=2, environment=FSDP)
     assert_same_curve(record_of(tmp_path / "shared"), record_of(tmp_path / "alone"))
+    assert record_of(tmp_path / "shared")["model"]["class"] == "HfViTForImageClassification"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(ValueError, match="is of another layout: distributed_type"):
+        main([*arguments, "--per_device_train_batch_size=16", *resume, f"--output_dir={tmp_path / 'shared'}"])
     config = json.loads((tmp_path / "shared" / "config.json").read_text())
     assert config["architectures"] == ["HfViTForImageClassification"]
     alone, shared = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "shared"))

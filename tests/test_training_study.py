@@ -1,7 +1,6 @@
 """A study trains what is missing, and its numbers are the runs' own."""
 
 import json
-import shlex
 import statistics
 import subprocess
 from pathlib import Path
@@ -10,13 +9,15 @@ import pytest
 import yaml
 
 from training import study
+from training.arguments import parse_arguments
+from training.tasks import argument_groups
 
 
-def finished(folder, accuracy, command="accelerate launch training/train.py"):
+def finished(folder, accuracy, words=()):
     folder.mkdir(parents=True)
     run = {
         "status": "finished",
-        "command": command,
+        "arguments": parse_arguments(argument_groups, words).to_dict(),
         "model": {"num_parameters": 7},
         "result": {"split": "test", "num_examples": 10, "metrics": {"accuracy": accuracy, "loss": 1 - accuracy}},
         "duration_s": {"training": 1.0},
@@ -46,7 +47,7 @@ def test_finished_runs_are_not_trained_again_and_give_the_results(study_file, tm
     for (variant, seed), accuracy in accuracies.items():
         folder = tmp_path / "runs" / variant / f"seed_{seed}"
         words = study.run_command(study.load_study(str(study_file)), variant, seed, folder)[4:]
-        finished(folder, accuracy, shlex.join(["accelerate", "launch", "training/train.py", *words, "--resume"]))
+        finished(folder, accuracy, [*words, "--resume_from_checkpoint=latest"])
     places = [str(study_file), "--output_dir", str(tmp_path / "runs"), "--results_dir", str(tmp_path / "results")]
     study.main(places)
     results = json.loads((tmp_path / "results" / "poolings.json").read_text())
@@ -57,7 +58,7 @@ def test_finished_runs_are_not_trained_again_and_give_the_results(study_file, tm
         "| `mean` | 85.00 ± 7.07 % | 0.1500 ± 0.0707 | 7 | 2 |" in (tmp_path / "results" / "poolings.md").read_text()
     )
     assert (tmp_path / "results" / "poolings.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(SystemExit, match="a run with other arguments, --num_train_epochs 3: choose another"):
+    with pytest.raises(SystemExit, match="a run with other arguments, --num_train_epochs 3, not 1: choose another"):
         study.main([*places, "--num_train_epochs=1"])
 
 

@@ -71,15 +71,16 @@ class TrainingLoop:
         self.output_dir = Path(arguments.run.output_dir)
         author_file(arguments.run.recipe, self.output_dir)  # what is wrong with it is known before training
         self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []  # losses and sample keys of the step under way
+        described = task.describe()  # before sharding renames the model's class
         self._prepare()
         # Dropout must differ between processes; until here all had to draw the same.
         set_seed(arguments.run.seed, device_specific=True)
 
         # One process publishes; before the records are made, which hold the repository's id.
-        self.publisher = Publisher(arguments.hub if accelerator.is_main_process else HubArguments(), self.output_dir)
+        publishes = accelerator.is_main_process and not arguments.run.dry_run
+        self.publisher = Publisher(arguments.hub if publishes else HubArguments(), self.output_dir)
         if self._sharded and self.publisher.strategy != "end":
             raise ValueError("--hub_strategy must be end where processes share the weights out")
-        described = task.describe()
         self.record = RunRecord(arguments, accelerator, described)
         self.checkpointer = self._checkpointer(described)
         self.state = TrainingState()

@@ -19,6 +19,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
+import hf_vit  # noqa: F401  registers our models
 from model_cards import figures
 from model_cards.records import write_atomically
 from training.arguments import argument, check_range, parse_groups

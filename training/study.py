@@ -9,7 +9,6 @@ deviation, and a picture.
 from __future__ import annotations
 
 import json
-import shlex
 import statistics
 import subprocess
 import sys
@@ -23,10 +22,12 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from model_cards.records import RUN_FILE, write_atomically
-from training.arguments import argument, closest
+from training.arguments import argument, closest, parse_arguments
 from training.checkpoint import CHECKPOINTS
+from training.tasks import argument_groups
 
 STUDIES_DIR = Path(__file__).parent / "studies"
+_MAY_DIFFER = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint"}
 _FIELDS = {"title", "recipe", "seeds", "metrics", "arguments", "variants"}
 
 
@@ -104,16 +105,16 @@ def finished_run(folder: Path) -> dict[str, Any] | None:
 
 
 def check_arguments(run: dict[str, Any], command: list[str], folder: Path) -> None:
-    """Raises a ValueError if a finished run was not made by this command, but for where it lies and how it went on."""
-    made_by = shlex.split(run["command"])
-    script = next(place for place, word in enumerate(made_by) if word.endswith("train.py"))
-    found, wanted = run_arguments(made_by[script + 1 :]), run_arguments(command[4:])
-    for name in sorted({*found, *wanted} - {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume"}):
-        if found.get(name) != wanted.get(name):
-            raise ValueError(
-                f"{folder} holds a run with other arguments, --{name} {' '.join(found.get(name, ['not given']))}: "
-                "choose another --output_dir"
-            )
+    """Raises a ValueError if a finished run was not made with what this command and its recipe say now, but for where
+    it lies and how it went on."""
+    wanted = parse_arguments(argument_groups, command[4:]).to_dict()
+    for name, value in json.loads(json.dumps(wanted)).items():
+        if name in _MAY_DIFFER or run["arguments"].get(name, value) == value:
+            continue
+        raise ValueError(
+            f"{folder} holds a run with other arguments, --{name} {run['arguments'][name]}, not {value}: "
+            "choose another --output_dir"
+        )
 
 
 def train_one(study: dict[str, Any], variant: str, seed: int, folder: Path) -> dict[str, Any]:

@@ -51,11 +51,13 @@ class Task:
     def describe(self) -> dict[str, Any]:
         """The run record's `model` and `data`."""
         parameters = list(self.model.parameters())
+        config = self.model.config.to_diff_dict()
+        config.pop("transformers_version", None)  # among the record's versions; a run may go on with a newer one
         model = {
             "class": type(self.model).__name__,
             "num_parameters": sum(parameter.numel() for parameter in parameters),
             "num_trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-            "config": self.model.config.to_diff_dict(),
+            "config": config,
         }
         if self.arguments.model.model_name_or_path is not None:
             model["base_model_revision"] = getattr(self.model.config, "_commit_hash", None)
