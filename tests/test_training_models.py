@@ -3,11 +3,15 @@
 import pytest
 import torch
 from transformers import (
+    BeitConfig,
+    BeitForImageClassification,
     ConvNextImageProcessor,
     DeiTConfig,
     DeiTForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
     TimmWrapperConfig,
     TimmWrapperForImageClassification,
     ViTConfig,
@@ -31,6 +35,7 @@ VIT = {
     "patch_size": 8,
 }
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+SWIN = {"embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "image_size": 32, "patch_size": 2, "window_size": 4}
 TIMM = {"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 2, "embed_dim": 24, "img_size": 32}}
 
 
@@ -40,13 +45,18 @@ def build(**arguments):
     return model, build_processor(arguments, model)
 
 
-@pytest.fixture(params=["ours", "vit", "deit", "resnet", "timm"])
+@pytest.fixture(params=["ours", "vit", "deit", "beit", "swin", "swin_absolute", "resnet", "timm"])
 def checkpoint(request, tmp_path):
     """A saved model with 5 classes, and the model."""
     model = {
         "ours": lambda: HfViTForImageClassification(HfViTConfig(**VIT, num_labels=5)),
         "vit": lambda: ViTForImageClassification(ViTConfig(**VIT, num_labels=5)),
         "deit": lambda: DeiTForImageClassification(DeiTConfig(**VIT, num_labels=5)),
+        "beit": lambda: BeitForImageClassification(BeitConfig(**VIT, num_labels=5, use_relative_position_bias=True)),
+        "swin": lambda: SwinForImageClassification(SwinConfig(**SWIN, num_labels=5)),
+        "swin_absolute": lambda: SwinForImageClassification(
+            SwinConfig(**SWIN, num_labels=5, use_absolute_embeddings=True)
+        ),
         "resnet": lambda: ResNetForImageClassification(ResNetConfig(**RESNET, num_labels=5)),
         "timm": lambda: TimmWrapperForImageClassification(TimmWrapperConfig(**TIMM, num_labels=5)),
     }[request.param]()

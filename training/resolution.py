@@ -20,11 +20,13 @@ def change_image_size(model: nn.Module, size: tuple[int, int]) -> None:
     if hasattr(timm_model, "set_input_size"):
         timm_model.set_input_size(img_size=size)
         model.config.model_args = {**(model.config.model_args or {}), "img_size": list(size)}
-    for module in model.modules():
-        if hasattr(module, "interpolate_pos_encoding") and hasattr(module, "position_embeddings"):
-            _interpolate(model, module, size)
     mode = model.training
     try:
+        for module in model.modules():
+            # Swin and BEiT may have none: their relative positions serve any grid.
+            positions = getattr(module, "position_embeddings", None)
+            if hasattr(module, "interpolate_pos_encoding") and positions is not None:
+                _interpolate(model, module, size)
         model.eval()(pixel_values=torch.zeros(1, getattr(model.config, "num_channels", 3), *size))
     except Exception as error:  # whatever a model does with a size that it cannot take
         raise ValueError(
@@ -38,8 +40,9 @@ def _interpolate(model: nn.Module, embeddings: nn.Module, size: tuple[int, int])
     patches = embeddings.patch_embeddings
     patch = patches.patch_size if isinstance(patches.patch_size, (tuple, list)) else (patches.patch_size,) * 2
     grid = (size[0] // patch[0], size[1] // patch[1])
-    num_prefix = embeddings.position_embeddings.shape[1] - patches.num_patches
-    tokens = embeddings.position_embeddings.new_zeros(1, num_prefix + grid[0] * grid[1], model.config.hidden_size)
+    _, num_positions, width = embeddings.position_embeddings.shape
+    num_prefix = num_positions - patches.num_patches
+    tokens = embeddings.position_embeddings.new_zeros(1, num_prefix + grid[0] * grid[1], width)
     positions = embeddings.interpolate_pos_encoding(tokens, *size)
     embeddings.position_embeddings = nn.Parameter(positions.clone())
     patches.num_patches = grid[0] * grid[1]
