@@ -223,6 +223,19 @@ def test_evaluation_sees_what_the_pipeline_sees(tmp_path, mode):
     assert [scores[model.config.id2label[i]] for i in range(3)] == pytest.approx(expected.tolist(), abs=1e-7)
 
 
+def test_null_cells_count_as_images_that_cannot_be_decoded(tmp_path):
+    train = table([0, 1, 2] * 4)
+    cells = [None if index == 4 else image for index, image in enumerate(train["picture"])]
+    train = Dataset.from_dict({"picture": cells, "kind": train["kind"]}, train.features)
+    source = save(tmp_path / "source", {"train": train, "test": table([0, 1, 2])}, "parquet")
+    data = load(source, train_val_split=0, on_bad_sample="skip")
+    assert data.describe()["bad_samples"] == {"train": 1, "test": 0} and data.labels("train").tolist().count(1) == 3
+    kept = load(source, train_val_split=0)
+    assert kept.describe()["splits"]["train"]["num_examples"] == 12
+    with pytest.raises(ValueError, match="sample 4: its cell is empty; without --streaming, --on_bad_sample skip"):
+        ImageView(kept.splits["train"], lambda images, keys: images)[4]
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_corrupt_images_can_be_left_out(tmp_path, num_workers):
     source = save(tmp_path / "source", {"train": table([0, 1, 2] * 4), "test": table([0, 1, 2])}, "imagefolder")
