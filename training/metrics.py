@@ -16,7 +16,8 @@ import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 TOP_K = 5
-HEADS = ("class", "distillation")  # of a model with a distillation token
+# Of a model with a distillation token: the fields of its outputs, ours and those of transformers' DeiT.
+HEADS = {"class": ("class_logits", "cls_logits"), "distillation": ("distillation_logits",)}
 _INTEGER, _NUMBER = datasets.Value("int64"), datasets.Value("float32")
 
 
@@ -37,13 +38,17 @@ def statistics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Te
     return {"ranked": ranked, "confidence": highest[:, 0].exp(), "log_probability": true, "labels": labels}
 
 
+def head_logits(outputs: Any) -> dict[str, torch.Tensor]:
+    """Logits (B, num_classes) of each head where there are two."""
+    named = [(head, getattr(outputs, field, None)) for head, fields in HEADS.items() for field in fields]
+    return {head: logits for head, logits in named if logits is not None}
+
+
 def output_statistics(outputs: Any, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     """`statistics` of a model's `logits` and, named `HEAD/...`, of each head where there are two."""
     found = statistics(outputs.logits, labels)
-    for head in HEADS:
-        logits = getattr(outputs, f"{head}_logits", None)
-        if logits is not None:
-            found.update({f"{head}/{name}": value for name, value in statistics(logits, labels).items()})
+    for head, logits in head_logits(outputs).items():
+        found.update({f"{head}/{name}": value for name, value in statistics(logits, labels).items()})
     return found
 
 

@@ -19,7 +19,7 @@ from training.data import DataArguments, ImageView, class_mapping, load_labelled
 from training.decoding import decode
 from training.distillation import DistillationArguments, TeacherEnsemble
 from training.losses import ClassificationLoss, LossArguments
-from training.metrics import classification_metrics, output_statistics
+from training.metrics import classification_metrics, head_logits, output_statistics
 from training.models import ModelArguments, build_model, build_processor
 from training.sampler import EpochBatchSampler
 from training.streaming import ImageStream, load_streamed_images
@@ -135,8 +135,16 @@ class ImageClassification(Task):
             teacher_logits = self.teacher_logits[batch["sample_key"][:, 1].cpu()].to(pixels.device)
         else:
             teacher_logits = self.teachers.to(pixels.device)(pixels.float())
-        heads = [getattr(outputs, name, None) for name in ("logits", "class_logits", "distillation_logits")]
-        loss = distilled_loss(*heads, targets, teacher_logits, self.arguments.distillation, self.label_loss)
+        heads = head_logits(outputs)
+        loss = distilled_loss(
+            outputs.logits,
+            heads.get("class"),
+            heads.get("distillation"),
+            targets,
+            teacher_logits,
+            self.arguments.distillation,
+            self.label_loss,
+        )
         return {"loss": loss, "outputs": outputs}
 
     def evaluation_step(
