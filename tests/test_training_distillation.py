@@ -9,6 +9,10 @@ from PIL import Image
 from torch.nn import functional as F
 from training_runs import TINY, finish
 from transformers import (
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
+    EfficientNetImageProcessor,
+    MobileViTImageProcessor,
     ResNetConfig,
     ResNetForImageClassification,
     TimmWrapperConfig,
@@ -62,6 +66,41 @@ def test_a_teacher_answers_as_it_does_to_its_own_processor(tmp_path, kind):
     inputs = ViTImageProcessor.from_pretrained(path)(list(pixels), return_tensors="pt")
     with torch.no_grad():
         torch.testing.assert_close(Teacher(path, NAMES)(pixels.float()), model(**inputs).logits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (ViTImageProcessor, {"do_normalize": False}),
+        (ViTImageProcessor, {"do_rescale": False, "image_mean": [127.0] * 3, "image_std": [64.0] * 3}),
+        (ViTImageProcessor, {"rescale_factor": 1 / 127.5}),
+        (EfficientNetImageProcessor, {"do_center_crop": False}),
+        (EfficientNetImageProcessor, {"rescale_factor": 1 / 127.5, "rescale_offset": True, "include_top": False}),
+        (EfficientNetImageProcessor, {"rescale_offset": True, "do_normalize": False}),
+        (MobileViTImageProcessor, {"do_center_crop": False}),
+        (MobileViTImageProcessor, {"do_center_crop": False, "do_flip_channel_order": False}),
+    ],
+)
+def test_a_teacher_gets_the_pixel_values_of_its_own_processor(tmp_path, kind, fields):
+    path, _ = save(tmp_path)
+    processor = kind(size={"height": 24, "width": 24}, **fields)
+    processor.save_pretrained(path)
+    pixels = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)
+    teacher, given = Teacher(path, NAMES), []
+    teacher.model.register_forward_pre_hook(
+        lambda module, args, options: given.append(options["pixel_values"]), with_kwargs=True
+    )
+    teacher(pixels.float())
+    torch.testing.assert_close(given[0], processor(list(pixels), return_tensors="pt")["pixel_values"])
+
+
+@pytest.mark.parametrize("field", ["do_pad", "do_resize"])
+def test_a_teacher_whose_processor_cannot_be_followed_is_refused(tmp_path, field):
+    path, _ = save(tmp_path)
+    values = {"do_pad": {"do_pad": True, "pad_size": {"height": 32, "width": 32}}, "do_resize": {"do_resize": False}}
+    ViTImageProcessor(size={"height": 24, "width": 24}, **values[field]).save_pretrained(path)
+    with pytest.raises(ValueError, match=field):
+        Teacher(path, NAMES)
 
 
 def test_a_view_of_another_size_is_resized_as_the_teachers_processor_does(tmp_path):
@@ -141,6 +180,23 @@ def test_the_saved_config_tells_how_the_student_was_distilled(tmp_path, token):
     teacher_logits = task.teachers(batch["pixel_values"].float())
     own = student(pixel_values=inputs, labels=batch["labels"], teacher_logits=teacher_logits).loss
     torch.testing.assert_close(own, loss)
+
+
+def test_the_heads_of_a_distilled_deit_of_transformers_are_told_apart(tmp_path):
+    names = [str(digit) for digit in range(10)]
+    path, _ = save(tmp_path / "teacher", names=names)
+    config = DeiTConfig(**VIT, image_size=24, **class_mapping(names))
+    DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path / "student")
+    ViTImageProcessor(size={"height": 24, "width": 24}).save_pretrained(tmp_path / "student")
+    flags = ["--model_name_or_path", str(tmp_path / "student"), "--teacher", path, "--max_train_samples=20"]
+    flags += ["--train_val_split=0", "--distillation_alpha=0"]
+    task = build_task(parse_arguments(argument_groups, flags))
+    batch = next(iter(task.train_loader(1)))
+    step = task.training_step(task.model.eval(), batch)
+    torch.testing.assert_close(step["loss"], F.cross_entropy(step["outputs"].cls_logits, batch["labels"]))
+    statistics = task.evaluation_step(task.model, batch)
+    assert torch.equal(statistics["class/ranked"][:, 0], step["outputs"].cls_logits.argmax(-1))
+    assert "distillation/ranked" in statistics
 
 
 def test_a_run_records_what_its_teachers_reach(tmp_path):

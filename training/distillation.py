@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -14,6 +14,17 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from training.arguments import argument, check_range
 from training.processors import InputFormat
+
+# A processor's steps that a view needs: either it has been through them (crop, RGB), or `InputFormat` tells them.
+STEPS = {
+    "do_resize",
+    "do_center_crop",
+    "do_convert_rgb",
+    "do_rescale",
+    "do_normalize",
+    "do_flip_channel_order",
+    "do_reduce_labels",  # of segmentation maps alone
+}
 
 
 @dataclass
@@ -65,7 +76,7 @@ class Teacher(nn.Module):
         class_order: "name": the teacher's classes bear the same names; "index": they come in the same order.
 
     Raises:
-        ValueError: the teacher's classes are not the student's.
+        ValueError: the teacher's classes are not the student's, or its processor takes steps that are not known here.
     """
 
     def __init__(
@@ -75,11 +86,14 @@ class Teacher(nn.Module):
         self.name = name
         options = {"trust_remote_code": trust_remote_code}
         self.model = AutoModelForImageClassification.from_pretrained(name, **options).eval().requires_grad_(False)
-        form = InputFormat.of(AutoImageProcessor.from_pretrained(name, **options))
+        processor = AutoImageProcessor.from_pretrained(name, **options)
+        _check_steps(name, processor.to_dict())
+        form = InputFormat.of(processor)
         self.register_buffer("mean", 255 * torch.tensor(form.mean)[:, None, None], persistent=False)
         self.register_buffer("std", 255 * torch.tensor(form.std)[:, None, None], persistent=False)
         self.size = form.size
         self.interpolation = pil_torch_interpolation_mapping[form.resample]
+        self.flips_channels = form.do_flip_channel_order
         find_order = _order_of_names if class_order == "name" else _same_order
         order = find_order(name, self.model.config.id2label, class_names)
         self.register_buffer("order", torch.tensor(order), persistent=False)
@@ -88,7 +102,18 @@ class Teacher(nn.Module):
         """(B, 3, H, W) in 0..255 to logits (B, num_classes) in the student's order of classes."""
         if pixels.shape[-2:] != self.size:
             pixels = F.resize(pixels, list(self.size), interpolation=self.interpolation, antialias=True)
+        if self.flips_channels:
+            pixels = pixels.flip(1)
         return self.model(pixel_values=(pixels - self.mean) / self.std).logits[:, self.order]
+
+
+def _check_steps(name: str, fields: dict[str, Any]) -> None:
+    """Raises `ValueError` where a processor does to an image what a view cannot be given."""
+    if fields.get("do_resize", True) is False:
+        raise ValueError(f"--teacher {name!r}: its image processor has do_resize=False, so no size to resize views to")
+    for field, value in fields.items():
+        if field.startswith("do_") and value and field not in STEPS:
+            raise ValueError(f"--teacher {name!r}: its image processor has {field}={value}, which views do not follow")
 
 
 def _same_order(name: str, id2label: dict[int, str], class_names: list[str]) -> list[int]:

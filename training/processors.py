@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL.Image import Resampling
 from transformers import ViTImageProcessor
 
@@ -12,6 +13,7 @@ class InputFormat(NamedTuple):
     """Size in pixels, mean and standard deviation per channel of pixels in [0, 1], and how images get there.
 
     `crop_ratio` is the part of the resized image's short side that a centre crop keeps; None squeezes the whole image.
+    With `do_flip_channel_order` the channels then become BGR.
     """
 
     size: tuple[int, int]
@@ -19,6 +21,7 @@ class InputFormat(NamedTuple):
     std: list[float]
     resample: Resampling
     crop_ratio: float | None = None
+    do_flip_channel_order: bool = False
 
     @classmethod
     def of(cls, processor: Any) -> InputFormat:
@@ -28,21 +31,24 @@ class InputFormat(NamedTuple):
             size = tuple(data_config["input_size"][-2:])
             resample = Resampling[data_config["interpolation"].upper()]
             return cls(size, list(data_config["mean"]), list(data_config["std"]), resample, data_config["crop_pct"])
-        mean, std = list(processor.image_mean), list(processor.image_std)
+        if processor.size is None:
+            raise ValueError(f"{type(processor).__name__} has no fixed size: {processor.size=}")
+        mean, std = _mean_and_std(processor)
+        flip = bool(getattr(processor, "do_flip_channel_order", False))
         resample = Resampling(Resampling.BILINEAR if processor.resample is None else processor.resample)
         resized = {key: value for key, value in dict(processor.size).items() if value is not None}
         if not getattr(processor, "do_center_crop", False):
             ratio = getattr(processor, "crop_pct", None)  # ConvNeXt's, which crops small sizes by itself
             side = resized.get("shortest_edge")
             size = (resized["height"], resized["width"]) if side is None else (side, side)
-            return cls(size, mean, std, resample, ratio)
+            return cls(size, mean, std, resample, ratio, flip)
         crop = dict(processor.crop_size)
         size = (crop["height"], crop["width"])
         short_side = resized.get("shortest_edge") or min(resized["height"], resized["width"])
-        return cls(size, mean, std, resample, min(size) / short_side)
+        return cls(size, mean, std, resample, min(size) / short_side, flip)
 
     def processor(self) -> ViTImageProcessor:
-        """The processor that produces this format; grey and RGBA images become RGB."""
+        """The processor that produces this format, always in RGB, as grey and RGBA images are too."""
         height, width = self.size
         size: dict[str, Any] = {"size": {"height": height, "width": width}}
         if self.crop_ratio is not None and self.crop_ratio < 1:
@@ -54,3 +60,16 @@ class InputFormat(NamedTuple):
         return ViTImageProcessor(
             **size, image_mean=self.mean, image_std=self.std, resample=self.resample, do_convert_rgb=True
         )
+
+
+def _mean_and_std(processor: Any) -> tuple[list[float], list[float]]:
+    """Of pixels in [0, 1], for all that the processor does to their values in turn."""
+    rescales = getattr(processor, "do_rescale", True)
+    scale = 255 * processor.rescale_factor if rescales else 255.0
+    offset = float(rescales and getattr(processor, "rescale_offset", False))  # EfficientNet's
+    mean, std = np.zeros(3) + offset, np.ones(3)
+    if getattr(processor, "do_normalize", True):
+        mean, std = mean + processor.image_mean, std * processor.image_std
+    if getattr(processor, "include_top", False):  # EfficientNet's second division
+        std = std * processor.image_std
+    return (mean / scale).tolist(), (std / scale).tolist()
