@@ -240,7 +240,10 @@ def test_a_cache_wants_views_that_never_change(tmp_path):
     with pytest.raises(ValueError, match="--affine_degrees"):
         build_task(parse_arguments(argument_groups, flags))
     fixed = ["--affine_degrees=0", "--affine_translate=0", "--affine_scale=0", "--max_train_samples=20"]
-    task = build_task(parse_arguments(argument_groups, [*flags, *fixed, "--train_val_split=0"]))
+    flags += [*fixed, "--train_val_split=0"]
+    build_task(parse_arguments(argument_groups, [*flags, "--dry_run"]))
+    assert not (tmp_path / "cache").exists()
+    task = build_task(parse_arguments(argument_groups, flags))
     batch = next(iter(task.train_loader(1)))
     asked = task.training_step(task.model, batch)["loss"]
     task.teacher_logits = None

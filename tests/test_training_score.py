@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from test_training_distillation import NAMES, save
-from transformers import pipeline
+from transformers import EfficientNetImageProcessor, pipeline
 
 from training import score
 
@@ -29,11 +29,13 @@ def source(tmp_path, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("kind", ["ours", "vit", "cnn"])
+@pytest.mark.parametrize("kind", ["ours", "vit", "cnn", "efficientnet"])
 def test_the_score_is_that_of_the_pipelines_answers(tmp_path, source, kind):
     # The data's classes stand in another order than the model's, and one of the model's is missing.
     data, images, labels = source(["cow", "ant"])
-    path, _ = save(tmp_path / kind, kind)
+    path, _ = save(tmp_path / kind, "cnn" if kind == "efficientnet" else kind)
+    if kind == "efficientnet":
+        EfficientNetImageProcessor(size={"height": 24, "width": 24}, do_center_crop=False).save_pretrained(path)
     output = tmp_path / "score"
     flags = ["--model_name_or_path", path, "--dataset_name", data, "--per_device_eval_batch_size=5"]
     score.main([*flags, "--output_dir", str(output)])

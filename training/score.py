@@ -77,7 +77,8 @@ def score(
     options = {"revision": arguments.model_revision, "trust_remote_code": arguments.trust_remote_code}
     model = AutoModelForImageClassification.from_pretrained(arguments.model_name_or_path, **options)
     processor = AutoImageProcessor.from_pretrained(arguments.model_name_or_path, **options)
-    if not isinstance(processor, TorchvisionBackend):  # timm's, for one
+    # Timm's, for one; and EfficientNet's takes a step after the normalization.
+    if not isinstance(processor, TorchvisionBackend) or getattr(processor, "include_top", False):
         processor = InputFormat.of(processor).processor()
     class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     data = _load(data_arguments, arguments, class_names)

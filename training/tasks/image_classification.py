@@ -66,7 +66,7 @@ class ImageClassification(Task):
     def _views(self, split: str, transform: TrainTransform | EvaluationTransform) -> ImageView:
         return ImageView(self.data.splits[split], transform, keep_in_memory=self.arguments.data.keep_in_memory)
 
-    def _cached_teacher_logits(self) -> torch.Tensor:
+    def _cached_teacher_logits(self) -> torch.Tensor | None:
         if self.arguments.data.streaming:
             raise ValueError("--teacher_cache_dir does not go with --streaming: a stream's samples have no number")
         random_parts = self.arguments.augmentation.random_parts
@@ -74,6 +74,8 @@ class ImageClassification(Task):
             raise ValueError(
                 f"--teacher_cache_dir wants views that never change, but --{random_parts[0]} changes them"
             )
+        if self.arguments.run.dry_run:
+            return None
         described = self.data.describe()["splits"]["train"]["fingerprint"]
         return cached_logits(
             self.teachers.to(PartialState().device),
