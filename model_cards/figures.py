@@ -234,7 +234,8 @@ def samples(rows: list[dict]) -> Figure:
         right = row["label"] == row["prediction"]
         answer = f"{shorten(row['prediction'], 18)}, {100 * row['score']:.1f} %"
         text = f"true: {shorten(row['label'], 18)}\n{'✓' if right else '✗'} {answer}"
-        axes.set_title(text, fontsize=11, fontweight="normal", color=BLUE if right else ORANGE)
+        size = min(11, 240 / max(map(len, text.splitlines())))  # as much as the picture below is wide
+        axes.set_title(text, fontsize=size, fontweight="normal", color=BLUE if right else ORANGE)
     return figure
 
 
