@@ -109,18 +109,19 @@ def fence(text: str, language: str = "") -> str:
 
 
 def local(value: Any) -> Any:
-    """The texts in a value with each absolute path cut to its last part: a card never tells where its author keeps
-    files."""
+    """The texts in a value with each path that is absolute or starts with `../` cut to its last part: a card never
+    tells where its author keeps files."""
     if isinstance(value, dict):
         return {name: local(item) for name, item in value.items()}
     if isinstance(value, list):
         return [local(item) for item in value]
     if not isinstance(value, str):
         return value
-    if _is_absolute(value):
+    if _is_absolute(value) or value.startswith("../"):
         return _last_part(value)
     # A path starts a word or follows a quote, an equals sign or a comma; the slashes of a URL do not.
-    return re.sub(r"""(?<![^\s"'=,])(?:[A-Za-z]:\\|~?/)[^\s"',]+""", lambda match: _last_part(match.group()), value)
+    path = r"""(?<![^\s"'=,])(?:[A-Za-z]:\\|~?/|\.\./)[^\s"',]+"""
+    return re.sub(path, lambda match: _last_part(match.group()), value)
 
 
 def _is_absolute(path: str) -> bool:

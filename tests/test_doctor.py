@@ -125,10 +125,13 @@ def test_an_author_may_give_an_address(folder, tmp_path):
 def test_paths_are_cut_alike_in_the_records_and_on_the_card(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "digits")
     arguments = json.loads((copy / "run.json").read_text())["arguments"]
-    new = {"teacher": ["/home/alice/my models/cnn"], "card_limitations": "Tells cats / dogs apart, see /limits ."}
+    new = {
+        "teacher": ["/home/alice/my models/cnn", "../alice/vit"],
+        "card_limitations": "Tells cats / dogs apart, see /limits .",
+    }
     amend_run(copy, "arguments", {**arguments, **new})
     text = write_card(copy).read_text()
-    assert "/home" not in text and new["card_limitations"] in text
+    assert "/home" not in text and "../alice" not in text and new["card_limitations"] in text
     with staged(copy) as stage:
         assert examine(stage) == []
 
