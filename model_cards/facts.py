@@ -1,5 +1,6 @@
 """The facts of a card: a dataclass filled from a run's records. This one is shared; each task adds its own to it."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
@@ -62,7 +63,7 @@ class Snippet:
 
 
 @dataclass(frozen=True)
-class CardFacts:
+class CardFacts(ABC):
     """Everything a card may say. A field that is None or empty was not measured and is left out of the card.
 
     Times are in seconds, memory in bytes, accuracies fractions in [0, 1], `speed` in examples per second, `energy` in
@@ -195,9 +196,9 @@ class CardFacts:
         return [argument for argument in self.arguments if argument.changed]
 
     @property
+    @abstractmethod
     def examples(self) -> list[Snippet]:
         """The programs that show how to use the model, before they are executed."""
-        raise NotImplementedError
 
     @property
     def example_files(self) -> list[str]:

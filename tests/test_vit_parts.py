@@ -1,18 +1,20 @@
 """Patch embedding, poolings, regularisation and losses against closed forms and the same parts of others."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
+import timm
 import torch
 from scipy.special import log_softmax, rel_entr, softmax
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from hf_vit import HfViTModel
+from hf_vit import HfViTForImageClassification, HfViTModel
 from hf_vit.models.layers import DropPath, drop_path_rates
 from hf_vit.models.losses import classification_loss, distillation_loss
-from hf_vit.models.patch_embedding import PatchEmbedding, ResidualBlock
+from hf_vit.models.patch_embedding import PatchEmbedding
 from hf_vit.models.pooling import Pooler
 
 # --- patch embedding -------------------------------------------------------------------------------------------------
@@ -45,13 +47,17 @@ def test_patch_embedding_is_a_convolution(tiny_config, patch_embedding, patch_si
 @pytest.mark.parametrize(
     "patch_size,widths,stride", [(16, [8, 8, 16, 32], 2), (2, [32], 2), (3, [32], 1), ([4, 8], [16, 32], 2)], ids=str
 )
-def test_the_stem_is_a_chain_of_convolutions_norms_and_rectifiers(tiny_config, randomise, patch_size, widths, stride):
+@pytest.mark.parametrize("num_blocks", [0, 2])
+def test_the_stem_is_a_chain_of_convolutions_and_resnets_blocks(
+    tiny_config, randomise, patch_size, widths, stride, num_blocks
+):
     """Strided, its channels doubling up to half the hidden size, but never fewer than 8."""
     options = {"patch_size": patch_size, "image_size": 48, "hidden_size": 64, "patch_embedding": "hybrid"}
-    embedding = PatchEmbedding(tiny_config(**options))
+    embedding = PatchEmbedding(tiny_config(**options, num_stem_blocks=num_blocks))
     chain = []
     for inputs, outputs in zip([3, *widths], widths):
         chain += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.GroupNorm(8, outputs), nn.ReLU()]
+        chain += [BasicBlock(outputs, outputs, norm_layer=partial(nn.GroupNorm, 8)) for _ in range(num_blocks)]
     chain = nn.Sequential(*chain)
     stem = randomise(embedding.stem)
     assert stem.stride == stride ** len(widths) and stem.out_channels == 32
@@ -60,14 +66,6 @@ def test_the_stem_is_a_chain_of_convolutions_norms_and_rectifiers(tiny_config, r
     got = stem(pixel_values)
     assert got.shape == (2, 32, 48 // stem.stride, 96 // stem.stride)
     torch.testing.assert_close(got, chain(pixel_values))
-
-
-def test_a_residual_block_is_that_of_resnet(randomise):
-    peer = randomise(BasicBlock(16, 16, norm_layer=lambda channels: nn.GroupNorm(8, channels)))
-    block = ResidualBlock(16)
-    block.load_state_dict(dict(zip(block.state_dict(), peer.state_dict().values(), strict=True)))
-    features = torch.randn(2, 16, 5, 7)
-    torch.testing.assert_close(block(features), peer(features))
 
 
 # --- pooling ---------------------------------------------------------------------------------------------------------
@@ -95,6 +93,21 @@ def pooler(tiny_config, pooling, **options):
     )
     config._attn_implementation = "sdpa"
     return Pooler(config)
+
+
+def test_attention_pooling_hands_on_signal_at_the_start_like_timms(tiny_config):
+    """Drawn like the layers, the pooling of a narrow model answered every image alike, and it never learnt."""
+    peer = timm.layers.AttentionPoolLatent(48, num_heads=4, mlp_ratio=4)
+    torch.nn.init.xavier_uniform_(peer.kv.weight)
+    torch.nn.init.xavier_uniform_(peer.proj.weight)
+    model = HfViTForImageClassification(
+        tiny_config(hidden_size=48, num_attention_heads=4, intermediate_size=192, pooling="attention")
+    )
+    tokens = torch.randn(64, 16 + model.config.num_prefix_tokens, 48)
+    with torch.no_grad():
+        ours = model.vit.pooler.poolings["attention"](tokens)
+        theirs = peer(tokens[:, model.config.num_prefix_tokens :])
+    assert ours.std(0).mean() > 0.5 * theirs.std(0).mean()
 
 
 @pytest.mark.parametrize("pooling", [*BY_HAND, ["max", "cls"], ["cls_mean", "mean", "max", "cls"]], ids=str)
