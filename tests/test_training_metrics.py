@@ -60,7 +60,12 @@ def test_each_of_two_heads_has_metrics_of_its_own():
         distillation_logits=torch.eye(3)[[1, 1, 0]],
     )
     gathered = {name: v.numpy() for name, v in output_statistics(outputs, torch.tensor([0, 1, 2])).items()}
-    metrics = classification_metrics(gathered, ["a", "b", "c"])
+    metrics = classification_metrics(gathered, ["a", "b", "c"], detailed=True)
     heads = {name: values["accuracy"] for name, values in metrics["heads"].items()}
     assert (metrics["accuracy"], heads) == (1.0, {"class": pytest.approx(2 / 3), "distillation": pytest.approx(1 / 3)})
+    for name, values in metrics["heads"].items():  # those of a model with this head alone
+        alone = output_statistics(SimpleNamespace(logits=getattr(outputs, f"{name}_logits")), torch.tensor([0, 1, 2]))
+        alone = {name: value.numpy() for name, value in alone.items()}
+        assert values == classification_metrics(alone, ["a", "b", "c"], detailed=True)
+        assert {"expected_calibration_error", "per_class", "confusion_matrix"} < set(values)
     assert "heads" not in classification_metrics({k: v for k, v in gathered.items() if "/" not in k}, ["a", "b", "c"])

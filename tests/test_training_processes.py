@@ -1,5 +1,6 @@
 """Several processes train as one does, and evaluation counts each sample once."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import TINY, finish
+from training_runs import TINY, finish, start_all
 
+from training.sampler import EpochBatchSampler
 from training.train import main
 
 ROOT = Path(__file__).parent.parent
@@ -80,6 +82,18 @@ def test_each_sample_is_evaluated_once_however_few(tmp_path, num_samples):
     finish(*TINY, *sizes, "--output_dir", tmp_path / "run", num_processes=2)
     result = record_of(tmp_path / "run")["result"]
     assert result["num_examples"] == sum(map(sum, result["metrics"]["confusion_matrix"])) == num_samples
+
+
+def test_the_samples_of_a_non_finite_loss_are_named_whichever_process_had_them(tmp_path):
+    arguments = [*TINY, "--per_device_train_batch_size=8", "--output_dir", tmp_path / "run"]
+    poison = {"POISONED_RANK": "1"}
+    for process in start_all(*arguments, num_processes=2, environment=poison):
+        process.join()
+        assert process.exitcode == 1
+    error = record_of(tmp_path / "run")["error"]
+    sampler = EpochBatchSampler(100, 8, batches_per_step=2, seed=42)
+    _, theirs = (sorted(key.index for key in batch) for batch in itertools.islice(sampler, 2))
+    assert f"samples {theirs}" in error
 
 
 FSDP = {

@@ -79,12 +79,18 @@ def step_of(folder):
     return max((state["step"] for state in states), default=0)
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 2)])
+@pytest.mark.parametrize(
+    ("number", "loading"),
+    [
+        (signal.SIGTERM, ["--dataloader_num_workers=0"]),
+        (signal.SIGINT, ["--dataloader_num_workers=2", "--dataloader_prefetch_factor=3"]),
+    ],
+)
 def test_a_signal_saves_within_the_epoch_and_resuming_ends_with_the_same_bits(
-    start, finish, uninterrupted, tmp_path, number, workers
+    start, finish, uninterrupted, tmp_path, number, loading
 ):
     folder = tmp_path / "run"
-    process = start(folder, f"--dataloader_num_workers={workers}", "--checkpointing_steps=1000", slow_down=0.05)
+    process = start(folder, *loading, "--checkpointing_steps=1000", slow_down=0.05)
     wait_for(lambda: step_of(folder) > 0, process)  # the checkpoint of the first epoch's end
     time.sleep(0.3)
     os.killpg(process.pid, number)

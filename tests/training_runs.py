@@ -28,6 +28,7 @@ def _run(argv, slow_down, environment):
     import torch
 
     from training import loop, train
+    from training.tasks import ImageClassification
 
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         from accelerate import PartialState
@@ -55,19 +56,28 @@ def _run(argv, slow_down, environment):
 
     if "EVALUATION_MARK" in os.environ:
         loop.TrainingLoop.predict = marked
+    if os.environ.get("POISONED_RANK", "none") == os.environ.get("RANK"):
+        step = ImageClassification.training_step
+
+        def poisoned(self, model, batch):
+            made = step(self, model, batch)
+            return {**made, "loss": made["loss"] * float("nan")}
+
+        ImageClassification.training_step = poisoned
     train.main(argv)
 
 
 def start(*argv, slow_down=0.0, environment=None):
     """A process that trains with the arguments `argv`, pausing `slow_down` seconds after every step; with
-    EVALUATION_MARK in its environment, it makes that file and pauses for a second before it evaluates."""
+    EVALUATION_MARK in its environment, it makes that file and pauses for a second before it evaluates, and with
+    POISONED_RANK that rank's losses are not numbers."""
     process = _SERVER.Process(target=_run, args=([str(each) for each in argv], slow_down, environment or {}))
     process.start()
     return process
 
 
-def finish(*argv, num_processes=1, environment=None):
-    """Trains to the end, on several CPU ranks where asked to; fails when a process does."""
+def start_all(*argv, num_processes=1, environment=None):
+    """One process, or several CPU ranks that train together."""
     environments = [{"ACCELERATE_USE_CPU": "true", **(environment or {})}]
     if num_processes > 1:
         with socket.socket() as free:
@@ -75,7 +85,12 @@ def finish(*argv, num_processes=1, environment=None):
             address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
         world = {**environments[0], **address, "WORLD_SIZE": str(num_processes)}
         environments = [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
-    processes = [start(*argv, environment=environment) for environment in environments]
+    return [start(*argv, environment=environment) for environment in environments]
+
+
+def finish(*argv, num_processes=1, environment=None):
+    """Trains to the end, on several CPU ranks where asked to; fails when a process does."""
+    processes = start_all(*argv, num_processes=num_processes, environment=environment)
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * num_processes

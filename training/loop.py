@@ -40,6 +40,7 @@ from training.checkpoint import (
 from training.ema import averaged_model
 from training.energy import EnergyMeter
 from training.evaluation import gather_predictions
+from training.finite import suspects
 from training.interruption import Interruption
 from training.loaders import dealt_by, loader_from, prepare_train_loader, schedule_of
 from training.meter import Meter
@@ -251,10 +252,10 @@ class TrainingLoop:
             self.state.loss_sum += sum(losses)
             self._pending.clear()
             return
-        samples = sorted({int(index) for _, keys in self._pending for index in keys[:, 1]})
         raise FloatingPointError(
             f"non-finite loss or gradient at step {self.state.step + 1}: loss {losses}, gradient norm "
-            f"{norm}, learning rate {self.scheduler.get_last_lr()[-1]:g}, samples {samples}; "
+            f"{norm}, learning rate {self.scheduler.get_last_lr()[-1]:g}, samples "
+            f"{suspects(self._pending, everywhere=not math.isfinite(norm))}; "
             f"checkpoints are in {self.checkpointer.folder}"
         )
 

@@ -149,24 +149,27 @@ def classification_metrics(
     Args:
         gathered: the `output_statistics` of all samples, as arrays.
     """
-    metrics = _basic_metrics(gathered, "", len(class_names))
+    metrics = _metrics_of(gathered, "", class_names, detailed)
     heads = {
-        head: _basic_metrics(gathered, f"{head}/", len(class_names)) for head in HEADS if f"{head}/ranked" in gathered
+        head: _metrics_of(gathered, f"{head}/", class_names, detailed)
+        for head in HEADS
+        if f"{head}/ranked" in gathered
     }
-    if heads:
-        metrics["heads"] = heads
+    return {**metrics, "heads": heads} if heads else metrics
+
+
+def _metrics_of(
+    gathered: Mapping[str, np.ndarray], prefix: str, class_names: Sequence[str], detailed: bool
+) -> dict[str, Any]:
+    found = {name: gathered[prefix + name] for name in ("ranked", "confidence", "log_probability", "labels")}
+    ranked = {"predictions": found["ranked"], "references": found["labels"]}
+    metrics = NegativeLogLikelihood().compute(predictions=found["log_probability"])
+    metrics.update(TopKAccuracy().compute(**ranked))
+    if len(class_names) > TOP_K:
+        metrics.update(TopKAccuracy().compute(**ranked, k=TOP_K))
     if detailed:
-        chosen = {"predictions": gathered["ranked"][:, 0], "references": gathered["labels"]}
-        metrics.update(ExpectedCalibrationError().compute(**chosen, confidences=gathered["confidence"]))
+        chosen = {"predictions": found["ranked"][:, 0], "references": found["labels"]}
+        metrics.update(ExpectedCalibrationError().compute(**chosen, confidences=found["confidence"]))
         metrics.update(PerClassReport().compute(**chosen, class_names=class_names))
         metrics.update(ConfusionMatrix().compute(**chosen, num_classes=len(class_names)))
-    return metrics
-
-
-def _basic_metrics(gathered: Mapping[str, np.ndarray], prefix: str, num_classes: int) -> dict[str, float]:
-    ranked = {"predictions": gathered[f"{prefix}ranked"], "references": gathered[f"{prefix}labels"]}
-    metrics = NegativeLogLikelihood().compute(predictions=gathered[f"{prefix}log_probability"])
-    metrics.update(TopKAccuracy().compute(**ranked))
-    if num_classes > TOP_K:
-        metrics.update(TopKAccuracy().compute(**ranked, k=TOP_K))
     return metrics

@@ -86,6 +86,7 @@ def score(
         ImageView(data.splits[arguments.split], EvaluationTransform(processor)),
         batch_size=arguments.per_device_eval_batch_size,
         num_workers=data_arguments.dataloader_num_workers,
+        prefetch_factor=data_arguments.dataloader_prefetch_factor,
     )
     model, loader = accelerator.prepare(model.eval(), loader)
 

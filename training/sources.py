@@ -37,11 +37,17 @@ class SourceArguments:
         4, help="Samples of the evaluated split saved with the model and shown on its card with its answers."
     )
     dataloader_num_workers: int = argument(0, help="Processes that load and augment; 0 loads in the main process.")
+    dataloader_prefetch_factor: int | None = argument(
+        None, help="Batches that each of these processes loads ahead; 2 when not given."
+    )
 
     def __post_init__(self):
         check_range("train_val_split", self.train_val_split, 0, 0.9)
         check_range("card_num_samples", self.card_num_samples, 0)
         check_range("dataloader_num_workers", self.dataloader_num_workers, 0)
+        check_range("dataloader_prefetch_factor", self.dataloader_prefetch_factor, 1)
+        if self.dataloader_prefetch_factor is not None and self.dataloader_num_workers == 0:
+            raise ValueError("--dataloader_prefetch_factor needs --dataloader_num_workers >= 1, found 0")
         check_range("max_train_samples", self.max_train_samples, 1)
         check_range("max_eval_samples", self.max_eval_samples, 1)
 

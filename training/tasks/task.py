@@ -32,6 +32,7 @@ class Task:
         workers = self.arguments.data.dataloader_num_workers
         options = {
             "num_workers": workers,
+            "prefetch_factor": self.arguments.data.dataloader_prefetch_factor,
             "persistent_workers": workers > 0,
             "worker_init_fn": leave_process_group,
             "pin_memory": torch.cuda.is_available(),
