@@ -57,85 +57,114 @@ class CachedDecoder:
         slot = torch.tensor([self.num_slots])
         states = self.decoder.embed_tokens(token)[:, None] * self.decoder.embed_scale  # (B * beams, 1, d_model)
         states, positions = self.decoder.add_positions(states, slot[None], None, slot, self.num_slots + 1)
-        mask = self._mask(positions.get("position_bias"))
+        mask, rotary = self._mask(positions.get("position_bias")), positions.get("rotary_embedding")
+        if rotary is not None:
+            rotary = [part[0] for part in rotary]  # (1, 1, D): every text is at the same slot
         states = states[:, 0]
         for layer in self.layers:
-            states = layer(states, self.num_slots, mask, positions.get("rotary_embedding"))
+            states = layer(states, self.num_slots, mask, rotary)
         self.num_slots += 1
         return self.decoder.norm(states)
 
     def _mask(self, position_bias: torch.Tensor | None) -> torch.Tensor | None:
-        """What is added to the scores of the keys (slot by slot, in each the beams), (B or 1, H or 1, beams, keys)."""
+        """What is added to the scores of the keys (slot by slot, in each the beams), (B * H, beams, keys)."""
+        mask = position_bias
         if position_bias is not None:
-            position_bias = position_bias.repeat_interleave(self.num_beams, dim=3)
-        if self.num_beams == 1:
-            return position_bias
-        itself = self.beams[None, :, None].expand(len(self.ancestors), -1, -1)
-        self.ancestors = torch.cat((self.ancestors, itself), dim=2)  # (B, beams, slots)
-        is_ancestor = self.ancestors[:, :, :, None] == self.beams
-        mask = _additive(is_ancestor.flatten(2)[:, None], self.dtype)
-        return mask if position_bias is None else mask + position_bias
+            mask = position_bias.repeat_interleave(self.num_beams, dim=3)
+        if self.num_beams > 1:
+            itself = self.beams[None, :, None].expand(len(self.ancestors), -1, -1)
+            self.ancestors = torch.cat((self.ancestors, itself), dim=2)  # (B, beams, slots)
+            is_ancestor = self.ancestors[:, :, :, None] == self.beams
+            of_beams = _additive(is_ancestor.flatten(2)[:, None], self.dtype)
+            mask = of_beams if mask is None else of_beams + mask
+        return None if mask is None else _by_head(mask, len(self.ancestors), self.layers[0].num_heads)
 
 
 class _CachedLayer:
-    """A layer of the decoder with the keys and values it attends to."""
+    """A layer of the decoder with the keys and values it attends to. With few rows the time goes into calling
+    operators, so it calls as few as it can."""
 
     def __init__(self, layer, encoder_hidden_states, encoder_mask, num_beams):
-        self.layer, self.num_beams, self.encoder_mask = layer, num_beams, encoder_mask
         own, cross, mlp = layer.attention, layer.cross_attention, layer.mlp
+        self.norm_first, self.activate = layer.norm_first, mlp.activate if mlp.is_gated else mlp.activation
+        self.norms = [_direct(norm) for norm in (layer.attention_norm, layer.cross_attention_norm, layer.mlp_norm)]
+        self.q_norm, self.k_norm, self.cross_q_norm = own.q_norm, own.k_norm, cross.q_norm
+        self.qk_norm = type(own.q_norm) is not nn.Identity
         self.qkv_proj, self.out_proj = packed(own.qkv_proj), packed(own.out_proj)
         self.q_proj, self.cross_out_proj = packed(cross.q_proj), packed(cross.out_proj)
         self.fc1, self.fc2 = packed(mlp.fc1), packed(mlp.fc2)
-        self.source_key, self.source_value = (
-            tensor.contiguous() for tensor in cross._keys_and_values(encoder_hidden_states, None)
-        )  # (B, H, S, D) each
-        shape = (2, len(encoder_hidden_states), own.num_attention_heads, _FIRST_CAPACITY * num_beams, own.head_dim)
-        self.cache = encoder_hidden_states.new_empty(shape)
+        self.num_beams, self.num_heads, self.head_dim = num_beams, own.num_attention_heads, own.head_dim
+        self.batch_size = len(encoder_hidden_states)
+        keys_and_values = cross._keys_and_values(encoder_hidden_states, None)
+        self.source = [states.flatten(0, 1).contiguous() for states in keys_and_values]  # (B * H, S, D) each
+        self.source_mask = None
+        if encoder_mask is not None:
+            self.source_mask = _by_head(encoder_mask, self.batch_size, self.num_heads)  # (B * H, 1, S)
+        self.cache = self.source[0].new_empty(2, len(self.source[0]), _FIRST_CAPACITY * num_beams, self.head_dim)
+        self.nothing = self.cache.new_zeros(1, 1, 1)
 
     def __call__(self, states, slot, mask, rotary_embedding):
         """(batch * beams, d_model) -> the same shape"""
-        layer = self.layer
-        states = self._residual(states, layer.attention_norm, self._attend_own, slot, mask, rotary_embedding)
-        states = self._residual(states, layer.cross_attention_norm, self._attend_source)
-        return self._residual(states, layer.mlp_norm, self._mlp)
-
-    def _residual(self, states, norm, branch, *args):
-        if self.layer.norm_first:
-            return states + branch(norm(states), *args)
-        return norm(states + branch(states, *args))
+        attention_norm, cross_attention_norm, mlp_norm = self.norms
+        if self.norm_first:
+            states = states + self._attend_own(attention_norm(states), slot, mask, rotary_embedding)
+            states = states + self._attend_source(cross_attention_norm(states))
+            return states + self.fc2(self.activate(self.fc1(mlp_norm(states))))
+        states = attention_norm(states + self._attend_own(states, slot, mask, rotary_embedding))
+        states = cross_attention_norm(states + self._attend_source(states))
+        return mlp_norm(states + self.fc2(self.activate(self.fc1(states))))
 
     def _attend_own(self, states, slot, mask, rotary_embedding):
-        attention = self.layer.attention
-        query, key, value = self._heads(self.qkv_proj(states), 3)
-        query, key = attention.q_norm(query), attention.k_norm(key)
-        if rotary_embedding is not None:
-            query, key = rotate(query, *rotary_embedding), rotate(key, *rotary_embedding)
-        start, end = slot * self.num_beams, (slot + 1) * self.num_beams
-        if end > self.cache.shape[3]:
-            self.cache = torch.cat((self.cache, torch.empty_like(self.cache)), dim=3)
-        keys, values = self.cache[:, :, :, :end].unbind(0)
-        keys[:, :, start:].copy_(key)
-        values[:, :, start:].copy_(value)
-        return self.out_proj(self._attend(query, keys, values, mask))
+        projected = self._heads(self.qkv_proj(states), 3)
+        query, new = projected[0], projected[1:]
+        if self.qk_norm or rotary_embedding is not None:
+            query, key = self.q_norm(query), self.k_norm(new[0])
+            if rotary_embedding is not None:
+                query, key = rotate(query, *rotary_embedding), rotate(key, *rotary_embedding)
+            new = torch.stack((key, new[1]))
+        end = (slot + 1) * self.num_beams
+        if end > self.cache.shape[2]:
+            self.cache = torch.cat((self.cache, torch.empty_like(self.cache)), dim=2)
+        self.cache.narrow(2, end - self.num_beams, self.num_beams).copy_(new)
+        return self.out_proj(self._attend(query, *self.cache.narrow(2, 0, end).unbind(), mask))
 
     def _attend_source(self, states):
-        (query,) = self._heads(self.q_proj(states), 1)
-        query = self.layer.cross_attention.q_norm(query)
-        return self.cross_out_proj(self._attend(query, self.source_key, self.source_value, self.encoder_mask))
-
-    def _mlp(self, states):
-        return self.fc2(self.layer.mlp.activate(self.fc1(states)))
+        query = self._heads(self.q_proj(states), 1)[0]
+        if self.qk_norm:
+            query = self.cross_q_norm(query)
+        return self.cross_out_proj(self._attend(query, *self.source, self.source_mask))
 
     def _heads(self, projected, count):
-        """(batch * beams, count * d_model) -> `count` tensors (batch, heads, beams, head size)."""
-        attention = self.layer.attention
-        heads = projected.view(-1, self.num_beams, count, attention.num_attention_heads, attention.head_dim)
-        return heads.permute(2, 0, 3, 1, 4).unbind(0)
+        """(batch * beams, count * d_model) -> (count, batch * heads, beams, head size)."""
+        heads = projected.view(self.batch_size, self.num_beams, count, self.num_heads, self.head_dim)
+        return heads.permute(2, 0, 3, 1, 4).flatten(1, 2)
 
-    @staticmethod
-    def _attend(query, key, value, mask):
-        output = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (B, H, beams, D)
-        return output.transpose(1, 2).flatten(2).flatten(0, 1)
+    def _attend(self, query, key, value, mask):
+        """(B * H, beams, D), twice (B * H, keys, D), (B * H, beams, keys) -> (B * beams, H * D)"""
+        if query.dtype == torch.float32:  # for so few queries products are faster than the fused kernel
+            added, share = (self.nothing, 0) if mask is None else (mask, 1)
+            scores = torch.baddbmm(added, query, key.transpose(1, 2), beta=share, alpha=self.head_dim**-0.5)
+            output = torch.bmm(scores.softmax(-1), value)
+        else:
+            batch = (tensor[None] for tensor in (query, key, value))
+            output = nn.functional.scaled_dot_product_attention(*batch, attn_mask=None if mask is None else mask[None])
+        if self.num_beams == 1:
+            return output.view(self.batch_size, -1)
+        output = output.view(self.batch_size, self.num_heads, self.num_beams, self.head_dim)
+        return output.transpose(1, 2).reshape(self.batch_size * self.num_beams, -1)
+
+
+def _direct(norm: nn.Module):
+    """What computes the norm soonest: calling a module takes longer than norming a few rows."""
+    if type(norm) is not nn.LayerNorm or norm._forward_hooks or norm._forward_pre_hooks or "forward" in vars(norm):
+        return norm
+    shape, weight, bias, eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
+    return lambda states: torch.layer_norm(states, shape, weight, bias, eps)
+
+
+def _by_head(mask: torch.Tensor, batch_size: int, num_heads: int) -> torch.Tensor:
+    """(B or 1, H or 1, queries, keys) -> (B * H, queries, keys)"""
+    return mask.expand(batch_size, num_heads, -1, -1).flatten(0, 1)
 
 
 def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

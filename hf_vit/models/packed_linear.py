@@ -16,15 +16,18 @@ _PACKED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def packed(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What computes the layer's output for a few rows fastest: the layer itself, unless it is a plain `Linear` whose
-    weight oneDNN can lay out in its own way. That copy is made once and again when the weight has changed.
+    """What computes the layer's output for a few rows fastest: the layer itself, unless it is an `Int8Linear`, which
+    is called without a module's ceremony, or a plain `Linear` whose weight oneDNN can lay out in its own way. That
+    copy is made once and again when the weight has changed.
 
     Args:
         layer: maps (rows, in_features) to (rows, out_features).
     """
-    if not (_HAS_ONEDNN and type(layer) is Linear and _can_pack(layer.weight)):
-        return layer
     if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+        return layer
+    if type(layer) is Int8Linear:
+        return layer.multiplication
+    if not (_HAS_ONEDNN and type(layer) is Linear and _can_pack(layer.weight)):
         return layer
     weight, bias, multiply = _packed_weight(layer), layer.bias, torch.ops.mkldnn._linear_pointwise.default
     return lambda states: multiply(states, weight, bias, "none", [], "")
@@ -71,8 +74,16 @@ class Int8Linear(nn.Module):
         # Without the instructions for it, products of 8 bits overflow their 16-bit sums.
         self.reduce_range = not getattr(torch.cpu, "_is_vnni_supported", bool)()
 
+    @property
+    def multiplication(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The layer as a function of its input alone."""
+        multiply = torch.ops.quantized.linear_dynamic.default
+        multiply = getattr(multiply, "_op", multiply)  # Python's wrapper looks through the arguments at every call
+        weight, reduce_range = self.packed_weight, self.reduce_range
+        return lambda states: multiply(states, weight, reduce_range)
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return torch.ops.quantized.linear_dynamic(input, self.packed_weight, self.reduce_range)
+        return self.multiplication(input)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
