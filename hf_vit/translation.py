@@ -27,5 +27,5 @@ def print_translations(translator: TranslationPipeline, texts: Iterable[str], **
         if num_beams > 1 or not text.strip():
             print(translator(text, **generate_kwargs)[0]["translation_text"], flush=True)
         else:
-            streamer = TextStreamer(translator.tokenizer, skip_prompt=True, skip_special_tokens=True)
+            streamer = TextStreamer(translator.target_tokenizer, skip_prompt=True, skip_special_tokens=True)
             translator(text, streamer=streamer, **generate_kwargs)

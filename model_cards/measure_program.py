@@ -95,7 +95,10 @@ def numbers(maps: torch.Tensor) -> list:
 
 def measure_translation(repo_id: str, texts: list[str]) -> dict:
     """The attention of the decoder's last layer to the source, mean over its heads: a row for each token written."""
+    from hf_vit.models.pipeline_translation import target_tokenizer_of
+
     tokenizer = AutoTokenizer.from_pretrained(repo_id, trust_remote_code=True)
+    target_tokenizer = target_tokenizer_of(tokenizer)
     options = {"trust_remote_code": True, "attn_implementation": "eager"}
     model = AutoModelForSeq2SeqLM.from_pretrained(repo_id, **options).eval()
     rows = []
@@ -111,8 +114,8 @@ def measure_translation(repo_id: str, texts: list[str]) -> dict:
         )
         maps = torch.stack([layers[-1][0, :, -1].mean(0) for layers in outputs.cross_attentions])  # (target, source)
         source, target = (
-            [tokenizer.decode([token]).strip() or "␣" for token in ids.tolist()]
-            for ids in (inputs.input_ids[0], outputs.sequences[0, 1:])
+            [each.decode([token]).strip() or "␣" for token in ids.tolist()]
+            for each, ids in ((tokenizer, inputs.input_ids[0]), (target_tokenizer, outputs.sequences[0, 1:]))
         )
         values = [[float(f"{value:.3g}") for value in line] for line in maps.tolist()]
         rows.append({"source": source, "target": target, "map": values})

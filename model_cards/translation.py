@@ -35,12 +35,13 @@ _AUTO_CLASSES = """\
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({repo_id}{trust})
-model = AutoModelForSeq2SeqLM.from_pretrained({repo_id}{trust})
+{load_target}model = AutoModelForSeq2SeqLM.from_pretrained({repo_id}{trust})
 
 inputs = tokenizer({text}, return_tensors="pt")
 output_ids = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=128)
-print(tokenizer.decode(output_ids[0], skip_special_tokens=True))
+print({target}.decode(output_ids[0], skip_special_tokens=True))
 """
+_LOAD_TARGET = 'target_tokenizer = AutoTokenizer.from_pretrained({repo_id}, subfolder="target_tokenizer")\n'
 _PIPELINE = """\
 from transformers import pipeline
 
@@ -60,7 +61,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class TranslationFacts(CardFacts):
-    """Facts of a translation model. `signatures` are sacreBLEU's, by the metrics' names."""
+    """Facts of a translation model. `signatures` are sacreBLEU's, by the metrics' names; `has_target_tokenizer` says
+    that its texts are of another tokenizer than those it reads."""
 
     unit: ClassVar[str] = "sentences"
     figures: ClassVar[dict] = {
@@ -74,6 +76,7 @@ class TranslationFacts(CardFacts):
     signatures: dict[str, str]
     samples: list[Sample]
     tokens_per_second: float | None
+    has_target_tokenizer: bool
 
     @classmethod
     def read(cls, records: Records) -> dict[str, Any]:
@@ -91,6 +94,7 @@ class TranslationFacts(CardFacts):
             "signatures": result.get("metrics", {}).get("signatures", {}),
             "samples": [Sample(*(row[name] for name in names)) for row in rows],
             "tokens_per_second": shared["speed"] * sum(mean_tokens) if shared["speed"] and mean_tokens else None,
+            "has_target_tokenizer": "target_tokenizer" in records.run.get("model", {}),
         }
 
     @property
@@ -116,7 +120,11 @@ class TranslationFacts(CardFacts):
             "repo_id": json.dumps(self.repo_id),
             "trust": ", trust_remote_code=True" if self.has_code else "",
             "text": json.dumps(text, ensure_ascii=False),
+            "load_target": "",
+            "target": "tokenizer",
         }
+        if self.has_target_tokenizer:
+            values.update(load_target=_LOAD_TARGET.format(**values), target="target_tokenizer")
         return [
             Snippet("With a pipeline", _PIPELINE.format(**values)),
             Snippet("With the Auto classes", _AUTO_CLASSES.format(**values)),

@@ -21,7 +21,14 @@ from training.sampler import TokenBatchSampler
 from training.text_data import IGNORED, Collator, TextDataArguments, TextPairs, load_parallel_texts
 from training.text_metrics import perplexity, text_metrics, token_statistics
 from training.text_models import TextModelArguments, build_text_model
-from training.tokenization import fingerprint, train_tokenizer
+from training.tokenization import (
+    TokenizerArguments,
+    Tokenizers,
+    fingerprint,
+    load_tokenizers,
+    train_tokenizer,
+    train_tokenizers,
+)
 
 PAIRS = [
     ("ein Haus", "a house"),
@@ -120,6 +127,24 @@ def test_a_trained_tokenizer_writes_any_text_and_is_the_same_each_time(tmp_path,
     assert len(loaded("января")["input_ids"]) < len("января".encode())
 
 
+def test_separate_tokenizers_know_their_own_language_and_are_saved_together(tmp_path):
+    arguments = TokenizerArguments(vocab_size=265, target_vocab_size=262, separate_tokenizers=True)
+    made = train_tokenizers(["ein Haus ein Haus ein Haus"], ["a house a house a house"], arguments)
+    assert [len(tokenizer) for tokenizer in made] == [265, 262]
+    assert len(made.source("Haus").input_ids) < len(made.target("Haus").input_ids)
+    made.save_pretrained(tmp_path)
+    loaded = load_tokenizers(str(tmp_path))
+    assert [fingerprint(each) for each in loaded] == [fingerprint(each) for each in made]
+    assert made.describe()["target_tokenizer"] == {"size": 262, "fingerprint": fingerprint(loaded.target)}
+    (tmp_path / "target_tokenizer" / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match="has no 'target_tokenizer', the tokenizer of the target language"):
+        load_tokenizers(str(tmp_path))
+    with pytest.raises(ValueError, match="--target_vocab_size needs --separate_tokenizers"):
+        TokenizerArguments(target_vocab_size=300)
+    with pytest.raises(ValueError, match="--separate_tokenizers is for tokenizers that are trained"):
+        TokenizerArguments(separate_tokenizers=True, tokenizer_name="t5-small")
+
+
 def write_source(folder, form):
     """PAIRS as a source of that form; returns the arguments that name it."""
     folder.mkdir()
@@ -185,9 +210,8 @@ def test_parallel_files_of_different_length_are_refused(tmp_path):
 
 def test_a_batch_is_padded_and_an_empty_text_has_a_token():
     tokenizer = train_tokenizer(["ein Haus", "a house"], vocab_size=259)
-    pairs = TextPairs(
-        Dataset.from_list([{"source": s, "target": t} for s, t in PAIRS]), tokenizer, max_source_length=4
-    )
+    rows = Dataset.from_list([{"source": s, "target": t} for s, t in PAIRS])
+    pairs = TextPairs(rows, Tokenizers(tokenizer, tokenizer), max_source_length=4)
     batch = Collator(tokenizer.pad_token_id)([pairs[1], pairs[2], pairs[4]])
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (3, 4)
     assert batch["attention_mask"].sum(1).tolist() == [4, 1, 4]
@@ -199,14 +223,15 @@ def test_a_batch_is_padded_and_an_empty_text_has_a_token():
 def test_a_model_must_have_the_tokenizers_tokens():
     tokenizer = train_tokenizer(["ein Haus"], vocab_size=259)
     sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
-    model = build_text_model(TextModelArguments(config_overrides=sizes), tokenizer, 0.1)
+    both = Tokenizers(tokenizer, tokenizer)
+    model = build_text_model(TextModelArguments(config_overrides=sizes), both, 0.1)
     assert (model.config.vocab_size, model.config.eos_token_id) == (len(tokenizer), tokenizer.eos_token_id)
     assert model.config.label_smoothing == 0.1
     with pytest.raises(ValueError, match="the tokenizer has 259 tokens, the model's encoder only 258"):
         small = {**sizes, "vocab_size": 258, "encoder_vocab_size": 258}
-        build_text_model(TextModelArguments(config_overrides=small), tokenizer, 0.0)
+        build_text_model(TextModelArguments(config_overrides=small), both, 0.0)
     with pytest.raises(ValueError, match="no field 'd_modle'; did you mean 'd_model'"):
-        build_text_model(TextModelArguments(config_overrides={"d_modle": 8}), tokenizer, 0.0)
+        build_text_model(TextModelArguments(config_overrides={"d_modle": 8}), both, 0.0)
 
 
 def test_metrics_are_sacrebleus():

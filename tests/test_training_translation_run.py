@@ -41,15 +41,35 @@ main([*argv, "--resume_from_checkpoint", "latest"])
 """
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "dates"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "training/train.py", *TINY]
+def train(folder, *arguments):
+    """Trains into the folder as a user does; what is printed."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "training/train.py", *TINY, *arguments]
     done = subprocess.run(
         [*command, "--output_dir", str(folder)], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    return folder, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def translations_elsewhere(lines, texts, folder):
+    """What a process without the package prints of the texts, having executed `lines`, from the folder."""
+    script = (
+        "import sys, json\nsys.modules['hf_vit'] = sys.modules['training'] = None\n"
+        f"{lines}\nprint(json.dumps(translator({texts!r}, num_beams=1, max_new_tokens=16)))"
+    )
+    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return [answer["translation_text"] for answer in json.loads(done.stdout.splitlines()[-1])]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "dates"
+    return folder, train(folder)
 
 
 def test_the_records_and_the_card_tell_the_run(finished):
@@ -78,18 +98,24 @@ def test_the_folder_translates_where_the_package_is_not(finished, tmp_path):
     folder, log = finished
     samples = json.loads((folder / "run.json").read_text())["result"]["samples"]
     lines = "\n".join(log.strip().splitlines()[-2:])
-    script = (
-        "import sys, json\nsys.modules['hf_vit'] = sys.modules['training'] = None\n"
-        f"{lines}\ntexts = {[sample['source'] for sample in samples]!r}\n"
-        "print(json.dumps(translator(texts, num_beams=1, max_new_tokens=16)))"
-    )
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    answers = [answer["translation_text"] for answer in json.loads(done.stdout.splitlines()[-1])]
+    answers = translations_elsewhere(lines, [sample["source"] for sample in samples], tmp_path)
+    assert answers == [sample["prediction"] for sample in samples]
+
+
+def test_separate_tokenizers_travel_with_the_model(tmp_path):
+    folder = tmp_path / "run"
+    sizes = ["--vocab_size=320", "--target_vocab_size=270", "--num_train_epochs=1", "--num_averaged_epochs=none"]
+    log = train(folder, "--separate_tokenizers", *sizes)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["model"]["tokenizer"]["size"] == 320 and record["model"]["target_tokenizer"]["size"] < 320
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["encoder_vocab_size"], config["vocab_size"]) == (320, record["model"]["target_tokenizer"]["size"])
+    card = (folder / "README.md").read_text()  # whose programs were executed
+    assert "print(target_tokenizer.decode(output_ids[0]" in card and check_card(folder) == []
+    samples = record["result"]["samples"]
+    again = f"translator.save_pretrained({str(tmp_path / 'again')!r})\n" + log.strip().splitlines()[-1]
+    lines = "\n".join([*log.strip().splitlines()[-2:], again.replace(str(folder), str(tmp_path / "again"))])
+    answers = translations_elsewhere(lines, [sample["source"] for sample in samples], tmp_path)
     assert answers == [sample["prediction"] for sample in samples]
 
 

@@ -82,11 +82,14 @@ def move_files(source: Path, target: Path) -> None:
     fsync_tree(source)
     umask = os.umask(0)
     os.umask(umask)
-    for file in sorted(source.iterdir(), key=lambda file: (file.name == RUN_FILE, file.name)):
-        file.chmod(0o666 & ~umask)
-        os.replace(file, target / file.name)
-    sync(target)
-    source.rmdir()
+    files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
+    for file in sorted(files, key=lambda file: (file.name == RUN_FILE, file)):
+        (source / file).chmod(0o666 & ~umask)
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source / file, target / file)
+    for folder in {(target / file).parent for file in files} | {target}:
+        sync(folder)
+    shutil.rmtree(source)
 
 
 def staging_folder(output_dir: Path) -> Path:

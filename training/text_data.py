@@ -13,12 +13,12 @@ import torch
 from datasets import Dataset
 from sklearn.model_selection import train_test_split
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
 
 from training.arguments import argument, check_range
 from training.dates import load_dates
 from training.sampler import SampleKey
 from training.sources import SourceArguments, limit_samples, load_source, named_splits, revision_of
+from training.tokenization import Tokenizers
 
 BUILT_IN = {"dates": load_dates}
 IGNORED = -100
@@ -209,17 +209,17 @@ class TextPairs(torch.utils.data.Dataset):
         max_source_length: sources are cut to so many tokens, none when None.
     """
 
-    def __init__(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_source_length: int | None = None):
+    def __init__(self, dataset: Dataset, tokenizers: Tokenizers, max_source_length: int | None = None):
         cut = {"truncation": max_source_length is not None, "max_length": max_source_length}
 
         def encode(rows: dict[str, list[str]]) -> dict[str, list]:
             # Some tokenizers make nothing of an empty text, and the model needs a token.
-            nothing = [tokenizer.pad_token_id]
-            source = tokenizer(rows["source"], **cut)["input_ids"]
-            target = tokenizer(text_target=rows["target"])["input_ids"]
+            nothing = [[tokenizer.pad_token_id] for tokenizer in tokenizers]
+            source = tokenizers.source(rows["source"], **cut)["input_ids"]
+            target = tokenizers.target(text_target=rows["target"])["input_ids"]
             return {
-                "input_ids": [ids or nothing for ids in source],
-                "labels": [ids or nothing for ids in target],
+                "input_ids": [ids or nothing[0] for ids in source],
+                "labels": [ids or nothing[1] for ids in target],
                 "source_length": [max(len(ids), 1) for ids in source],
                 "target_length": [max(len(ids), 1) for ids in target],
             }

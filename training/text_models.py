@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from training.arguments import Mapping, argument
 from training.models import check_fields
+from training.tokenization import Tokenizers
 
 
 @dataclass
@@ -43,10 +43,8 @@ class TextModelArguments:
             raise ValueError("--config_name is for training from scratch, it does not go with --model_name_or_path")
 
 
-def build_text_model(
-    arguments: TextModelArguments, tokenizer: PreTrainedTokenizerBase, label_smoothing: float
-) -> PreTrainedModel:
-    """A model for the tokenizer, from a checkpoint or from scratch; a config that has a field for it keeps the label
+def build_text_model(arguments: TextModelArguments, tokenizers: Tokenizers, label_smoothing: float) -> PreTrainedModel:
+    """A model for the tokenizers, from a checkpoint or from scratch; a config that has a field for it keeps the label
     smoothing.
 
     Raises:
@@ -66,31 +64,35 @@ def build_text_model(
         options["revision"] = arguments.model_revision
         model = AutoModelForSeq2SeqLM.from_pretrained(name, **options, **overrides)
     else:
-        config = make_config(**{**_vocabulary(tokenizer, default), **overrides})
+        config = make_config(**{**_vocabulary(tokenizers, default), **overrides})
         model = AutoModelForSeq2SeqLM.from_config(config, **options)
-    _check_vocabulary(model, tokenizer)
+    _check_vocabulary(model, tokenizers)
     return model
 
 
-def _vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> dict[str, int | None]:
+def _vocabulary(tokenizers: Tokenizers, config: PreTrainedConfig) -> dict[str, Any]:
     """The fields of a config that say which tokens there are."""
-    start = tokenizer.pad_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    sizes = ("vocab_size", "encoder_vocab_size", "decoder_vocab_size")
+    source, target = tokenizers
+    start = target.pad_token_id if target.bos_token_id is None else target.bos_token_id
+    sizes = {"vocab_size": target, "encoder_vocab_size": source, "decoder_vocab_size": target}
+    fields = {name: len(tokenizer) for name, tokenizer in sizes.items() if hasattr(config, name)}
+    if source is not target:
+        fields["share_encoder_decoder_embeddings"] = False
     return {
-        **{name: len(tokenizer) for name in sizes if hasattr(config, name)},
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
+        **fields,
+        "pad_token_id": target.pad_token_id,
+        "bos_token_id": target.bos_token_id,
+        "eos_token_id": target.eos_token_id,
         "decoder_start_token_id": start,
     }
 
 
-def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_vocabulary(model: PreTrainedModel, tokenizers: Tokenizers) -> None:
     sizes = {
-        "encoder": model.get_input_embeddings().num_embeddings,
-        "output": model.get_output_embeddings().out_features,
+        "encoder": (model.get_input_embeddings().num_embeddings, tokenizers.source),
+        "output": (model.get_output_embeddings().out_features, tokenizers.target),
     }
-    for part, size in sizes.items():
+    for part, (size, tokenizer) in sizes.items():
         if size < len(tokenizer):
             raise ValueError(
                 f"the tokenizer has {len(tokenizer)} tokens, the model's {part} only {size}: give the model at least "

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from hf_vit.models.pipeline_translation import TARGET_TOKENIZER, target_tokenizer_of
 from training.arguments import argument, check_range
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
@@ -26,19 +29,29 @@ class TokenizerArguments:
     )
     vocab_size: int = argument(
         8000,
-        help="Tokens of the tokenizer that is trained on both languages of the training set when none is given: 3 "
+        help="Tokens of the tokenizer that is trained on the training set, both its languages, when none is given: 3 "
         "special ones, the 256 bytes, and pieces of words.",
     )
 
+    separate_tokenizers: bool = argument(False, help="Train one tokenizer for each of the two languages.")
+    target_vocab_size: int | None = argument(
+        None, help="Tokens of the target's tokenizer where the two are separate; vocab_size when not given."
+    )
+
     def __post_init__(self):
-        check_range("vocab_size", self.vocab_size, len(_BYTES) + 3)
+        for name in ("vocab_size", "target_vocab_size"):
+            check_range(name, getattr(self, name), len(_BYTES) + 3)
+        if self.separate_tokenizers and self.tokenizer_name is not None:
+            raise ValueError("--separate_tokenizers is for tokenizers that are trained, not for --tokenizer_name")
+        if self.target_vocab_size is not None and not self.separate_tokenizers:
+            raise ValueError("--target_vocab_size needs --separate_tokenizers")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE (arXiv 1508.07909) with one token for each digit: it can write every text, and gives back the
     text it was given up to NFC normalisation. The same texts always give the same tokenizer.
 
-    Source and target share it: `texts` should hold both. A text ends with `</s>`; `<s>` starts the decoder.
+    A text ends with `</s>`; `<s>` starts the decoder.
     """
     tokenizer = Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
@@ -62,19 +75,48 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def load_tokenizer(
-    name: str, *, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """An existing tokenizer.
+class Tokenizers(NamedTuple):
+    """The tokenizers of the source and of the target: one and the same unless they are separate."""
+
+    source: PreTrainedTokenizerBase
+    target: PreTrainedTokenizerBase
+
+    def save_pretrained(self, folder: Path) -> None:
+        """The source's beside the weights; another one of the target in the folder that the source's names."""
+        self.source.save_pretrained(folder)
+        if self.target is not self.source:
+            self.target.save_pretrained(folder / TARGET_TOKENIZER)
+
+    def describe(self) -> dict[str, Any]:
+        """What the run's record says of them."""
+        named = {"tokenizer": self.source}
+        if self.target is not self.source:
+            named["target_tokenizer"] = self.target
+        return {name: {"size": len(each), "fingerprint": fingerprint(each)} for name, each in named.items()}
+
+
+def train_tokenizers(source: Sequence[str], target: Sequence[str], arguments: TokenizerArguments) -> Tokenizers:
+    """One tokenizer of both languages, or one for each where `arguments` asks for it."""
+    if not arguments.separate_tokenizers:
+        return Tokenizers(*[train_tokenizer(chain(source, target), arguments.vocab_size)] * 2)
+    own = train_tokenizer(source, arguments.vocab_size)
+    own.init_kwargs[TARGET_TOKENIZER] = TARGET_TOKENIZER  # which it then is saved with
+    return Tokenizers(own, train_tokenizer(target, arguments.target_vocab_size or arguments.vocab_size))
+
+
+def load_tokenizers(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Tokenizers:
+    """Existing tokenizers.
 
     Raises:
-        ValueError: it has no token for padding or for the end of a text.
+        ValueError: one is not there, or has no token for padding or for the end of a text.
     """
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    for token in ("pad_token", "eos_token"):
-        if getattr(tokenizer, token) is None:
-            raise ValueError(f"--tokenizer_name {name!r} has no {token}")
-    return tokenizer
+    own = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    tokenizers = Tokenizers(own, target_tokenizer_of(own, revision))
+    for tokenizer in tokenizers:
+        for token in ("pad_token", "eos_token"):
+            if getattr(tokenizer, token) is None:
+                raise ValueError(f"--tokenizer_name {name!r} has no {token}")
+    return tokenizers
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

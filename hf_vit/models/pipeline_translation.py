@@ -1,11 +1,38 @@
 """The pipeline that travels with a translation model: transformers 5 has none of its own."""
 
+import os
+
 import torch
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.pipelines.base import Pipeline
+from transformers.utils import cached_file
 
 # Without a limit of the user's or of the model's, transformers would stop after 20 tokens.
 _MAX_NEW_TOKENS = 256
+
+
+# The field of a tokenizer's configuration that names the folder beside it with the tokenizer of the target language.
+TARGET_TOKENIZER = "target_tokenizer"
+
+
+def target_tokenizer_of(tokenizer, revision: str | None = None):
+    """The tokenizer of the texts that a model writes: `tokenizer` itself, unless it names another one beside it.
+
+    Args:
+        revision: of the repository that `tokenizer` came from.
+
+    Raises:
+        ValueError: if the one it names is not there.
+    """
+    folder, name = tokenizer.init_kwargs.get(TARGET_TOKENIZER), tokenizer.name_or_path
+    if folder is None:
+        return tokenizer
+    options = {"subfolder": folder, "revision": revision}
+    try:
+        cached_file(name, "tokenizer_config.json", **options)  # without it there would be an empty tokenizer
+    except OSError as error:
+        raise ValueError(f"tokenizer: {name!r} has no {folder!r}, the tokenizer of the target language") from error
+    return AutoTokenizer.from_pretrained(name, **options)
 
 
 class TranslationPipeline(Pipeline):
@@ -19,8 +46,11 @@ class TranslationPipeline(Pipeline):
         batch_size: texts translated at a time.
         Any argument of `generate`, for instance `num_beams` or `max_new_tokens`.
 
+    Args:
+        target_tokenizer: of the texts that the model writes; the one `tokenizer` names when not given, or itself.
+
     Raises:
-        ValueError: if the tokenizer has tokens that the model lacks, or an input is not a text.
+        ValueError: if a tokenizer has tokens that the model lacks, or an input is not a text.
     """
 
     _load_processor = False
@@ -30,11 +60,24 @@ class TranslationPipeline(Pipeline):
     # Arguments of `generate` reach it through `_sanitize_parameters`.
     _pipeline_calls_generate = False
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, target_tokenizer=None, **kwargs):
         super().__init__(*args, **kwargs)
-        size = self.model.get_input_embeddings().num_embeddings
-        if len(self.tokenizer) > size:
-            raise ValueError(f"tokenizer must have at most the model's {size} tokens, got {len(self.tokenizer)}")
+        if target_tokenizer is None:
+            target_tokenizer = target_tokenizer_of(self.tokenizer, getattr(self.model.config, "_commit_hash", None))
+        self.target_tokenizer = target_tokenizer
+        self._check_size("tokenizer", self.model.get_input_embeddings().num_embeddings)
+        self._check_size("target_tokenizer", self.model.get_output_embeddings().out_features)
+
+    def _check_size(self, name: str, size: int):
+        if len(getattr(self, name)) > size:
+            raise ValueError(f"{name} must have at most the model's {size} tokens, got {len(getattr(self, name))}")
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Model, code and tokenizers, see `Pipeline.save_pretrained`."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.target_tokenizer is not self.tokenizer:
+            folder = self.tokenizer.init_kwargs.get(TARGET_TOKENIZER, TARGET_TOKENIZER)
+            self.target_tokenizer.save_pretrained(os.path.join(save_directory, folder))
 
     def __call__(self, inputs, **kwargs):
         results = super().__call__(inputs, **kwargs)
@@ -72,7 +115,7 @@ class TranslationPipeline(Pipeline):
         return min(_MAX_NEW_TOKENS, self.model.config.max_position_embeddings - 1)
 
     def postprocess(self, model_outputs: dict) -> list[dict[str, str]]:
-        texts = self.tokenizer.batch_decode(model_outputs["output_ids"][0], skip_special_tokens=True)
+        texts = self.target_tokenizer.batch_decode(model_outputs["output_ids"][0], skip_special_tokens=True)
         return [{"translation_text": "" if model_outputs["is_empty"] else text} for text in texts]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ from training.tasks.task import Task
 from training.text_data import IGNORED, Collator, TextDataArguments, TextPairs, load_parallel_texts
 from training.text_metrics import perplexity, text_metrics, token_statistics
 from training.text_models import TextModelArguments, build_text_model
-from training.tokenization import TokenizerArguments, fingerprint, load_tokenizer, train_tokenizer
+from training.tokenization import TokenizerArguments, Tokenizers, load_tokenizers, train_tokenizers
 
 logger = logging.getLogger("training")
 
@@ -58,21 +57,21 @@ class Translation(Task):
         self.seed = arguments.run.seed
         self.best_metric = arguments.generation.metric_for_best_model
         self.data = load_parallel_texts(arguments.data, self.seed)
-        self.tokenizer = self._tokenizer()
+        self.tokenizers = self._tokenizers()
         set_seed(self.seed)
-        self.model = build_text_model(arguments.model, self.tokenizer, arguments.generation.label_smoothing_factor)
+        self.model = build_text_model(arguments.model, self.tokenizers, arguments.generation.label_smoothing_factor)
         self.model.generation_config.num_beams = arguments.generation.num_beams
         self._check_positions()
         self.pairs = {split: self._encode(split) for split in self.data.splits}
 
-    def _tokenizer(self):
+    def _tokenizers(self) -> Tokenizers:
         own, model = self.arguments.tokenizer, self.arguments.model
         name = own.tokenizer_name or model.model_name_or_path
         if name is not None:
             revision = model.model_revision if own.tokenizer_name is None else None
-            return load_tokenizer(name, revision=revision, trust_remote_code=model.trust_remote_code)
+            return load_tokenizers(name, revision=revision, trust_remote_code=model.trust_remote_code)
         train = self.data.splits["train"]
-        return train_tokenizer(chain(train["source"], train["target"]), own.vocab_size)
+        return train_tokenizers(train["source"], train["target"], own)
 
     def _check_positions(self) -> None:
         if getattr(self.model.config, "position_embedding", None) != "learned":
@@ -93,8 +92,8 @@ class Translation(Task):
         """The split as tokens; training pairs that are too long are left out."""
         data = self.arguments.data
         if split != "train":
-            return TextPairs(self.data.splits[split], self.tokenizer, data.max_source_length)
-        pairs = TextPairs(self.data.splits[split], self.tokenizer)
+            return TextPairs(self.data.splits[split], self.tokenizers, data.max_source_length)
+        pairs = TextPairs(self.data.splits[split], self.tokenizers)
         fits = (pairs.lengths <= (data.max_source_length, data.max_target_length)).all(axis=1)
         if not fits.any():
             raise ValueError(
@@ -115,7 +114,7 @@ class Translation(Task):
         else:
             batch_size = self.arguments.optimization.per_device_train_batch_size
             sampler = EpochBatchSampler(len(pairs), batch_size, batches_per_step, seed=self.seed)
-        return self.data_loader(pairs, batch_sampler=sampler, collate_fn=Collator(self.tokenizer.pad_token_id))
+        return self.data_loader(pairs, batch_sampler=sampler, collate_fn=Collator(self.tokenizers.source.pad_token_id))
 
     def evaluation_loader(self, split: str) -> DataLoader:
         """Batches of texts of like length, the longest first: generation stops when the last text of a batch ends."""
@@ -125,7 +124,7 @@ class Translation(Task):
             pairs,
             sampler=order,
             batch_size=self.arguments.optimization.per_device_eval_batch_size,
-            collate_fn=Collator(self.tokenizer.pad_token_id),
+            collate_fn=Collator(self.tokenizers.source.pad_token_id),
         )
 
     def _outputs(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]):
@@ -167,11 +166,11 @@ class Translation(Task):
             max_new_tokens=length,
         )[:, 1:]  # without what the decoder starts with
         missing = length - generated.shape[1]
-        return torch.nn.functional.pad(generated, (0, missing), value=self.tokenizer.pad_token_id)
+        return torch.nn.functional.pad(generated, (0, missing), value=self.tokenizers.target.pad_token_id)
 
     def _texts(self, gathered: Mapping[str, np.ndarray], split: str, name: str = "generated") -> list[str]:
         """The generated texts; that of an empty source is empty, as in the translation pipeline."""
-        texts = self.tokenizer.batch_decode(gathered[name], skip_special_tokens=True)
+        texts = self.tokenizers.target.batch_decode(gathered[name], skip_special_tokens=True)
         sources = self.data.splits[split]["source"]
         return [text.strip() if sources[int(i)] else "" for text, i in zip(texts, gathered["index"])]
 
@@ -195,15 +194,15 @@ class Translation(Task):
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()
-        described["model"]["tokenizer"] = {"size": len(self.tokenizer), "fingerprint": fingerprint(self.tokenizer)}
+        described["model"].update(self.tokenizers.describe())
         for split, info in described["data"]["splits"].items():
             info["mean_tokens"] = [float(mean) for mean in self.pairs[split].lengths.mean(axis=0)]
         return described
 
     def save_pretrained(self, model: torch.nn.Module, folder: Path, state_dict: dict | None = None) -> None:
-        """Weights (of `state_dict`, else the model's own), config, the model's code and the tokenizer."""
+        """Weights (of `state_dict`, else the model's own), config, the model's code and the tokenizers."""
         model.save_pretrained(folder, state_dict=state_dict)
-        self.tokenizer.save_pretrained(folder)
+        self.tokenizers.save_pretrained(folder)
 
     def save_samples(self, gathered: dict[str, np.ndarray], split: str, folder: Path) -> list[dict[str, Any]]:
         """Evenly spaced texts of an evaluated split, with what the model made of them."""
