@@ -18,13 +18,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import recurrent_model  # noqa: F401  registers the recurrent translator
-import torch
 import yaml
 from sacrebleu.metrics import BLEU
-from tqdm import tqdm
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from translation_quality import load, translations
 
-from hf_vit.models.pipeline_translation import TranslationPipeline
 from model_cards.records import write_atomically
 from training.arguments import load_recipe, parse_arguments
 from training.checkpoint import CHECKPOINTS
@@ -54,20 +51,6 @@ def train(name: str, output: Path, common: list[str]) -> dict:
         paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
         subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
     return finished_run(output)
-
-
-@torch.inference_mode()
-def translations(folder: Path, sources: list[str]) -> list[str]:
-    """Greedy translations, longest sources first."""
-    model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
-    translator = TranslationPipeline(model=model, tokenizer=AutoTokenizer.from_pretrained(folder))
-    order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
-    found = {}
-    for start in tqdm(range(0, len(order), 50), desc=folder.name, unit="batch"):
-        part = order[start : start + 50]
-        outputs = translator([sources[i] for i in part], batch_size=50, num_beams=1, max_new_tokens=64)
-        found.update(zip(part, (output["translation_text"] for output in outputs)))
-    return [found[i] for i in range(len(sources))]
 
 
 def by_length(predictions: list[str], sources: list[str], references: list[str]) -> list[dict]:
@@ -148,7 +131,7 @@ def main() -> None:
         if name == "Transformer" and arguments.transformer_dir is not None:
             output = arguments.transformer_dir
         rows[name] = row_of(train(name, output, common))
-        rows[name]["by_length"] = by_length(translations(output, sources), sources, references)
+        rows[name]["by_length"] = by_length(translations(load(output), sources, 1, name), sources, references)
         write_atomically(arguments.results, (json.dumps(rows, indent=1) + "\n").encode())
         write_atomically(arguments.results.with_suffix(".md"), table(rows).encode())
         draw(rows, arguments.results.with_suffix(".png"))

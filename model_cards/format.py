@@ -23,10 +23,10 @@ def _finite(value: float) -> float:
 
 
 def number(value: float) -> str:
-    """Four significant digits; whole numbers in full with a comma between thousands."""
+    """Four significant digits, zeros too; whole numbers in full with a comma between thousands."""
     if isinstance(_finite(value), int):
         return f"{value:,}"
-    return f"{value:.4g}"
+    return f"{value:#.4g}".removesuffix(".")
 
 
 def percent(value: float) -> str:

@@ -64,9 +64,9 @@ def test_each_head_and_their_mean_are_shown(tmp_path):
     metrics["heads"] = {"class": {"loss": 0.25, "accuracy": 0.875}, "distillation": {"accuracy": 0.75, "loss": 0.5}}
     found, _ = tables(text_of(tmp_path, records))
     assert found["Head", "Accuracy", "Loss (nats)"] == [
-        ["Class", f"87.50{NBSP}%", "0.25"],
-        ["Distillation", f"75.00{NBSP}%", "0.5"],
-        ["Mean of both", f"{100 * metrics['accuracy']:.2f}{NBSP}%", "0.0913"],
+        ["Class", f"87.50{NBSP}%", "0.2500"],
+        ["Distillation", f"75.00{NBSP}%", "0.5000"],
+        ["Mean of both", f"{100 * metrics['accuracy']:.2f}{NBSP}%", "0.09130"],
     ]
 
 
