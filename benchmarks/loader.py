@@ -4,9 +4,9 @@
 
 The images are drawn at random, smooth like photographs and grained: PNG files of 32 pixels, and JPEG files of 500 by
 375 pixels that become 224 by 224. Both loaders cut a random part (RandomResizedCrop, bicubic) and flip half of the
-images, for the photographs also with RandAugment, and end with normalised fp32 batches of 64. Passes are taken in
-turns; the medians are reported, and the ratio of our speed to timm's: above 1, ours is the faster one. `in memory` is
-`--keep_in_memory`, which timm has no like of.
+images, for the photographs also with RandAugment (two operations of strength 9, each library's own), and end with
+normalised fp32 batches of 64. Passes are taken in turns; the medians are reported, and the ratio of our speed to
+timm's: above 1, ours is the faster one. `in memory` is `--keep_in_memory`, which timm has no like of.
 """
 
 import argparse

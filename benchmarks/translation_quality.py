@@ -65,9 +65,9 @@ def main() -> None:
     rows = []
     for num_beams in arguments.num_beams:
         for mode in MODES:
+            translator = load(arguments.model_name_or_path, mode)
             start = time.perf_counter()
-            label = f"{mode}, {num_beams} beams"
-            texts = translations(load(arguments.model_name_or_path, mode), sources, num_beams, label)
+            texts = translations(translator, sources, num_beams, f"{mode}, {num_beams} beams")
             seconds = time.perf_counter() - start
             bleu = BLEU().corpus_score(texts, [references]).score
             rows.append({"mode": mode, "num_beams": num_beams, "bleu": round(bleu, 2), "seconds": round(seconds, 1)})

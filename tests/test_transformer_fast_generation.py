@@ -50,6 +50,12 @@ def test_every_architecture(fast_calls, options, num_beams, side):
     assert_same_texts(make_ending_model(**options), fast_calls, is_fast, side, num_beams=num_beams)
 
 
+def test_no_texts_have_no_translations(fast_calls):
+    none = tokens(0)
+    assert make_model().generate(none, attention_mask=none, max_new_tokens=4).shape[0] == 0
+    assert fast_calls
+
+
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
 @pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 2.0])
 @pytest.mark.parametrize("bias", [0.0, 4.0, 8.0])

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from hf_vit import HfTransformerConfig, HfTransformerForConditionalGeneration
@@ -108,6 +108,18 @@ def test_a_process_without_the_package_translates_saves_and_translates_again(fol
     assert results[0] == results[1] == results[2]
     assert parts == ["HfTransformerModel", "HfTransformerForCausalLM"]
     assert results[0][0] == {"translation_text": "two three one five four"}
+
+
+def test_a_second_tokenizer_given_to_the_pipeline_is_saved_with_it(trained, tmp_path):
+    model, _ = trained
+    both = [make_tokenizer(), make_tokenizer()]
+    TranslationPipeline(model=model, tokenizer=both[0], target_tokenizer=both[1]).save_pretrained(tmp_path)
+    again = TranslationPipeline(model=model, tokenizer=AutoTokenizer.from_pretrained(tmp_path))
+    assert again.target_tokenizer is not again.tokenizer
+    assert again.target_tokenizer.get_vocab() == both[1].get_vocab()
+    assert again("zwei drei ein fünf vier") == [{"translation_text": "two three one five four"}]
+    with pytest.raises(ValueError, match="push_to_hub must be False with two tokenizers"):
+        again.save_pretrained(tmp_path, push_to_hub=True)
 
 
 def test_lists_batches_and_arguments_of_generate(translator):

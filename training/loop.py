@@ -248,14 +248,16 @@ class TrainingLoop:
         scaled = self.accelerator.scaler is not None
         # DeepSpeed clips by itself and gives no norm.
         norm = 0.0 if gradient_norm is None or scaled else float(gradient_norm)
-        if all(map(math.isfinite, losses)) and math.isfinite(norm):
+        is_finite = all(map(math.isfinite, losses)) and math.isfinite(norm)
+        # The norm need not tell of the others' losses, and all must stop together.
+        if not self.accelerator.reduce(torch.tensor(float(not is_finite), device=self.accelerator.device)):
             self.state.loss_sum += sum(losses)
             self._pending.clear()
             return
         raise FloatingPointError(
             f"non-finite loss or gradient at step {self.state.step + 1}: loss {losses}, gradient norm "
             f"{norm}, learning rate {self.scheduler.get_last_lr()[-1]:g}, samples "
-            f"{suspects(self._pending, everywhere=not math.isfinite(norm))}; "
+            f"{suspects(self._pending)}; "
             f"checkpoints are in {self.checkpointer.folder}"
         )
 

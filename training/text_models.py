@@ -48,7 +48,8 @@ def build_text_model(arguments: TextModelArguments, tokenizers: Tokenizers, labe
     smoothing.
 
     Raises:
-        ValueError: an unknown architecture or config field, or fewer tokens in the model than in the tokenizer.
+        ValueError: an unknown architecture or config field, fewer tokens in the model than in the tokenizer, or two
+            tokenizers for an architecture with one vocabulary.
     """
     overrides, options = dict(arguments.config_overrides), {"trust_remote_code": arguments.trust_remote_code}
     name = arguments.model_name_or_path or arguments.config_name
@@ -74,9 +75,13 @@ def _vocabulary(tokenizers: Tokenizers, config: PreTrainedConfig) -> dict[str, A
     """The fields of a config that say which tokens there are."""
     source, target = tokenizers
     start = target.pad_token_id if target.bos_token_id is None else target.bos_token_id
-    sizes = {"vocab_size": target, "encoder_vocab_size": source, "decoder_vocab_size": target}
+    # Where the decoder's size has a field of its own, as in Marian, `vocab_size` is the encoder's.
+    shared = source if hasattr(config, "decoder_vocab_size") else target
+    sizes = {"vocab_size": shared, "encoder_vocab_size": source, "decoder_vocab_size": target}
     fields = {name: len(tokenizer) for name, tokenizer in sizes.items() if hasattr(config, name)}
     if source is not target:
+        if not hasattr(config, "share_encoder_decoder_embeddings"):
+            raise ValueError(f"a {config.model_type} model has one vocabulary: it takes no --separate_tokenizers")
         fields["share_encoder_decoder_embeddings"] = False
     return {
         **fields,
@@ -90,7 +95,7 @@ def _vocabulary(tokenizers: Tokenizers, config: PreTrainedConfig) -> dict[str, A
 def _check_vocabulary(model: PreTrainedModel, tokenizers: Tokenizers) -> None:
     sizes = {
         "encoder": (model.get_input_embeddings().num_embeddings, tokenizers.source),
-        "output": (model.get_output_embeddings().out_features, tokenizers.target),
+        "output": (model.get_output_embeddings().weight.shape[0], tokenizers.target),
     }
     for part, (size, tokenizer) in sizes.items():
         if size < len(tokenizer):

@@ -41,8 +41,6 @@ class TokenizerArguments:
     def __post_init__(self):
         for name in ("vocab_size", "target_vocab_size"):
             check_range(name, getattr(self, name), len(_BYTES) + 3)
-        if self.separate_tokenizers and self.tokenizer_name is not None:
-            raise ValueError("--separate_tokenizers is for tokenizers that are trained, not for --tokenizer_name")
         if self.target_vocab_size is not None and not self.separate_tokenizers:
             raise ValueError("--target_vocab_size needs --separate_tokenizers")
 
@@ -112,6 +110,8 @@ def load_tokenizers(name: str, *, revision: str | None = None, trust_remote_code
     """
     own = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     tokenizers = Tokenizers(own, target_tokenizer_of(own, revision))
+    if tokenizers.target is not own:
+        own.init_kwargs[TARGET_TOKENIZER] = TARGET_TOKENIZER  # wherever it was, they are saved so
     for tokenizer in tokenizers:
         for token in ("pad_token", "eos_token"):
             if getattr(tokenizer, token) is None:

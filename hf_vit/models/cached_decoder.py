@@ -149,9 +149,9 @@ class _CachedLayer:
             batch = (tensor[None] for tensor in (query, key, value))
             output = nn.functional.scaled_dot_product_attention(*batch, attn_mask=None if mask is None else mask[None])
         if self.num_beams == 1:
-            return output.view(self.batch_size, -1)
+            return output.view(self.batch_size, self.num_heads * self.head_dim)
         output = output.view(self.batch_size, self.num_heads, self.num_beams, self.head_dim)
-        return output.transpose(1, 2).reshape(self.batch_size * self.num_beams, -1)
+        return output.transpose(1, 2).reshape(self.batch_size * self.num_beams, self.num_heads * self.head_dim)
 
 
 def _direct(norm: nn.Module):

@@ -26,7 +26,7 @@ def packed(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
         return layer
     if type(layer) is Int8Linear:
-        return layer.multiplication
+        return layer.as_function()
     if not (_HAS_ONEDNN and type(layer) is Linear and _can_pack(layer.weight)):
         return layer
     weight, bias, multiply = _packed_weight(layer), layer.bias, torch.ops.mkldnn._linear_pointwise.default
@@ -74,16 +74,15 @@ class Int8Linear(nn.Module):
         # Without the instructions for it, products of 8 bits overflow their 16-bit sums.
         self.reduce_range = not getattr(torch.cpu, "_is_vnni_supported", bool)()
 
-    @property
-    def multiplication(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The layer as a function of its input alone."""
+    def as_function(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The layer as a function of its input, (rows, in_features) -> (rows, out_features)."""
         multiply = torch.ops.quantized.linear_dynamic.default
         multiply = getattr(multiply, "_op", multiply)  # Python's wrapper looks through the arguments at every call
         weight, reduce_range = self.packed_weight, self.reduce_range
         return lambda states: multiply(states, weight, reduce_range)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return self.multiplication(input)
+        return torch.ops.quantized.linear_dynamic(input, self.packed_weight, self.reduce_range)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"

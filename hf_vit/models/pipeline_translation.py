@@ -10,7 +10,6 @@ from transformers.utils import cached_file
 # Without a limit of the user's or of the model's, transformers would stop after 20 tokens.
 _MAX_NEW_TOKENS = 256
 
-
 # The field of a tokenizer's configuration that names the folder beside it with the tokenizer of the target language.
 TARGET_TOKENIZER = "target_tokenizer"
 
@@ -22,7 +21,7 @@ def target_tokenizer_of(tokenizer, revision: str | None = None):
         revision: of the repository that `tokenizer` came from.
 
     Raises:
-        ValueError: if the one it names is not there.
+        ValueError: if the one it names cannot be loaded.
     """
     folder, name = tokenizer.init_kwargs.get(TARGET_TOKENIZER), tokenizer.name_or_path
     if folder is None:
@@ -31,7 +30,9 @@ def target_tokenizer_of(tokenizer, revision: str | None = None):
     try:
         cached_file(name, "tokenizer_config.json", **options)  # without it there would be an empty tokenizer
     except OSError as error:
-        raise ValueError(f"tokenizer: {name!r} has no {folder!r}, the tokenizer of the target language") from error
+        raise ValueError(
+            f"tokenizer: {folder!r} of {name!r}, the tokenizer of the target language, cannot be loaded: {error}"
+        ) from error
     return AutoTokenizer.from_pretrained(name, **options)
 
 
@@ -63,21 +64,34 @@ class TranslationPipeline(Pipeline):
     def __init__(self, *args, target_tokenizer=None, **kwargs):
         super().__init__(*args, **kwargs)
         if target_tokenizer is None:
-            target_tokenizer = target_tokenizer_of(self.tokenizer, getattr(self.model.config, "_commit_hash", None))
+            is_beside = self.tokenizer.name_or_path == self.model.name_or_path
+            revision = getattr(self.model.config, "_commit_hash", None) if is_beside else None
+            target_tokenizer = target_tokenizer_of(self.tokenizer, revision)
         self.target_tokenizer = target_tokenizer
         self._check_size("tokenizer", self.model.get_input_embeddings().num_embeddings)
-        self._check_size("target_tokenizer", self.model.get_output_embeddings().out_features)
+        if self._has_two_tokenizers:
+            self._check_size("target_tokenizer", self.model.get_output_embeddings().out_features)
+
+    @property
+    def _has_two_tokenizers(self) -> bool:
+        return self.target_tokenizer is not self.tokenizer
 
     def _check_size(self, name: str, size: int):
         if len(getattr(self, name)) > size:
             raise ValueError(f"{name} must have at most the model's {size} tokens, got {len(getattr(self, name))}")
 
     def save_pretrained(self, save_directory, **kwargs):
-        """Model, code and tokenizers, see `Pipeline.save_pretrained`."""
-        super().save_pretrained(save_directory, **kwargs)
-        if self.target_tokenizer is not self.tokenizer:
-            folder = self.tokenizer.init_kwargs.get(TARGET_TOKENIZER, TARGET_TOKENIZER)
+        """Model, code and tokenizers, see `Pipeline.save_pretrained`.
+
+        Raises:
+            ValueError: if a pipeline with two tokenizers is to be pushed, which would leave one behind.
+        """
+        if self._has_two_tokenizers:
+            if kwargs.get("push_to_hub"):
+                raise ValueError("push_to_hub must be False with two tokenizers: save, then upload the folder")
+            folder = self.tokenizer.init_kwargs.setdefault(TARGET_TOKENIZER, TARGET_TOKENIZER)
             self.target_tokenizer.save_pretrained(os.path.join(save_directory, folder))
+        super().save_pretrained(save_directory, **kwargs)
 
     def __call__(self, inputs, **kwargs):
         results = super().__call__(inputs, **kwargs)
@@ -93,7 +107,8 @@ class TranslationPipeline(Pipeline):
             raise ValueError(f"inputs must be a text or a list of texts, got {type(text).__name__}")
         encoding = self.tokenizer(text, truncation=truncation)
         # Some tokenizers make nothing of an empty text, and the model needs a token.
-        input_ids = encoding["input_ids"] or [self.model.config.pad_token_id]
+        padding = self.tokenizer.pad_token_id
+        input_ids = encoding["input_ids"] or [self.model.config.pad_token_id if padding is None else padding]
         input_ids = torch.tensor([input_ids])  # (1, N)
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "is_empty": not text.strip()}
 

@@ -68,6 +68,11 @@ class Translation(Task):
         own, model = self.arguments.tokenizer, self.arguments.model
         name = own.tokenizer_name or model.model_name_or_path
         if name is not None:
+            if own.separate_tokenizers:
+                raise ValueError(
+                    f"--separate_tokenizers is for tokenizers that are trained, but {name!r} brings its own: give "
+                    "--config_name instead of --model_name_or_path to train both anew"
+                )
             revision = model.model_revision if own.tokenizer_name is None else None
             return load_tokenizers(name, revision=revision, trust_remote_code=model.trust_remote_code)
         train = self.data.splits["train"]
