@@ -5,10 +5,10 @@
 A model of 6 + 6 layers, width 512 and 32,000 tokens translates sources of 30 tokens into 30 tokens; its weights are
 random, its end of text suppressed. Each row is measured in turns (ours, ours in bf16, in int8, transformers, ...), so
 that a machine that slows down slows all alike; CTranslate2 with one thread and with all, of which the faster counts,
-for it is not always the latter. The medians are reported, and ratios of a peer's time to ours: above 1,
-ours is the faster one. `reduced` is the faster of bf16 and int8. `limit` is the share of the memory's bandwidth
-(measured first) at which our fp32 row reads the decoder's weights: at batch 1 nothing can be faster than 1. The exit
-status is 1 if a row is under its bar.
+for it is not always the latter. The medians are reported, and ratios of a peer's time to ours: above 1, ours is the
+faster one. `reduced` is the faster of bf16 and int8. `limit` is the share of the memory's bandwidth (measured first) at
+which our fp32 row reads the decoder's weights: at batch 1 nothing can be faster than 1. The exit status is 1 if a row
+is under its bar.
 """
 
 import argparse
@@ -153,15 +153,14 @@ def measure(name: str, models: dict, bytes_a_second: float, seconds: float) -> d
     }
     texts = {key: function() for key, function in functions.items()}
     medians = best_of_threads(interleaved_medians(functions, seconds))
-    decoder = models["ours"].model.decoder
+    decoder, theirs = models["ours"].model.decoder, texts["CTranslate2 fp32, 1 threads"]
     num_weights = sum(p.numel() for p in decoder.parameters())  # the output's weights are the embeddings'
     fp32, int8 = medians["ours"], min(medians["ours int8"], medians["ours bf16"])
     return {
         "row": name,
         **{f"{key} ms": round(value * 1e3, 2) for key, value in medians.items()},
         "same_texts": texts["ours"] == texts["transformers"],
-        "texts_of_CTranslate2": sum(map(list.__eq__, texts["ours"], texts["CTranslate2 fp32, 1 threads"]))
-        / batch_size,
+        "texts_of_CTranslate2": sum(map(list.__eq__, texts["ours"], theirs)) / batch_size,
         "lengths": sorted({len(text) for rows in texts.values() for text in rows}),
         "fp32_to_transformers": round(medians["transformers"] / fp32, 3),
         "fp32_to_ctranslate2": round(medians["CTranslate2 fp32"] / fp32, 3),
