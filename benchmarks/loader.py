@@ -10,7 +10,6 @@ timm's: above 1, ours is the faster one. `in memory` is `--keep_in_memory`, whic
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -24,12 +23,12 @@ import torch
 import torchvision
 from datasets import disable_progress_bars
 from PIL import Image
+from report import write_report
 from timm.data import create_dataset, create_loader
 from tqdm import tqdm
 
 from training.arguments import parse_arguments
 from training.augment import normalize
-from training.records import device_name
 from training.tasks import argument_groups, build_task
 
 # Name: size of the files, how many, their format, size of the views, RandAugment.
@@ -126,14 +125,7 @@ def main() -> None:
             rows.append(measure(images, case, num_workers, arguments.passes))
             print("  ".join(f"{name}: {value}" for name, value in rows[-1].items()), flush=True)
     if arguments.output:
-        facts = {
-            "device_name": device_name(torch.device("cpu")),
-            "threads": torch.get_num_threads(),
-            "versions": {module.__name__: module.__version__ for module in (torch, torchvision, timm)},
-            "rows": rows,
-        }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(facts, indent=1) + "\n")
+        write_report(arguments.output, rows, (torch, torchvision, timm))
 
 
 if __name__ == "__main__":

@@ -8,20 +8,19 @@ mode, is further than 0.2 from that of fp32.
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 
 import torch
 import transformers
+from report import write_report
 from sacrebleu.metrics import BLEU
 from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_vit.models.pipeline_translation import TranslationPipeline
 from training.arguments import parse_arguments
-from training.records import device_name
 from training.tasks import argument_groups
 from training.text_data import load_parallel_texts
 
@@ -74,10 +73,7 @@ def main() -> None:
             rows[-1]["difference"] = round(rows[-1]["bleu"] - rows[-1 - MODES.index(mode)]["bleu"], 2)
             print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     if arguments.output:
-        versions = {module.__name__: module.__version__ for module in (torch, transformers)}
-        facts = {"device_name": device_name(torch.device("cpu")), "versions": versions, "rows": rows}
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(facts, indent=1) + "\n")
+        write_report(arguments.output, rows, (torch, transformers))
     sys.exit(int(any(abs(row["difference"]) > TOLERANCE for row in rows if row["mode"] == "int8")))
 
 

@@ -13,7 +13,6 @@ row is under its bar.
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 import tempfile
@@ -25,9 +24,9 @@ import ctranslate2
 import torch
 import transformers
 from ctranslate2.converters.transformers import MarianMTLoader
+from report import write_report
 
 from hf_vit.conversion_text import from_marian
-from training.records import device_name
 
 NUM_TOKENS = 30
 ROWS = {f"{name}-{size}": (beams, size) for name, beams in (("greedy", 1), ("beam4", 4)) for size in (1, 16)}
@@ -209,15 +208,7 @@ def main():
         rows.append(measure(name, models, bytes_a_second, arguments.seconds))
         print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     if arguments.output:
-        facts = {
-            "device_name": device_name(torch.device("cpu")),
-            "threads": torch.get_num_threads(),
-            "bytes_a_second": round(bytes_a_second),
-            "versions": {module.__name__: module.__version__ for module in (torch, transformers, ctranslate2)},
-            "rows": rows,
-        }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(facts, indent=1) + "\n")
+        write_report(arguments.output, rows, (torch, transformers, ctranslate2), bytes_a_second=round(bytes_a_second))
     under = sum(
         not row["same_texts"] or any(row[name] < bar for name, bar in bars(row["row"]).items()) for row in rows
     )

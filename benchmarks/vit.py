@@ -8,7 +8,6 @@ the medians are reported, and the ratio of the faster peer's time to ours: above
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -17,9 +16,9 @@ from pathlib import Path
 import timm
 import torch
 import transformers
+from report import write_report
 
 from hf_vit.conversion import from_timm
-from training.records import device_name
 
 MODELS = {"ViT-Ti/16": "vit_tiny_patch16_224", "ViT-S/16": "vit_small_patch16_224"}
 BATCH_SIZES = (1, 8, 32)
@@ -169,15 +168,7 @@ def main():
         for row in measure(name, dtype_name, arguments.device, arguments.seconds)
     ]
     if arguments.output:
-        facts = {
-            "device": arguments.device,
-            "device_name": device_name(torch.device(arguments.device)),
-            "threads": torch.get_num_threads(),
-            "versions": {module.__name__: module.__version__ for module in (torch, timm, transformers)},
-            "rows": rows,
-        }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(facts, indent=1) + "\n")
+        write_report(arguments.output, rows, (torch, timm, transformers), device=arguments.device)
     under = sum(row["ratio_to_faster_peer"] < bar(row) for row in rows)
     print(f"{len(rows) - under} of {len(rows)} rows reach the bar")
     sys.exit(int(under > 0))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from training_runs import printed_elsewhere
 
 from model_cards import check_card
 
@@ -91,17 +92,8 @@ def test_the_printed_lines_load_the_model_where_the_package_is_not(finished, tmp
     lines = "\n".join((process.stdout + process.stderr).strip().splitlines()[-2:]).replace(str(folder), str(moved))
     record = json.loads((folder / "run.json").read_text())
     sample = record["result"]["samples"][0]
-    script = (
-        "import sys\nsys.modules['hf_vit'] = sys.modules['training'] = None\n"
-        f"{lines}\nbest = classifier({str(moved / sample['file'])!r})[0]\nprint(best['label'], best['score'])"
-    )
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    label, score = done.stdout.split()
+    code = f"{lines}\nbest = classifier({str(moved / sample['file'])!r})[0]\nprint(best['label'], best['score'])"
+    label, score = printed_elsewhere(code, tmp_path).split()
     assert (label, float(score)) == (sample["prediction"], pytest.approx(sample["score"], abs=1e-5))
 
 

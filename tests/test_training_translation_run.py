@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from training_runs import printed_elsewhere
 
 from model_cards import check_card
 
@@ -53,17 +54,8 @@ def train(folder, *arguments):
 
 def translations_elsewhere(lines, texts, folder):
     """What a process without the package prints of the texts, having executed `lines`, from the folder."""
-    script = (
-        "import sys, json\nsys.modules['hf_vit'] = sys.modules['training'] = None\n"
-        f"{lines}\nprint(json.dumps(translator({texts!r}, num_beams=1, max_new_tokens=16)))"
-    )
-    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return [answer["translation_text"] for answer in json.loads(done.stdout.splitlines()[-1])]
+    code = f"import json\n{lines}\nprint(json.dumps(translator({texts!r}, num_beams=1, max_new_tokens=16)))"
+    return [answer["translation_text"] for answer in json.loads(printed_elsewhere(code, folder))]
 
 
 @pytest.fixture(scope="module")

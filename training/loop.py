@@ -242,7 +242,7 @@ class TrainingLoop:
     def _check_finite(self, gradient_norm: torch.Tensor | None) -> None:
         """Adds the step's losses to the epoch's, or stops before the step when one is not finite.
 
-        One look at the device for each step; with a gradient scaler, infinite gradients are its business.
+        With a gradient scaler, infinite gradients are its business.
         """
         losses = torch.stack([loss for loss, _ in self._pending]).tolist()
         scaled = self.accelerator.scaler is not None
