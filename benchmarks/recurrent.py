@@ -30,7 +30,12 @@ from training.tasks import argument_groups
 from training.text_data import load_parallel_texts
 
 RECIPE = "multi30k_de_en"
-RECURRENT = {"model_type": "recurrent_translator", "learning_rate": 0.001, "lr_scheduler_type": "cosine"}
+RECURRENT = {
+    "model_type": "recurrent_translator",
+    "learning_rate": 0.003,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 100,
+}
 CONTENDERS = {
     "Transformer": {},
     "LSTM with attention": {**RECURRENT, "config_overrides": {"use_attention": True}},

@@ -51,15 +51,20 @@ class Encoder(nn.Module):
     def __init__(self, config, embedding: nn.Embedding):
         super().__init__()
         self.embedding = embedding
+        # The weights are small, as an output's must be; inputs as small would leave the LSTMs silent for long.
+        self.embed_scale = embedding.embedding_dim**0.5
         self.dropout = nn.Dropout(config.dropout)
         sizes = (config.embedding_size, config.hidden_size // 2, config.num_layers)
         self.lstm = nn.LSTM(*sizes, batch_first=True, bidirectional=True, dropout=config.dropout)
 
+    def embed(self, input_ids):
+        """(B, S) -> (B, S, embedding_size)"""
+        return self.dropout(self.embedding(input_ids) * self.embed_scale)
+
     def forward(self, input_ids, attention_mask=None, **kwargs):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         lengths = mask.sum(1).clamp(min=1).cpu()
-        embedded = self.dropout(self.embedding(input_ids))
-        packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(self.embed(input_ids), lengths, batch_first=True, enforce_sorted=False)
         states, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=input_ids.shape[1])
         return BaseModelOutput(last_hidden_state=states)
 
@@ -101,7 +106,8 @@ class RecurrentTranslator(PreTrainedModel, GenerationMixin):
     def prepare_decoder_input_ids_from_labels(self, labels):
         """The labels one place to the right, behind the token that starts the decoder."""
         start = torch.full_like(labels[:, :1], self.config.decoder_start_token_id)
-        return torch.cat((start, labels[:, :-1]), 1).masked_fill_(labels.roll(1, 1) == -100, self.config.pad_token_id)
+        shifted = torch.cat((start, labels[:, :-1]), 1)
+        return shifted.masked_fill_(shifted == -100, self.config.pad_token_id)
 
     def forward(
         self, input_ids=None, attention_mask=None, decoder_input_ids=None, encoder_outputs=None, **kwargs
@@ -125,8 +131,7 @@ class RecurrentTranslator(PreTrainedModel, GenerationMixin):
         end = forward[torch.arange(len(last), device=last.device), last]
         start = self.bridge(torch.cat((end, backward[:, 0]), -1)).tanh()  # (B, num_layers * hidden_size)
         start = start.view(len(last), self.config.num_layers, -1).transpose(0, 1).contiguous()
-        embedded = self.dropout(self.encoder.embedding(decoder_input_ids))
-        return self.lstm(embedded, (start, torch.zeros_like(start)))[0]
+        return self.lstm(self.encoder.embed(decoder_input_ids), (start, torch.zeros_like(start)))[0]
 
     def prepare_inputs_for_generation(self, input_ids, attention_mask=None, encoder_outputs=None, **kwargs):
         inputs = {"attention_mask": attention_mask, "encoder_outputs": encoder_outputs}
