@@ -127,6 +127,23 @@ def test_texts_beyond_the_table_are_refused():
         model.generate(tokens(), max_new_tokens=14, min_new_tokens=14)
 
 
+@pytest.mark.parametrize("position_embedding", ["sinusoidal", "relative", "rope"])
+def test_texts_that_have_ended_are_not_decoded_further(monkeypatch, position_embedding):
+    given, step = [], fast_generation.CachedDecoder.__call__
+    monkeypatch.setattr(
+        fast_generation.CachedDecoder, "__call__", lambda self, ids: given.append(len(ids)) or step(self, ids)
+    )
+    model = make_model(position_embedding=position_embedding, tie_word_embeddings=False)
+    source, mask = pad([tokens(1, length, seed=length)[0] for length in range(2, 22)])
+    options = {"attention_mask": mask, "max_new_tokens": 20, "eos_token_id": list(range(2, 9)), "pad_token_id": 0}
+    texts = model.generate(source, **options)
+    assert torch.equal(texts, slow_generate(model, source, **options))
+    is_end = (texts[:, 1:] < 9).cumsum(1) > 0
+    needed = [20, *(~is_end).sum(0).tolist()[:-1]]  # texts that go on, before every step
+    assert given[0] == 20 and given[-1] <= 10
+    assert all(least <= count < max(2 * least, 2) for least, count in zip(needed, given, strict=True))
+
+
 class Collector(BaseStreamer):
     def __init__(self):
         self.tokens = []

@@ -53,6 +53,12 @@ class CachedDecoder:
         """Let the texts go on from these beams, shape (batch, beams)."""
         self.ancestors = self.ancestors.gather(1, beams[:, :, None].expand_as(self.ancestors))
 
+    def drop(self, is_kept: torch.Tensor):
+        """Forget the sources that are not kept, shape (batch,)."""
+        self.ancestors = self.ancestors[is_kept]
+        for layer in self.layers:
+            layer.drop(is_kept)
+
     def _step(self, token: torch.Tensor) -> torch.Tensor:
         slot = torch.tensor([self.num_slots])
         states = self.decoder.embed_tokens(token)[:, None] * self.decoder.embed_scale  # (B * beams, 1, d_model)
@@ -102,6 +108,15 @@ class _CachedLayer:
             self.source_mask = _by_head(encoder_mask, self.batch_size, self.num_heads)  # (B * H, 1, S)
         self.cache = self.source[0].new_empty(2, len(self.source[0]), _FIRST_CAPACITY * num_beams, self.head_dim)
         self.nothing = self.cache.new_zeros(1, 1, 1)
+
+    def drop(self, is_kept: torch.Tensor):
+        """Forget the sources that are not kept, shape (batch,)."""
+        self.batch_size = int(is_kept.sum())
+        rows = is_kept.repeat_interleave(self.num_heads)
+        self.source = [states[rows] for states in self.source]
+        if self.source_mask is not None:
+            self.source_mask = self.source_mask[rows]
+        self.cache = self.cache[:, rows]
 
     def __call__(self, states, slot, mask, rotary_embedding):
         """(batch * beams, d_model) -> the same shape"""

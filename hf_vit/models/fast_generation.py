@@ -69,18 +69,26 @@ def greedy_search(decoder, input_ids, logits_processor, stopping_criteria, fille
         streamer: is given the tokens as they come.
     """
     is_open = input_ids.new_ones(len(input_ids), dtype=torch.bool)
+    decoded = torch.arange(len(input_ids))  # the texts that the decoder still knows
     logits = decoder(input_ids)
     while True:
-        next_ids = logits_processor(input_ids, logits.float()).argmax(-1)
-        if filler is not None:
-            next_ids = torch.where(is_open, next_ids, filler)
+        best_ids = logits_processor(input_ids, logits.float()).argmax(-1)
+        if filler is None:
+            next_ids = best_ids
+        else:
+            next_ids = filler.expand(len(input_ids)).clone()
+            next_ids[decoded] = torch.where(is_open[decoded], best_ids, filler)
         input_ids = torch.cat((input_ids, next_ids[:, None]), dim=1)
         if streamer is not None:
             streamer.put(next_ids)
         is_open &= ~stopping_criteria(input_ids, None)
         if not is_open.any():
             break
-        logits = decoder(next_ids[:, None])
+        # Processors may know each text by its place; and dropping copies what is kept.
+        if filler is not None and not logits_processor and 2 * int(is_open.sum()) <= len(decoded):
+            decoder.drop(is_open[decoded])
+            decoded = is_open.nonzero()[:, 0]
+        logits = decoder(next_ids[decoded, None])
     if streamer is not None:
         streamer.end()
     return input_ids
