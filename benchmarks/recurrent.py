@@ -8,7 +8,6 @@ table and picture. Finished runs are not trained again, unfinished ones go on fr
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -18,14 +17,17 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import recurrent_model  # noqa: F401  registers the recurrent translator
+import torch
+import transformers
 import yaml
+from report import write_report
 from sacrebleu.metrics import BLEU
 from translation_quality import load, translations
 
 from model_cards.records import write_atomically
 from training.arguments import load_recipe, parse_arguments
 from training.checkpoint import CHECKPOINTS
-from training.study import finished_run
+from training.study import check_arguments, finished_run
 from training.tasks import argument_groups
 from training.text_data import load_parallel_texts
 
@@ -46,11 +48,20 @@ LENGTHS = (0, 8, 11, 14, 18, 1000)  # words of the source
 
 
 def train(name: str, output: Path, common: list[str]) -> dict:
-    """The records of the run."""
-    if finished_run(output) is None:
-        recipe = output.with_suffix(".yaml")  # flags would merge the config's fields with those of the recipe
+    """The records of the run.
+
+    Raises:
+        ValueError: it was trained with other arguments.
+    """
+    recipe = output.with_suffix(".yaml") if CONTENDERS[name] else Path(RECIPE)
+    if CONTENDERS[name]:  # flags would merge the config's fields with those of the recipe
         write_atomically(recipe, yaml.safe_dump({**load_recipe(RECIPE), **CONTENDERS[name]}).encode())
-        command = [sys.executable, "-c", PROGRAM, "--recipe", str(recipe), "--output_dir", str(output), *common]
+    arguments = ["--recipe", str(recipe), "--output_dir", str(output), *common]
+    run = finished_run(output)
+    if run is not None:
+        check_arguments(run, arguments, output)
+    else:
+        command = [sys.executable, "-c", PROGRAM, *arguments]
         resumes = any((output / CHECKPOINTS).glob("step_*"))
         command += ["--resume_from_checkpoint", "latest"] if resumes else ["--overwrite_output_dir"]
         paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
@@ -75,9 +86,11 @@ def row_of(run: dict) -> dict:
     """What the table says of a run."""
     speeds = [epoch["sentences_per_second"] for epoch in run["epochs"]]
     tokens = sum(run["data"]["splits"]["train"]["mean_tokens"])
-    metrics = {name: run["result"]["metrics"].get(name) for name in ("bleu", "bleu_lowercase", "beam5_bleu", "loss")}
+    measured, beam = run["result"]["metrics"], f"beam{run['arguments']['num_beams']}_bleu"
     return {
-        **metrics,
+        **{name: measured[name] for name in ("bleu", "bleu_lowercase", "loss")},
+        "num_beams": run["arguments"]["num_beams"],
+        "beam_bleu": measured[beam],
         "num_parameters": run["model"]["num_parameters"],
         "num_epochs": len(run["epochs"]),
         "tokens_per_second": float(np.median(speeds)) * tokens,
@@ -89,11 +102,12 @@ def row_of(run: dict) -> dict:
 
 
 def table(rows: dict[str, dict]) -> str:
-    lines = ["| Model | BLEU, greedy | BLEU, beam 5 | Loss | Parameters | Training tokens/s |", "|---|" + "---:|" * 5]
+    num_beams = max(row["num_beams"] for row in rows.values())
+    titles = ("Model", "BLEU, greedy", f"BLEU, {num_beams} beams", "Loss", "Parameters", "Training tokens/s")
+    lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * 5]
     for name, row in rows.items():
-        beam = "" if row["beam5_bleu"] is None else f"{row['beam5_bleu']:.2f}"
         lines.append(
-            f"| {name} | {row['bleu']:.2f} | {beam} | {row['loss']:.3f} | {row['num_parameters']:,} | "
+            f"| {name} | {row['bleu']:.2f} | {row['beam_bleu']:.2f} | {row['loss']:.3f} | {row['num_parameters']:,} | "
             f"{row['tokens_per_second']:,.0f} |"
         )
     return "\n".join(lines) + "\n"
@@ -125,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/recurrent"), help="where the runs are kept")
     parser.add_argument("--transformer_dir", type=Path, help="a finished run of the recipe, not to train it again")
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/recurrent.json"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/recurrent.json"))
     arguments, common = parser.parse_known_args()
     data = parse_arguments(argument_groups, ["--recipe", RECIPE, *common])
     test = load_parallel_texts(data.data, data.run.seed).splits["test"]
@@ -137,9 +151,10 @@ def main() -> None:
             output = arguments.transformer_dir
         rows[name] = row_of(train(name, output, common))
         rows[name]["by_length"] = by_length(translations(load(output), sources, 1, name), sources, references)
-        write_atomically(arguments.results, (json.dumps(rows, indent=1) + "\n").encode())
-        write_atomically(arguments.results.with_suffix(".md"), table(rows).encode())
-        draw(rows, arguments.results.with_suffix(".png"))
+        report = [{"model": name, **row} for name, row in rows.items()]
+        write_report(arguments.output, report, (torch, transformers))
+        write_atomically(arguments.output.with_suffix(".md"), table(rows).encode())
+        draw(rows, arguments.output.with_suffix(".png"))
     print(table(rows))
 
 

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 
@@ -92,7 +93,7 @@ class RecurrentTranslator(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module):
         if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+            init.normal_(module.weight, std=module.embedding_dim**-0.5)
 
     def get_encoder(self, modality=None):
         return self.encoder

@@ -104,7 +104,7 @@ def measure_translation(repo_id: str, texts: list[str]) -> dict:
     rows = []
     for text in texts:
         inputs = tokenizer(text, return_tensors="pt")
-        limits = {"num_beams": 1, "do_sample": False, "max_new_tokens": 128}
+        limits = {"num_beams": 1, "do_sample": False}
         outputs = model.generate(
             inputs.input_ids,
             attention_mask=inputs.attention_mask,

@@ -38,7 +38,7 @@ tokenizer = AutoTokenizer.from_pretrained({repo_id}{trust})
 {load_target}model = AutoModelForSeq2SeqLM.from_pretrained({repo_id}{trust})
 
 inputs = tokenizer({text}, return_tensors="pt")
-output_ids = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=128)
+output_ids = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask)
 print({target}.decode(output_ids[0], skip_special_tokens=True))
 """
 _LOAD_TARGET = 'target_tokenizer = AutoTokenizer.from_pretrained({repo_id}, subfolder="target_tokenizer")\n'

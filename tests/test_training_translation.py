@@ -15,9 +15,11 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
 from hf_vit.models.losses import token_loss
+from training.arguments import parse_arguments
 from training.dates import LANGUAGES, load_dates, patterns
 from training.optim import OptimizationArguments, build_optimizer, build_scheduler
 from training.sampler import TokenBatchSampler
+from training.tasks import argument_groups, build_task
 from training.text_data import IGNORED, Collator, TextDataArguments, TextPairs, load_parallel_texts
 from training.text_metrics import perplexity, text_metrics, token_statistics
 from training.text_models import TextModelArguments, build_text_model
@@ -237,6 +239,47 @@ def test_a_model_must_have_the_tokenizers_tokens():
         build_text_model(TextModelArguments(config_overrides=small), both, 0.0)
     with pytest.raises(ValueError, match="no field 'd_modle'; did you mean 'd_model'"):
         build_text_model(TextModelArguments(config_overrides={"d_modle": 8}), both, 0.0)
+
+
+def test_a_checkpoint_must_have_the_tokenizers_special_tokens(tmp_path):
+    tokenizer = train_tokenizer(["ein Haus"], vocab_size=259)
+    both, sizes = Tokenizers(tokenizer, tokenizer), {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1}
+    build_text_model(TextModelArguments(config_overrides=sizes), both, 0.1).save_pretrained(tmp_path)
+    model = build_text_model(TextModelArguments(model_name_or_path=str(tmp_path)), both, None)
+    assert model.config.label_smoothing == 0.1  # its own
+    tokenizer.eos_token = tokenizer.bos_token
+    with pytest.raises(ValueError, match="the tokenizer's eos_token_id is 1, the model's 2: use the tokenizer that"):
+        build_text_model(TextModelArguments(model_name_or_path=str(tmp_path)), both, None)
+
+
+def test_models_that_do_not_shift_labels_are_refused():
+    tokenizer = train_tokenizer(["ein Haus"], vocab_size=259)
+    sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    arguments = TextModelArguments(model_type="m2m_100", config_overrides={**sizes, "d_model": 16})
+    with pytest.raises(ValueError, match="a m2m_100 model does not say what its decoder reads in training"):
+        build_text_model(arguments, Tokenizers(tokenizer, tokenizer), 0.0)
+
+
+LEARNED = [
+    "--config_overrides=position_embedding=learned,max_position_embeddings=40,d_model=8,encoder_layers=1,"
+    "decoder_layers=1,encoder_attention_heads=1,decoder_attention_heads=1",
+    "--max_source_length=40",
+    "--max_target_length=40",
+    "--generation_max_length=40",
+]
+
+
+def test_targets_beyond_the_models_positions_are_named_before_training(tmp_path):
+    pairs = [{"de": "kurz", "en": "short"}] * 4
+    for split, long in (("train", "x"), ("test", "y " * 30)):
+        lines = [json.dumps(row) for row in [*pairs, {"de": "lang", "en": long}]]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    files = [f"--{split}_file={tmp_path / split}.jsonl" for split in ("train", "test")]
+    words = ["--recipe=texts", "--vocab_size=260", "--source_lang=de", "--target_lang=en", *files, *LEARNED]
+    with pytest.raises(ValueError, match=r"targets of the test split must have at most .* \(40\) tokens, found 6"):
+        build_task(parse_arguments(argument_groups, words))
+    with pytest.raises(ValueError, match=r"--max_target_length must be at most .* \(40\), found 41"):
+        build_task(parse_arguments(argument_groups, [*words, "--max_target_length=41"]))
 
 
 def test_metrics_are_sacrebleus():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import training_runs
 from safetensors.torch import load_file
 from training_runs import printed_elsewhere
 
@@ -92,6 +93,34 @@ def test_the_folder_translates_where_the_package_is_not(finished, tmp_path):
     lines = "\n".join(log.strip().splitlines()[-2:])
     answers = translations_elsewhere(lines, [sample["source"] for sample in samples], tmp_path)
     assert answers == [sample["prediction"] for sample in samples]
+
+
+def test_the_saved_model_generates_as_it_was_measured(finished):
+    folder, _ = finished
+    config = json.loads((folder / "generation_config.json").read_text())
+    assert (config["num_beams"], config["max_length"]) == (2, 17)
+    assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == 64
+
+
+def test_pairs_of_ones_own_train_and_fine_tune(tmp_path):
+    pairs = [("eins", "one"), ("zwei", "two"), ("drei", "three"), ("vier", "four")] * 6
+    for language, texts in zip(("de", "en"), zip(*pairs)):
+        (tmp_path / f"train.{language}").write_text("\n".join(texts))
+    files = ["--recipe=texts", "--train_file", tmp_path / "train.de", tmp_path / "train.en"]
+    files += [
+        "--source_lang=de",
+        "--target_lang=en",
+        "--vocab_size=270",
+        "--num_train_epochs=1",
+        "--card_num_samples=1",
+    ]
+    training_runs.finish(*files, TINY[-1], "--num_averaged_epochs=none", "--output_dir", tmp_path / "first")
+    start = ["--model_name_or_path", tmp_path / "first", "--num_averaged_epochs=none"]
+    training_runs.finish(*files, *start, "--num_beams=none", "--output_dir", tmp_path / "second")
+    for folder in ("first", "second"):
+        config = json.loads((tmp_path / folder / "generation_config.json").read_text())
+        assert (config["num_beams"], config["max_length"]) == (4, 129)
+        assert json.loads((tmp_path / folder / "run.json").read_text())["result"]["metrics"]["beam4_bleu"] >= 0
 
 
 def test_separate_tokenizers_travel_with_the_model(tmp_path):

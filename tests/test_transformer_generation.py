@@ -5,8 +5,7 @@ import itertools
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
-from transformer_tools import ARCHITECTURES, VOCAB_SIZE, make_model, pad, tokens
-from transformers.generation.streamers import BaseStreamer
+from transformer_tools import ARCHITECTURES, VOCAB_SIZE, Collector, make_model, pad, tokens
 
 from hf_vit import HfTransformerForCausalLM
 
@@ -157,17 +156,6 @@ def test_generation_stops_at_the_end_of_each_text():
         stop = int(ends[0]) + 2 if len(ends) else len(expected)
         assert torch.equal(text[: min(stop, len(text))], expected[: min(stop, len(text))])
         assert not text[stop:].any()
-
-
-class Collector(BaseStreamer):
-    def __init__(self):
-        self.tokens, self.ended = [], False
-
-    def put(self, value):
-        self.tokens += value.flatten().tolist()
-
-    def end(self):
-        self.ended = True
 
 
 def test_a_streamer_gets_each_token():

@@ -304,6 +304,24 @@ def test_resizing_keeps_the_old_tokens(tmp_path):
     assert HfTransformerForConditionalGeneration.from_pretrained(tmp_path)(**inputs).logits.shape[-1] == VOCAB_SIZE + 5
 
 
+@pytest.mark.parametrize("model_class", [HfTransformerModel, HfTransformerForCausalLM])
+def test_body_and_decoder_are_resized_and_load_again(tmp_path, model_class):
+    model = make_model(model_class)
+    model.resize_token_embeddings(VOCAB_SIZE + 5)
+    model.save_pretrained(tmp_path)
+    again = model_class.from_pretrained(tmp_path)
+    assert again.get_input_embeddings().weight.shape[0] == again.config.vocab_size == VOCAB_SIZE + 5
+
+
+def test_the_sizes_that_transformers_asks_for_are_those_it_sets():
+    config = HfTransformerConfig(**SIZES)
+    config.num_hidden_layers, config.num_attention_heads = 7, 1
+    assert (config.encoder_layers, config.encoder_attention_heads, config.decoder_layers) == (7, 1, 3)
+    config.is_encoder_decoder = False
+    config.num_hidden_layers, config.num_attention_heads = 5, 4
+    assert (config.decoder_layers, config.decoder_attention_heads, config.encoder_layers) == (5, 4, 7)
+
+
 @torch.no_grad()
 def test_vocabularies_that_are_not_shared_are_resized_one_by_one():
     inputs = {"input_ids": tokens(), "decoder_input_ids": tokens(seed=2)}

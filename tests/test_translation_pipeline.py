@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 from typer.testing import CliRunner
 
 from hf_vit import HfTransformerConfig, HfTransformerForConditionalGeneration
@@ -142,6 +142,15 @@ def test_the_command_translates_a_text_or_each_line(folder):
     for options in ([], ["--num-beams=2"]):
         done = run(["translate", folder, *options], input="drei zwei ein vier fünf\n\nfünf fünf vier ein zwei\n")
         assert done.stdout == "three two one four five\n\nfive five four one two\n"
+
+
+def test_the_command_translates_with_models_of_transformers(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 4, "vocab_size": 16}
+    T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    done = CliRunner().invoke(app, ["translate", str(tmp_path), "drei zwei"])
+    assert done.exit_code == 0, done.output
 
 
 def test_arguments_given_at_construction_hold_for_every_call(trained):

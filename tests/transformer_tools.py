@@ -1,6 +1,7 @@
 """Tiny Transformers for the tests, in every position embedding."""
 
 import torch
+from transformers.generation.streamers import BaseStreamer
 
 from hf_vit import HfTransformerConfig, HfTransformerForConditionalGeneration
 
@@ -62,3 +63,16 @@ def pad(rows, side="right", length=None):
         place = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
         padded[i, place], mask[i, place] = row, 1
     return padded, mask
+
+
+class Collector(BaseStreamer):
+    """Keeps the tokens of a text as they come."""
+
+    def __init__(self):
+        self.tokens, self.ended = [], False
+
+    def put(self, value):
+        self.tokens += value.flatten().tolist()
+
+    def end(self):
+        self.ended = True

@@ -104,10 +104,10 @@ def finished_run(folder: Path) -> dict[str, Any] | None:
     return run if run.get("status") == "finished" else None
 
 
-def check_arguments(run: dict[str, Any], command: list[str], folder: Path) -> None:
-    """Raises a ValueError if a finished run was not made with what this command and its recipe say now, but for where
-    it lies and how it went on."""
-    wanted = parse_arguments(argument_groups, command[4:]).to_dict()
+def check_arguments(run: dict[str, Any], argv: list[str], folder: Path) -> None:
+    """Raises a ValueError if a finished run was not made with what these arguments of train.py and their recipe say
+    now, but for where it lies and how it went on."""
+    wanted = parse_arguments(argument_groups, argv).to_dict()
     for name, value in json.loads(json.dumps(wanted)).items():
         if name in _MAY_DIFFER or run["arguments"].get(name, value) == value:
             continue
@@ -126,7 +126,7 @@ def train_one(study: dict[str, Any], variant: str, seed: int, folder: Path) -> d
     """
     run, command = finished_run(folder), run_command(study, variant, seed, folder)
     if run is not None:
-        check_arguments(run, command, folder)
+        check_arguments(run, command[4:], folder)
     else:
         done = subprocess.run(command, capture_output=True, text=True)
         run = finished_run(folder)

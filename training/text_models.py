@@ -43,13 +43,16 @@ class TextModelArguments:
             raise ValueError("--config_name is for training from scratch, it does not go with --model_name_or_path")
 
 
-def build_text_model(arguments: TextModelArguments, tokenizers: Tokenizers, label_smoothing: float) -> PreTrainedModel:
+def build_text_model(
+    arguments: TextModelArguments, tokenizers: Tokenizers, label_smoothing: float | None
+) -> PreTrainedModel:
     """A model for the tokenizers, from a checkpoint or from scratch; a config that has a field for it keeps the label
     smoothing.
 
     Raises:
-        ValueError: an unknown architecture or config field, fewer tokens in the model than in the tokenizer, or two
-            tokenizers for an architecture with one vocabulary.
+        ValueError: an unknown architecture or config field, one that cannot be trained on pairs of texts, fewer tokens
+            in the model than in the tokenizer or other special ones, or two tokenizers for an architecture with one
+            vocabulary.
     """
     overrides, options = dict(arguments.config_overrides), {"trust_remote_code": arguments.trust_remote_code}
     name = arguments.model_name_or_path or arguments.config_name
@@ -59,7 +62,7 @@ def build_text_model(arguments: TextModelArguments, tokenizers: Tokenizers, labe
         make_config = partial(AutoConfig.from_pretrained, name, revision=arguments.model_revision, **options)
     default = make_config()
     check_fields(overrides, default)
-    if hasattr(default, "label_smoothing"):
+    if label_smoothing is not None and hasattr(default, "label_smoothing"):
         overrides.setdefault("label_smoothing", label_smoothing)
     if arguments.model_name_or_path is not None:
         options["revision"] = arguments.model_revision
@@ -67,6 +70,11 @@ def build_text_model(arguments: TextModelArguments, tokenizers: Tokenizers, labe
     else:
         config = make_config(**{**_vocabulary(tokenizers, default), **overrides})
         model = AutoModelForSeq2SeqLM.from_config(config, **options)
+    if not hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        raise ValueError(
+            f"a {default.model_type} model does not say what its decoder reads in training "
+            "(prepare_decoder_input_ids_from_labels): choose another --model_name_or_path or --model_type"
+        )
     _check_vocabulary(model, tokenizers)
     return model
 
@@ -101,5 +109,13 @@ def _check_vocabulary(model: PreTrainedModel, tokenizers: Tokenizers) -> None:
         if size < len(tokenizer):
             raise ValueError(
                 f"the tokenizer has {len(tokenizer)} tokens, the model's {part} only {size}: give the model at least "
-                "as many (vocab_size in --config_overrides), or the tokenizer it was made with (--tokenizer_name)"
+                "as many (--config_overrides, vocab_size and encoder_vocab_size where there is one), or the tokenizer "
+                "it was made with (--tokenizer_name)"
+            )
+    for name in ("pad_token_id", "eos_token_id"):
+        own, wanted = getattr(model.config, name), getattr(tokenizers.target, name)
+        if own is not None and wanted not in (own if isinstance(own, list) else [own]):
+            raise ValueError(
+                f"the tokenizer's {name} is {wanted}, the model's {own}: use the tokenizer that the model was made "
+                "with (--tokenizer_name)"
             )

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from transformers.generation import GenerationMixin
 
 from .attention import CrossAttention, SelfAttention, rotate
 from .packed_linear import packed
@@ -188,13 +189,16 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def can_be_cached(model: nn.Module) -> bool:
-    """Whether [`CachedDecoder`] computes what the model computes: on a CPU, in eval mode, its layers those of this
+    """Whether [`CachedDecoder`] computes what the model computes: on a CPU, in eval mode, its parts those of this
     package, watched or changed by nothing."""
     decoder = model.get_decoder()
     parts = [part for layer in decoder.layers for part in (layer, layer.attention, layer.cross_attention, layer.mlp)]
     return (
-        all(type(layer.attention) is SelfAttention for layer in decoder.layers)
+        len(decoder.layers) > 0
+        and all(type(layer.attention) is SelfAttention for layer in decoder.layers)
         and all(type(layer.cross_attention) is CrossAttention for layer in decoder.layers)
+        and all(_is_own(type(part).forward) for part in (model, decoder, *parts))
+        and type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation
         and not model.training
         and model.device.type == "cpu"
         and model.dtype in (torch.float32, torch.bfloat16)
@@ -202,6 +206,11 @@ def can_be_cached(model: nn.Module) -> bool:
         and not any(_is_watched(part) for part in (model, decoder, *parts))
         and not any("forward" in vars(part) for part in (model, decoder, *parts))
     )
+
+
+def _is_own(forward) -> bool:
+    """Whether a method is this package's, and not that of somebody's subclass."""
+    return forward.__module__.rpartition(".")[0] == __name__.rpartition(".")[0]
 
 
 def _is_watched(part: nn.Module) -> bool:

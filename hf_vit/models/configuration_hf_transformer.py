@@ -134,7 +134,8 @@ class HfTransformerConfig(PreTrainedConfig):
         self.check()
         super().__post_init__(**kwargs)
 
-    # By these two names transformers asks for the decoder's sizes when it builds a cache.
+    # Two names by which transformers and others ask for sizes. When it builds a cache it asks a decoder's own
+    # configuration, which `get_text_config(decoder=True)` makes of an encoder-decoder's.
     @property
     def num_hidden_layers(self) -> int:
         """Layers of the encoder, or of the decoder if it stands alone."""
@@ -142,7 +143,7 @@ class HfTransformerConfig(PreTrainedConfig):
 
     @num_hidden_layers.setter
     def num_hidden_layers(self, value: int):
-        self.encoder_layers = value
+        setattr(self, "encoder_layers" if self.is_encoder_decoder else "decoder_layers", value)
 
     @property
     def num_attention_heads(self) -> int:
@@ -151,7 +152,7 @@ class HfTransformerConfig(PreTrainedConfig):
 
     @num_attention_heads.setter
     def num_attention_heads(self, value: int):
-        self.encoder_attention_heads = value
+        setattr(self, f"{'encoder' if self.is_encoder_decoder else 'decoder'}_attention_heads", value)
 
     @property
     def ignored_labels(self) -> tuple[int, ...]:
@@ -216,12 +217,13 @@ class HfTransformerConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
     def _check_tokens(self):
-        if self.share_encoder_decoder_embeddings and self.encoder_vocab_size != self.vocab_size:
+        has_both = self.is_encoder_decoder and self.share_encoder_decoder_embeddings
+        if has_both and self.encoder_vocab_size != self.vocab_size:
             raise ValueError(
                 f"encoder_vocab_size must equal vocab_size ({self.vocab_size}) with share_encoder_decoder_embeddings, "
                 f"got {self.encoder_vocab_size}"
             )
-        for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
             value = getattr(self, name)
             for token in value if isinstance(value, (list, tuple)) else [value]:
                 if token is not None and not 0 <= token < self.vocab_size:

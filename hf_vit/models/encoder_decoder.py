@@ -62,17 +62,35 @@ class HfTransformerPreTrainedModel(PreTrainedModel):
             return super().get_expanded_tied_weights_keys(all_submodels=True)
         return dict(self._tied_weights_keys or {})
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+        """Resize the vocabulary, of an encoder and its decoder both; see `PreTrainedModel.resize_token_embeddings`.
+
+        Raises:
+            ValueError: if each has its own; see `resize_encoder_token_embeddings` and
+                `resize_decoder_token_embeddings` of [`HfTransformerForConditionalGeneration`].
+        """
+        has_both = self.config.is_encoder_decoder
+        if has_both and not self.config.share_encoder_decoder_embeddings and new_num_tokens is not None:
+            raise ValueError(
+                "share_encoder_decoder_embeddings must be True for resize_token_embeddings, got False: use "
+                "resize_encoder_token_embeddings or resize_decoder_token_embeddings"
+            )
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        if has_both:
+            self.config.encoder_vocab_size = embeddings.num_embeddings
+        return embeddings
+
 
 class HfTransformerStack(HfTransformerPreTrainedModel):
     """What encoder and decoder share: token embeddings, positions, layers and, with `norm_position="pre"`, a norm.
 
     Args:
         config: the configuration.
+        vocab_size: tokens that it embeds.
         has_cross_attention: whether the layers attend to an encoder.
     """
 
     stack: str
-    input_name: str
 
     def __init__(self, config: HfTransformerConfig, vocab_size: int, has_cross_attention: bool):
         config.check()
@@ -92,6 +110,11 @@ class HfTransformerStack(HfTransformerPreTrainedModel):
         )
         self.norm = make_norm(config) if config.norm_position == "pre" else nn.Identity()
         self.post_init()
+
+    @property
+    def input_name(self) -> str:
+        """What the model that it is part of calls its input."""
+        return "decoder_input_ids" if self.stack == "decoder" and self.config.is_encoder_decoder else "input_ids"
 
     def embed(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
         """Scaled embeddings of the tokens, shape (batch, tokens, d_model).
@@ -128,6 +151,13 @@ class HfTransformerStack(HfTransformerPreTrainedModel):
         num_keys: int,
     ) -> tuple[torch.Tensor, dict]:
         """The layers' input, shape (batch, tokens, d_model), and what their self-attention is told of the positions.
+
+        Args:
+            embeddings: shape (batch, tokens, d_model).
+            position_ids: places of the tokens in their texts, shape (batch, tokens); counted from the mask if `None`.
+            attention_mask: shape (batch, past + tokens), 1 for tokens, 0 for padding; or `None`.
+            past_length: tokens that came before these.
+            num_keys: tokens that these attend to, with the room that a static cache has beyond.
 
         Raises:
             ValueError: if there are more tokens than the table of `learned` has rows.
@@ -173,7 +203,6 @@ class HfTransformerEncoder(HfTransformerStack):
     """
 
     stack = "encoder"
-    input_name = "input_ids"
     _can_record_outputs = {"hidden_states": HfTransformerLayer, "attentions": SelfAttention}  # noqa: RUF012
 
     def __init__(self, config: HfTransformerConfig):
@@ -232,7 +261,6 @@ class HfTransformerDecoder(HfTransformerStack):
     """
 
     stack = "decoder"
-    input_name = "decoder_input_ids"
     _can_record_outputs = {  # noqa: RUF012
         "hidden_states": HfTransformerLayer,
         "attentions": SelfAttention,

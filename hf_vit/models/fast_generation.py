@@ -6,9 +6,12 @@ from transformers.generation import EosTokenCriteria, GenerationMixin, MaxLength
 
 from .cached_decoder import CachedDecoder, can_be_cached
 from .linear import is_plain_eager
+from .packed_linear import forget_packed
 
 # What transformers subtracts from a score that must not be chosen.
 _EXCLUDED = -1e9
+# What [`BeamSearch`] knows of each source.
+_STATE = ("sources", "texts", "scores", "results", "result_lengths", "result_scores", "is_result", "can_improve")
 _KNOWN_ARGUMENTS = {"attention_mask", "encoder_outputs", "past_key_values", "use_cache"}
 
 
@@ -17,12 +20,17 @@ class FastGenerationMixin(GenerationMixin):
     those of this file. All that `generate` does before (limits, logits processors, stopping criteria, the encoder)
     stays as it is; whatever this file does not know goes to transformers."""
 
+    def train(self, mode: bool = True):
+        if mode:  # the weights are about to change
+            forget_packed(self)
+        return super().train(mode)
+
     def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
         streamer, synced_gpus = kwargs.pop("streamer", None), kwargs.pop("synced_gpus", False)
         if synced_gpus or not self._is_plain(generation_config, kwargs):
             kwargs.update(streamer=streamer, synced_gpus=synced_gpus)
             return super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
-        decoder = self._cached_decoder(kwargs)
+        decoder = self._cached_decoder(input_ids, kwargs)
         filler = generation_config._pad_token_tensor if generation_config._eos_token_tensor is not None else None
         return greedy_search(decoder, input_ids, logits_processor, stopping_criteria, filler, streamer)
 
@@ -32,7 +40,7 @@ class FastGenerationMixin(GenerationMixin):
         if synced_gpus or not knows_criteria or not self._is_plain(generation_config, kwargs):
             kwargs.update(synced_gpus=synced_gpus)
             return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
-        decoder = self._cached_decoder(kwargs, generation_config.num_beams)
+        decoder = self._cached_decoder(input_ids, kwargs, generation_config.num_beams)
         return BeamSearch(decoder, input_ids, logits_processor, generation_config).run()
 
     def _is_plain(self, generation_config, model_kwargs: dict) -> bool:
@@ -51,7 +59,8 @@ class FastGenerationMixin(GenerationMixin):
             and can_be_cached(self)
         )
 
-    def _cached_decoder(self, model_kwargs: dict, num_beams: int = 1) -> CachedDecoder:
+    def _cached_decoder(self, input_ids, model_kwargs: dict, num_beams: int = 1) -> CachedDecoder:
+        self.get_decoder().embed(input_ids, None)  # refuses tokens that it does not know, as its steps do not
         # `generate` has repeated the sources for the beams.
         states = model_kwargs["encoder_outputs"].last_hidden_state[::num_beams]
         mask = model_kwargs.get("attention_mask")
@@ -120,6 +129,8 @@ class BeamSearch:
         self.results, self.result_lengths = self.texts.clone(), torch.zeros(shape, dtype=torch.long)
         self.result_scores, self.is_result = torch.full(shape, _EXCLUDED), torch.zeros(shape, dtype=torch.bool)
         self.can_improve = torch.ones(shape[0], 1, dtype=torch.bool)
+        self.sources = torch.arange(shape[0])  # those that the tensors above are about
+        self.closed = []
 
     def run(self) -> torch.Tensor:
         """The best `num_return_sequences` texts of each source, shape (batch * texts, tokens)."""
@@ -133,11 +144,26 @@ class BeamSearch:
             if has_ended[:, : self.num_beams].any():
                 self._add_results(scores, beams, next_ids, has_ended)
             token_ids = self._go_on(scores + has_ended * _EXCLUDED, beams, next_ids)
-            if is_last or not self._is_open():
+            is_open = self._is_open()
+            if is_last or not is_open.any():
                 break
+            # Processors may know each text by its place; and closing copies what is kept.
+            if not self.logits_processor and 2 * int(is_open.sum()) <= len(is_open):
+                token_ids = token_ids.view(len(is_open), -1)[is_open].view(-1, 1)
+                self.decoder.drop(is_open)
+                self._close(~is_open)
+        self._close(torch.ones_like(is_open))
+        sources, results, lengths = (torch.cat(parts) for parts in zip(*self.closed))
+        results = results[sources.argsort(), :, : self.prompt_length + int(lengths.max())]
+        return results.flatten(0, 1)
+
+    def _close(self, is_closed: torch.Tensor):
+        """Put the results of sources aside and forget them, shape (sources,)."""
         texts = self.config.num_return_sequences
-        length = self.prompt_length + int(self.result_lengths[:, :texts].max())
-        return self.results[:, :texts, :length].flatten(0, 1)
+        parts = (self.sources, self.results[:, :texts], self.result_lengths[:, :texts])
+        self.closed.append([part[is_closed] for part in parts])
+        for name in _STATE:
+            setattr(self, name, getattr(self, name)[~is_closed])
 
     def _best_continuations(self, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(batch * beams, vocabulary) -> scores, beams and tokens of the best continuations of each source's texts, in
@@ -178,17 +204,15 @@ class BeamSearch:
         self.result_lengths = torch.cat((self.result_lengths, lengths), 1).gather(1, chosen)
         self.is_result = torch.cat((self.is_result, is_new), 1).gather(1, chosen)
 
-    def _is_open(self) -> bool:
-        """Whether any source may still get a better result, by the heuristic of `early_stopping`."""
-        is_complete = self.is_result.all(1, keepdim=True)
-        if self.config.early_stopping is True and is_complete.all():
-            return False
+    def _is_open(self) -> torch.Tensor:
+        """Which sources may still get a better result, by the heuristic of `early_stopping`, shape (sources,)."""
         longest = self.config.early_stopping == "never" and self.config.length_penalty > 0
         num_tokens = (self.max_length if longest else self.length) - self.prompt_length
         best = self.scores[:, :1] / num_tokens**self.config.length_penalty
         worst_result = self.result_scores.amin(1, keepdim=True).where(self.is_result, torch.tensor(_EXCLUDED))
         self.can_improve &= (best > worst_result).any(1, keepdim=True)
-        return bool(self.can_improve.any())
+        is_full = self.is_result.all(1, keepdim=True) & (self.config.early_stopping is True)
+        return (self.can_improve & ~is_full)[:, 0]
 
 
 def _rows(texts: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

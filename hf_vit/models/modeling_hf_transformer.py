@@ -135,22 +135,6 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         quantize_linear_layers(self)
         return self
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
-        """Resize the vocabulary of encoder and decoder, see `PreTrainedModel.resize_token_embeddings`.
-
-        Raises:
-            ValueError: if each has its own; see [`resize_encoder_token_embeddings`] and
-                [`resize_decoder_token_embeddings`].
-        """
-        if not self.config.share_encoder_decoder_embeddings and new_num_tokens is not None:
-            raise ValueError(
-                "share_encoder_decoder_embeddings must be True for resize_token_embeddings, got False: use "
-                "resize_encoder_token_embeddings or resize_decoder_token_embeddings"
-            )
-        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-        self.config.encoder_vocab_size = embeddings.num_embeddings
-        return embeddings
-
     def resize_encoder_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
         """Resize the encoder's vocabulary, where it has its own.
 
@@ -180,7 +164,15 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """The labels moved one place to the right behind `config.decoder_start_token_id`, -100 replaced by
-        `config.pad_token_id`: (batch, tokens) -> the same shape."""
+        `config.pad_token_id`: (batch, tokens) -> the same shape.
+
+        Raises:
+            ValueError: if the configuration has no `decoder_start_token_id`.
+        """
+        if self.config.decoder_start_token_id is None:
+            raise ValueError(
+                "decoder_start_token_id must be a token to make the decoder's input from labels, got None"
+            )
         start = labels.new_full((labels.shape[0], 1), self.config.decoder_start_token_id)
         shifted = torch.cat((start, labels[:, :-1]), dim=1)
         return shifted.masked_fill(shifted == -100, self.config.pad_token_id or 0)
@@ -250,7 +242,8 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
 
 class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
     """The decoder alone as a language model, with cross-attention if `config.add_cross_attention`, so that
-    `VisionEncoderDecoderModel` can put a Vision Transformer before it. The configuration is marked as a decoder's.
+    `VisionEncoderDecoderModel` can put a Vision Transformer before it. The configuration is marked as a
+    decoder's, so give it a copy of another model's.
     From the weights of a whole Transformer it takes the decoder's.
 
     Args:
@@ -260,6 +253,7 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
     _keys_to_ignore_on_load_unexpected = (r"^(model\.)?encoder\.",)
 
     def __init__(self, config: HfTransformerConfig):
+        # In place, for `VisionEncoderDecoderModel` gives the decoder the configuration that it was made from.
         config.is_decoder, config.is_encoder_decoder = True, False
         super().__init__(config)
         # The names are those of the decoder in the whole Transformer.
@@ -306,6 +300,8 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: if the input or the labels do not fit the model.
         """
+        if labels is not None:
+            use_cache = bool(use_cache)
         outputs = self.get_decoder()(
             input_ids=input_ids,
             attention_mask=attention_mask,

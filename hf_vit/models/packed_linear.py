@@ -18,7 +18,8 @@ _PACKED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 def packed(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """What computes the layer's output for a few rows fastest: the layer itself, unless it is an `Int8Linear`, which
     is called without a module's ceremony, or a plain `Linear` whose weight oneDNN can lay out in its own way. That
-    copy is made once and again when the weight has changed.
+    copy, as large as the weight, is made once and again when the weight has changed, and kept until the layer goes or
+    is trained.
 
     Args:
         layer: maps (rows, in_features) to (rows, out_features).
@@ -42,10 +43,19 @@ def _can_pack(weight: torch.Tensor) -> bool:
     return weight.dtype == torch.float32
 
 
+def forget_packed(model: nn.Module):
+    """Drop the packed copies of a model's layers."""
+    for layer in model.modules():
+        _PACKED.pop(layer, None)
+
+
 def _packed_weight(layer: Linear) -> torch.Tensor:
     weight = layer.weight.detach()
-    # Changes through `.data` leave the version as it is; the sum of a row finds those of the whole matrix.
-    state = (weight.data_ptr(), layer.weight._version, weight.dtype, float(weight[-1].sum()))
+    # Changes through `.data`, and those of fused optimizers, leave the version as it is: a part of every row and every
+    # column tells of them.
+    parts = (weight[:, 0], weight[:: max(1, len(weight) // 16)])
+    sums = [float(part.sum(dtype=torch.float64)) for part in parts]
+    state = (weight.data_ptr(), layer.weight._version, weight.dtype, *sums)
     if layer not in _PACKED or _PACKED[layer][0] != state:
         _PACKED[layer] = state, torch.ops.mkldnn._reorder_linear_weight(weight)
     return _PACKED[layer][1]
@@ -99,15 +109,20 @@ def quantize_linear_layers(model: nn.Module):
     """
     if model.training:
         raise ValueError("the model must be in eval mode to be quantized to int8, got training mode: call eval()")
-    for parent in list(model.modules()):
-        for name, layer in parent.named_children():
-            if isinstance(layer, nn.Linear):
-                if layer.weight.device.type != "cpu" or layer.weight.dtype != torch.float32:
-                    raise ValueError(
-                        f"the model must be in float32 on a CPU to be quantized to int8, "
-                        f"got {layer.weight.dtype} on {layer.weight.device}"
-                    )
-                setattr(parent, name, Int8Linear(layer))
+    layers = [
+        (parent, name, layer)
+        for parent in model.modules()
+        for name, layer in parent.named_children()
+        if isinstance(layer, nn.Linear)
+    ]
+    for _, _, layer in layers:
+        if layer.weight.device.type != "cpu" or layer.weight.dtype != torch.float32:
+            raise ValueError(
+                f"the model must be in float32 on a CPU to be quantized to int8, "
+                f"got {layer.weight.dtype} on {layer.weight.device}"
+            )
+    for parent, name, layer in layers:
+        setattr(parent, name, Int8Linear(layer))
 
 
-__all__ = ["Int8Linear", "packed", "quantize_linear_layers"]
+__all__ = ["Int8Linear", "forget_packed", "packed", "quantize_linear_layers"]

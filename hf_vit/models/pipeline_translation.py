@@ -125,13 +125,13 @@ class TranslationPipeline(Pipeline):
         return {"output_ids": output_ids.unflatten(0, (batch_size, -1)), "is_empty": is_empty}
 
     def _max_new_tokens(self) -> int:
-        if self.model.config.position_embedding != "learned":
+        if getattr(self.model.config, "position_embedding", None) != "learned":
             return _MAX_NEW_TOKENS
         return min(_MAX_NEW_TOKENS, self.model.config.max_position_embeddings - 1)
 
     def postprocess(self, model_outputs: dict) -> list[dict[str, str]]:
         texts = self.target_tokenizer.batch_decode(model_outputs["output_ids"][0], skip_special_tokens=True)
-        return [{"translation_text": "" if model_outputs["is_empty"] else text} for text in texts]
+        return [{"translation_text": "" if model_outputs["is_empty"] else text.strip()} for text in texts]
 
 
 # `save_pretrained` reads it and writes this file and its entry in the configuration again.

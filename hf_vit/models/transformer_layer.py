@@ -53,6 +53,16 @@ class HfTransformerLayer(GradientCheckpointingLayer):
         output_attentions: bool = False,
         **attention_kwargs,
     ) -> torch.Tensor:
+        """(batch, tokens, d_model) -> the same shape.
+
+        Args:
+            position_bias: for the self-attention, whose docstring says the shape.
+            encoder_hidden_states: shape (batch, source tokens, d_model); without it there is no cross-attention.
+            encoder_attention_mask: additive or boolean, broadcast to (batch, heads, tokens, source tokens).
+            past_key_values: keys and values of the tokens before, and of the source.
+            output_attentions: make the attention compute its weights, for whoever records them.
+            attention_kwargs: the rest for the self-attention.
+        """
         has_two_caches = isinstance(past_key_values, EncoderDecoderCache)
         own_cache = past_key_values.self_attention_cache if has_two_caches else past_key_values
         hidden_states = self._residual(

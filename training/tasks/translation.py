@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,11 +31,19 @@ class GenerationArguments:
     _argument_group_name: ClassVar[str] = "Loss and generation"
     key: ClassVar[str] = "generation"
 
-    label_smoothing_factor: float = argument(0.0, help="Part of each target that is spread over the vocabulary.")
-    num_beams: int = argument(
-        1, help="Beams that the saved model generates with; the result is measured with one beam, and with these."
+    label_smoothing_factor: float | None = argument(
+        None, help="Part of each target that is spread over the vocabulary; none, or the checkpoint's, when not given."
     )
-    generation_max_length: int = argument(128, help="Most tokens that are generated for a text in evaluation.")
+    num_beams: int | None = argument(
+        None,
+        help="Beams that the saved model generates with, one or the checkpoint's when not given; the result is "
+        "measured with one beam, and with these.",
+    )
+    generation_max_length: int = argument(
+        128,
+        help="Most tokens that are generated for a text in evaluation, and by the saved model unless it is told or a "
+        "checkpoint brought a limit of its own.",
+    )
     metric_for_best_model: str = argument(
         "bleu", help="Decides which checkpoint is the best.", choices=("bleu", "chrf", "exact_match")
     )
@@ -43,6 +52,19 @@ class GenerationArguments:
         check_range("label_smoothing_factor", self.label_smoothing_factor, 0, 0.99)
         check_range("num_beams", self.num_beams, 1)
         check_range("generation_max_length", self.generation_max_length, 1)
+
+
+@contextlib.contextmanager
+def _as_loaded(model: torch.nn.Module) -> Iterator[None]:
+    """The model as its users load it: without the mixed precision that Accelerate puts around its `forward`, which
+    would change the texts, and keep `generate` from its fast path."""
+    around = vars(model).pop("forward", None)
+    try:
+        with torch.autocast(model.device.type, enabled=False):
+            yield
+    finally:
+        if around is not None:
+            model.forward = around
 
 
 class Translation(Task):
@@ -60,14 +82,25 @@ class Translation(Task):
         self.tokenizers = self._tokenizers()
         set_seed(self.seed)
         self.model = build_text_model(arguments.model, self.tokenizers, arguments.generation.label_smoothing_factor)
-        self.model.generation_config.num_beams = arguments.generation.num_beams
-        self._check_positions()
+        defaults = self.model.generation_config
+        if arguments.generation.num_beams is not None:
+            defaults.num_beams = arguments.generation.num_beams
+        if defaults.max_length is None and defaults.max_new_tokens is None:
+            defaults.max_length = 1 + arguments.generation.generation_max_length  # with what the decoder starts with
+        self.num_beams = defaults.num_beams or 1
         self.pairs = {split: self._encode(split) for split in self.data.splits}
+        self._check_positions()
+        if self._trains_tokenizers:
+            self.tokenizers.source.model_max_length = arguments.data.max_source_length
+
+    @property
+    def _trains_tokenizers(self) -> bool:
+        return self.arguments.tokenizer.tokenizer_name is None and self.arguments.model.model_name_or_path is None
 
     def _tokenizers(self) -> Tokenizers:
         own, model = self.arguments.tokenizer, self.arguments.model
         name = own.tokenizer_name or model.model_name_or_path
-        if name is not None:
+        if not self._trains_tokenizers:
             if own.separate_tokenizers:
                 raise ValueError(
                     f"--separate_tokenizers is for tokenizers that are trained, but {name!r} brings its own: give "
@@ -79,9 +112,10 @@ class Translation(Task):
         return train_tokenizers(train["source"], train["target"], own)
 
     def _check_positions(self) -> None:
-        if getattr(self.model.config, "position_embedding", None) != "learned":
+        # Ours have no limit but with `learned`; others that state a limit have a table of so many rows.
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        if positions is None or getattr(self.model.config, "position_embedding", "learned") != "learned":
             return
-        positions = self.model.config.max_position_embeddings
         lengths = {
             "max_source_length": self.arguments.data.max_source_length,
             "max_target_length": self.arguments.data.max_target_length,
@@ -91,6 +125,13 @@ class Translation(Task):
             if length > positions:
                 raise ValueError(
                     f"--{name} must be at most the model's max_position_embeddings ({positions}), found {length}"
+                )
+        for split in set(self.evaluation_splits):
+            longest = int(self.pairs[split].lengths[:, 1].max())
+            if longest > positions:
+                raise ValueError(
+                    f"targets of the {split} split must have at most the model's max_position_embeddings "
+                    f"({positions}) tokens, found {longest}"
                 )
 
     def _encode(self, split: str) -> TextPairs:
@@ -141,9 +182,11 @@ class Translation(Task):
         )
 
     def training_step(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
-        """`loss`, the mean over the batch's tokens, and the model's `outputs`."""
+        """`loss`, the mean over the batch's tokens, and the model's `outputs`. The batches of one step, of several
+        processes or accumulated, count alike, however many tokens they have."""
         outputs = self._outputs(model, batch)
         smoothing = getattr(self.model.config, "label_smoothing", self.arguments.generation.label_smoothing_factor)
+        smoothing = smoothing or 0.0
         return {"loss": token_loss(outputs.logits, batch["labels"], label_smoothing=smoothing), "outputs": outputs}
 
     def evaluation_step(
@@ -156,20 +199,17 @@ class Translation(Task):
         result = token_statistics(self._outputs(model, batch).logits, batch["labels"], IGNORED)
         result["index"] = batch["sample_key"][:, 1]
         result["generated"] = self._generate(model, batch, num_beams=1)
-        num_beams = self.arguments.generation.num_beams
-        if detailed and num_beams > 1:
-            result["beam_generated"] = self._generate(model, batch, num_beams)
+        if detailed and self.num_beams > 1:
+            result["beam_generated"] = self._generate(model, batch, self.num_beams)
         return result
 
     def _generate(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], num_beams: int) -> torch.Tensor:
         length = self.arguments.generation.generation_max_length
-        generated = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            num_beams=num_beams,
-            do_sample=False,
-            max_new_tokens=length,
-        )[:, 1:]  # without what the decoder starts with
+        options = {"num_beams": num_beams, "do_sample": False, "max_length": 1 + length, "max_new_tokens": None}
+        with _as_loaded(model):
+            generated = model.generate(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options
+            )[:, 1:]  # without what the decoder starts with
         missing = length - generated.shape[1]
         return torch.nn.functional.pad(generated, (0, missing), value=self.tokenizers.target.pad_token_id)
 
@@ -188,7 +228,7 @@ class Translation(Task):
         if "beam_generated" in gathered:
             by_beam = text_metrics(self._texts(gathered, split, "beam_generated"), references, detailed=True)
             del by_beam["signatures"]
-            prefix = f"beam{self.arguments.generation.num_beams}"
+            prefix = f"beam{self.num_beams}"
             metrics.update({f"{prefix}_{name}": value for name, value in by_beam.items()})
         return metrics
 
