@@ -3,8 +3,9 @@
     python benchmarks/recurrent.py [--output_dir outputs/recurrent] [train.py's arguments ...]
 
 Same data, tokenizer, batches, loss and script; models of about the same size, trained for about the same time, each
-with the learning rate and the schedule that suit it. Writes quality and training speed, and BLEU by the length of the source, as JSON,
-table and picture. Finished runs are not trained again, unfinished ones go on from their last checkpoint.
+with the learning rate and the schedule that suit it. Writes quality and training speed, and BLEU by the length of the
+source, as JSON, table and picture. Finished runs are not trained again, unfinished ones go on from their last
+checkpoint.
 """
 
 import argparse
