@@ -35,6 +35,7 @@ def build_accelerator(arguments: Arguments) -> Accelerator:
 
 
 def main(argv: list[str] | None = None) -> None:
+    keep_freed_memory()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     for package in ("training", "hf_vit"):
         logging.getLogger(package).setLevel(logging.INFO)
@@ -49,7 +50,6 @@ def main(argv: list[str] | None = None) -> None:
     )
     accelerator = build_accelerator(arguments)
     use_all_cores(accelerator, arguments.data.dataloader_num_workers)
-    keep_freed_memory(accelerator)
     with accelerator.main_process_first():
         task = build_task(arguments)
     loop = TrainingLoop(accelerator, task, arguments)
