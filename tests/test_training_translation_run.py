@@ -33,12 +33,16 @@ TINY = [
 ]
 # The first run is cut within its second epoch; both runs share the cost of starting Python.
 CUT_AND_RESUME = """
+import json
+import pathlib
 import sys
 import training.loop
 from training.train import main
 training.loop.write_card = lambda folder: None  # as the uninterrupted run has shown
 argv = sys.argv[1:]
 main([*argv, "--max_train_steps={cut}"])
+record = json.loads((pathlib.Path(argv[-1]) / "run.json").read_text())
+(pathlib.Path(argv[-1]) / "run.json").write_text(json.dumps({{**record, "peak_memory_bytes": 10**13}}))
 main([*argv, "--resume_from_checkpoint", "latest"])
 """
 
@@ -156,5 +160,6 @@ def test_a_run_that_was_cut_ends_with_the_same_weights(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     resumed = json.loads((tmp_path / "run" / "run.json").read_text())
     assert resumed["epochs"][-1]["metrics"] == record["epochs"][-1]["metrics"]
+    assert resumed["peak_memory_bytes"] == 10**13  # of the part before
     expected, found = (load_file(path / "model.safetensors") for path in (finished[0], tmp_path / "run"))
     assert all((expected[name] == found[name]).all() for name in expected)

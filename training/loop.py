@@ -168,6 +168,7 @@ class TrainingLoop:
         self._saved_step = self.state.step
         if self.resume_path is not None:
             self.checkpointer.load(self.resume_path)
+            self.record.go_on(self.output_dir)
             self._log(f"resuming from {self.resume_path}: step {self.state.step:,} of {self.num_steps:,}")
         self._write_record("running")
         # Of a run that was interrupted only the last part could be told, here and of the whole duration.

@@ -94,9 +94,17 @@ class RunRecord:
             **described,
             "epochs": [],
         }
+        self._earlier_peak = 0
+
+    def go_on(self, folder: Path) -> None:
+        """Keep the peak memory of the parts of the run that came before, which this process cannot know."""
+        path = folder / RUN_FILE
+        if path.is_file():
+            self._earlier_peak = json.loads(path.read_text(encoding="utf-8")).get("peak_memory_bytes") or 0
 
     def update(self, **values: Any) -> None:
-        self.content.update(values, peak_memory_bytes=peak_memory_bytes(self.accelerator.device))
+        peak = max(self._earlier_peak, peak_memory_bytes(self.accelerator.device))
+        self.content.update(values, peak_memory_bytes=peak)
 
     def write(self, folder: Path) -> None:
         text = json.dumps(self.content, indent=1, default=_plain, ensure_ascii=False)
