@@ -171,10 +171,11 @@ class BeamSearch:
         num_ends = 0 if self.ends is None else len(self.ends)
         count = max(2, 1 + num_ends) * self.num_beams
         scores = logits.float().log_softmax(-1)
-        if self.logits_processor:
+        if self.logits_processor:  # may make scores equal: the choice between them is that from all at once
             scores = self.logits_processor(self.texts[:, :, : self.length].flatten(0, 1), scores)
-        # The best of all are among the best of each beam.
-        scores, token_ids = scores.topk(min(count, scores.shape[1]))
+            token_ids = torch.arange(scores.shape[1]).repeat(len(scores), 1)
+        else:  # the best of all are among the best of each beam
+            scores, token_ids = scores.topk(min(count, scores.shape[1]))
         scores = (scores.unflatten(0, (-1, self.num_beams)) + self.scores[:, :, None]).flatten(1)
         per_beam = token_ids.shape[1]
         scores, places = scores.topk(count)
