@@ -165,6 +165,11 @@ def write_source(folder, form):
     if form == "JSON lines":
         (folder / "train.jsonl").write_text("\n".join(map(json.dumps, flat)))
         return {"train_file": [str(folder / "train.jsonl")]}
+    if form == "uneven JSON lines":
+        uneven = [{"translation": {"en": en, "de": de} if de else {"en": en}} for de, en in PAIRS]
+        uneven += [{"translation": None}, {"id": 7}]
+        (folder / "train.jsonl").write_text("\n".join(map(json.dumps, uneven)))
+        return {"train_file": [str(folder / "train.jsonl")]}
     features = datasets.Features({"translation": datasets.Translation(["de", "en"])})
     dataset = Dataset.from_list(nested, features)
     if form == "saved to disk":
@@ -174,7 +179,7 @@ def write_source(folder, form):
     return {"dataset_name": str(folder)}
 
 
-@pytest.mark.parametrize("form", ["parallel files", "JSON lines", "saved to disk", "parquet"])
+@pytest.mark.parametrize("form", ["parallel files", "JSON lines", "uneven JSON lines", "saved to disk", "parquet"])
 def test_every_source_gives_the_same_pairs_without_the_empty_ones(tmp_path, form):
     arguments = write_source(tmp_path / "source", form)
     data = load_parallel_texts(
@@ -183,7 +188,7 @@ def test_every_source_gives_the_same_pairs_without_the_empty_ones(tmp_path, form
     rows = [tuple(row.values()) for split in ("train", "validation") for row in data.splits[split]]
     assert sorted(rows) == sorted(WHOLE)
     assert [len(data.splits[split]) for split in ("train", "validation")] == [9, 3]
-    assert data.left_out == {"empty": 8}
+    assert data.left_out == {"empty": 10 if form.startswith("uneven") else 8}
 
 
 @pytest.mark.parametrize(
@@ -205,6 +210,33 @@ def test_bad_data_arguments_are_named(tmp_path, arguments, words):
     good = write_source(tmp_path / "source", "JSON lines")
     with pytest.raises(ValueError, match=words):
         load_parallel_texts(TextDataArguments(**{"source_lang": "de", "target_lang": "en", **good, **arguments}), 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", r"train.jsonl' is empty"),
+        ("no JSON", r"train.jsonl' is not a file of JSON lines: .*JSON"),
+        ('{"translation": ["ein Hund", "a dog"]}', "--source_lang 'de' is not in the train split; it has translation"),
+        ('{"translation": "a dog"}', "--source_lang 'de' is not in the train split; it has translation"),
+        ('{"de": "ein Hund", "en": "a dog"}', "--train_val_split 0.1 cannot part 1 training samples"),
+    ],
+)
+def test_bad_json_lines_are_named(tmp_path, text, words):
+    (tmp_path / "train.jsonl").write_text(text)
+    file = [str(tmp_path / "train.jsonl")]
+    with pytest.raises(ValueError, match=words):
+        load_parallel_texts(TextDataArguments(train_file=file, source_lang="de", target_lang="en"), 0)
+
+
+def test_a_column_may_be_named_translation(tmp_path):
+    rows = [{"de": de, "translation": en} for de, en in WHOLE]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = TextDataArguments(
+        train_file=[str(tmp_path / "train.jsonl")], source_lang="de", target_lang="translation"
+    )
+    data = load_parallel_texts(arguments, 0)
+    assert sorted(row["target"] for split in data.splits.values() for row in split) == sorted(en for _, en in WHOLE)
 
 
 def test_parallel_files_of_different_length_are_refused(tmp_path):

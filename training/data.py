@@ -20,7 +20,15 @@ from training.bad_samples import find_bad_samples
 from training.columns import find_class_names, find_image_column, find_label_column, label_namer
 from training.decoding import decode_pixels, encoded
 from training.sampler import SampleKey
-from training.sources import SourceArguments, limit_samples, load_folder, load_source, named_splits, revision_of
+from training.sources import (
+    SourceArguments,
+    limit_samples,
+    load_folder,
+    load_source,
+    named_splits,
+    revision_of,
+    split_off_validation,
+)
 
 logger = logging.getLogger("training")
 
@@ -260,19 +268,14 @@ def _leave_out_bad_samples(images: LabelledImages, num_workers: int) -> None:
 
 def _make_validation(images: LabelledImages, arguments: DataArguments, seed: int) -> None:
     """Splits validation off the training split where there is none, and applies the sample limits."""
-    splits = images.splits
+    splits, stratify = images.splits, None
     if "validation" not in splits and arguments.train_val_split > 0:
-        labels = images.labels("train")
-        counts = np.bincount(labels, minlength=len(images.class_names))
+        stratify = images.labels("train")
+        counts = np.bincount(stratify, minlength=len(images.class_names))
         if counts[counts > 0].min() < 2:
             rare = images.class_names[int(np.flatnonzero(counts == 1)[0])]
             raise ValueError(f"--train_val_split: class {rare!r} has one image, a split needs two of each class")
-        rows = train_test_split(
-            np.arange(len(labels)), test_size=arguments.train_val_split, stratify=labels, random_state=seed
-        )
-        splits["train"], splits["validation"] = (images.splits["train"].select(np.sort(index)) for index in rows)
-    if "validation" not in splits and "test" not in splits:
-        raise ValueError("--train_val_split 0 leaves nothing to evaluate: the data has no validation or test split")
+    split_off_validation(splits, arguments, seed, stratify)
     limit_samples(splits, arguments, seed)
 
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict
+from sklearn.model_selection import train_test_split
 
 from training.arguments import argument, check_range
 
@@ -121,6 +122,29 @@ def named_splits(found: Mapping[str, Dataset], name: str, test_name: str = "test
         if len(dataset) == 0:
             raise ValueError(f"the {split} split of {name!r} is empty")
     return splits
+
+
+def split_off_validation(
+    splits: dict[str, Dataset], arguments: SourceArguments, seed: int, stratify: np.ndarray | None = None
+) -> None:
+    """Makes a validation split of a part of the training split where there is none.
+
+    Args:
+        stratify: (N,) the classes of the training samples, of which each part gets its share.
+
+    Raises:
+        ValueError: the training samples cannot be parted so, or nothing is left to evaluate.
+    """
+    part = arguments.train_val_split
+    if "validation" not in splits and part > 0:
+        rows = np.arange(len(splits["train"]))
+        try:
+            parts = train_test_split(rows, test_size=part, stratify=stratify, random_state=seed)
+        except ValueError as error:
+            raise ValueError(f"--train_val_split {part} cannot part {len(rows)} training samples: {error}") from error
+        splits["train"], splits["validation"] = (splits["train"].select(np.sort(chosen)) for chosen in parts)
+    if "validation" not in splits and "test" not in splits:
+        raise ValueError("--train_val_split 0 leaves nothing to evaluate: the data has no validation or test split")
 
 
 def limit_samples(splits: dict[str, Dataset], arguments: SourceArguments, seed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,13 +12,19 @@ import datasets
 import numpy as np
 import torch
 from datasets import Dataset
-from sklearn.model_selection import train_test_split
 from torch.nn.utils.rnn import pad_sequence
 
 from training.arguments import argument, check_range
 from training.dates import load_dates
 from training.sampler import SampleKey
-from training.sources import SourceArguments, limit_samples, load_source, named_splits, revision_of
+from training.sources import (
+    SourceArguments,
+    limit_samples,
+    load_source,
+    named_splits,
+    revision_of,
+    split_off_validation,
+)
 from training.tokenization import Tokenizers
 
 BUILT_IN = {"dates": load_dates}
@@ -134,13 +141,7 @@ def load_parallel_texts(arguments: TextDataArguments, seed: int) -> ParallelText
     left_out -= len(splits["train"])
     if len(splits["train"]) == 0:
         raise ValueError(f"the train split of {name!r} has no pair with a source and a target")
-    if "validation" not in splits and arguments.train_val_split > 0:
-        kept, held_out = train_test_split(
-            np.arange(len(splits["train"])), test_size=arguments.train_val_split, random_state=seed
-        )
-        splits["train"], splits["validation"] = (splits["train"].select(np.sort(rows)) for rows in (kept, held_out))
-    if len(splits) == 1:
-        raise ValueError("--train_val_split 0 leaves nothing to evaluate: the data has no validation or test split")
+    split_off_validation(splits, arguments, seed)
     limit_samples(splits, arguments, seed)
     languages = (arguments.source_lang, arguments.target_lang)
     return ParallelTexts(name, revision_of(info), info.license or None, *languages, splits, {"empty": left_out})
@@ -153,8 +154,11 @@ def _read_files(split: str, files: list[str], arguments: TextDataArguments) -> D
     if len(files) == 1:
         try:
             return Dataset.from_json(files[0])
+        except StopIteration as error:  # what `datasets` makes of an empty file
+            raise ValueError(f"--{split}_file {files[0]!r} is empty") from error
         except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
-            raise ValueError(f"--{split}_file {files[0]!r} is not a file of JSON lines: {error}") from error
+            why = error.__cause__ or error
+            raise ValueError(f"--{split}_file {files[0]!r} is not a file of JSON lines: {why}") from error
     texts = [_lines(file) for file in files]
     if len(texts[0]) != len(texts[1]):
         lengths = " and ".join(f"{file!r} {len(lines):,} lines" for file, lines in zip(files, texts))
@@ -171,30 +175,32 @@ def _lines(file: str) -> list[str]:
         raise ValueError(f"{file!r} is not a text file in UTF-8: {error}") from error
 
 
+def _languages(dataset: Dataset) -> list[str]:
+    """The languages of the column `translation`, none where it does not hold texts by language."""
+    nested = dataset.features["translation"]
+    if isinstance(nested, (dict, datasets.Translation)):
+        return list(getattr(nested, "languages", nested))
+    rows = dataset["translation"]  # rows that do not all have the same languages have no type of their own
+    return list(dict.fromkeys(name for pair in rows if isinstance(pair, Mapping) for name in pair))
+
+
 def _two_columns(dataset: Dataset, split: str, arguments: TextDataArguments) -> Dataset:
     """The columns `source` and `target`, from columns named as the languages or a column `translation` of both."""
-    features = dataset.features
-    if "translation" in features:
-        nested = features["translation"]
-        known = list(getattr(nested, "languages", None) or nested)
-    else:
-        known = dataset.column_names
-    for name in ("source_lang", "target_lang"):
-        if getattr(arguments, name) not in known:
-            raise ValueError(
-                f"--{name} {getattr(arguments, name)!r} is not in the {split} split; it has {', '.join(known)}"
-            )
+    languages = (arguments.source_lang, arguments.target_lang)
+    nested = "translation" in dataset.column_names and not set(languages) <= set(dataset.column_names)
+    known = (_languages(dataset) if nested else None) or dataset.column_names
+    for name, language in zip(("source_lang", "target_lang"), languages):
+        if language not in known:
+            raise ValueError(f"--{name} {language!r} is not in the {split} split; it has {', '.join(known)}")
 
     def pick(rows: dict[str, list]) -> dict[str, list[str]]:
-        if "translation" in rows:
-            rows = {name: [pair[name] for pair in rows["translation"]] for name in known}
-        source, target = rows[arguments.source_lang], rows[arguments.target_lang]
-        if any(not isinstance(text, (str, type(None))) for text in (*source, *target)):
+        if nested:
+            rows = {name: [(pair or {}).get(name) for pair in rows["translation"]] for name in languages}
+        texts = [rows[name] for name in languages]
+        if any(not isinstance(text, (str, type(None))) for column in texts for text in column):
             raise ValueError(f"--source_lang and --target_lang must name columns of text in the {split} split")
-        return {
-            "source": [(text or "").strip() for text in source],
-            "target": [(text or "").strip() for text in target],
-        }
+        source, target = ([(text or "").strip() for text in column] for column in texts)
+        return {"source": source, "target": target}
 
     return dataset.map(pick, batched=True, remove_columns=dataset.column_names)
 
