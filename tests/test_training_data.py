@@ -13,7 +13,7 @@ from transformers import ViTImageProcessor, pipeline
 
 from training.augment import AugmentationArguments, EvaluationTransform, TrainTransform, normalize
 from training.data import DataArguments, ImageView, load_labelled_images
-from training.decoding import decode, decode_pixels
+from training.image_decoding import decode, decode_pixels
 from training.sampler import EpochBatchSampler
 
 NAMES = ["ant", "bee", "cow"]

@@ -33,7 +33,7 @@ def argument(default: Any = None, *, help: str, **metadata: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
-class Mapping(dict):
+class Options(dict):
     """Key-value argument, written `a=1,b=mean` or as a JSON object on the command line."""
 
     def __init__(self, value: str | dict | None = None):
@@ -223,7 +223,7 @@ def _fill(parser: _Parser, groups: Sequence[type], values: dict[str, Any]) -> li
 def parse_arguments(groups_of: Callable[[str], Sequence[type]], argv: list[str] | None = None) -> Arguments:
     """Recipe and flags to arguments; flags win over the recipe, the recipe over the dataclasses' defaults.
 
-    Mapping arguments given by a flag are merged over the recipe's. A flag also undoes what the recipe says of the
+    `Options` given by a flag are merged over the recipe's. A flag also undoes what the recipe says of the
     arguments that it `replaces`, in the words of its dataclass: of two ways to name the data, the typed one counts.
 
     Args:
@@ -252,8 +252,8 @@ def parse_arguments(groups_of: Callable[[str], Sequence[type]], argv: list[str] 
     for name, value in values.items():
         if name in replaced and name not in typed:
             values[name] = defaults[name]
-        elif isinstance(value, Mapping):
-            values[name] = Mapping({**(defaults if name in replaced else by_recipe)[name], **value})
+        elif isinstance(value, Options):
+            values[name] = Options({**(defaults if name in replaced else by_recipe)[name], **value})
     values["recipe"] = chosen.recipe
     by_recipe_alone = (set(recipe) & set(parser.names)) - replaced
     return Arguments(_fill(parser, groups, values), by_recipe_alone | typed, argv)

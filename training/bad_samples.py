@@ -5,7 +5,7 @@ from __future__ import annotations
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from training.decoding import decode
+from training.image_decoding import decode
 
 _BATCH_SIZE = 256
 

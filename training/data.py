@@ -18,7 +18,7 @@ from sklearn.model_selection import train_test_split
 from training.arguments import argument, check_range
 from training.bad_samples import find_bad_samples
 from training.columns import find_class_names, find_image_column, find_label_column, label_namer
-from training.decoding import decode_pixels, encoded
+from training.image_decoding import decode_pixels, encoded
 from training.sampler import SampleKey
 from training.sources import (
     SourceArguments,

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_vit import HfViTConfig
-from training.arguments import Mapping, argument, check_range, closest
+from training.arguments import Options, argument, check_range, closest
 from training.processors import InputFormat
 from training.resolution import change_image_size
 
@@ -44,7 +44,7 @@ class ModelArguments:
     config_name: str | None = argument(
         None, help="From scratch: a variant such as deit_tiny_patch16_224, or a config of the Hub or a folder."
     )
-    config_overrides: Mapping = argument(Mapping, help="Fields of the model's config: a=b,c=d or JSON.")
+    config_overrides: Options = argument(Options, help="Fields of the model's config: a=b,c=d or JSON.")
     image_size: list[int] | None = argument(None, help="Height and width of the model's images, or one side.")
     interpolation: str | None = argument(
         None, help="How images are resized; as in the checkpoint, or bilinear.", choices=("bilinear", "bicubic")

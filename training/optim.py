@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import SchedulerType, get_scheduler
 
-from training.arguments import Mapping, argument, check_range
+from training.arguments import Options, argument, check_range
 
 _NEEDS_METRICS = ("reduce_lr_on_plateau", "greedy")
 
@@ -41,7 +41,7 @@ class OptimizationArguments:
     adam_epsilon: float = argument(1e-8, help="AdamW's epsilon.")
     max_grad_norm: float | None = argument(1.0, help="Clip the gradients to this norm; 0 never clips.")
     lr_scheduler_type: SchedulerType = argument(SchedulerType.COSINE, help="Schedule of transformers.get_scheduler.")
-    lr_scheduler_kwargs: Mapping = argument(Mapping, help="More of the schedule, such as min_lr=1e-5.")
+    lr_scheduler_kwargs: Options = argument(Options, help="More of the schedule, such as min_lr=1e-5.")
     warmup_steps: int = argument(0, help="Optimizer steps of linear warm-up.")
     warmup_ratio: float = argument(0.0, help="Warm-up as a part of all steps, when warmup_steps is 0.")
     torch_compile: bool = argument(False, help="Compile the model: slow to start, then faster, above all on a GPU.")

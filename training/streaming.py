@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from training.columns import find_class_names, find_image_column, find_label_column, label_namer
 from training.data import BUILT_IN, DataArguments, LabelledImages, labelled
-from training.decoding import decode_pixels
+from training.image_decoding import decode_pixels
 from training.sampler import SampleKey
 from training.sources import VALIDATION_NAMES, limit_samples, load_folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -236,9 +237,10 @@ class TextPairs(torch.utils.data.Dataset):
         self.encoded = self.encoded.select_columns(["input_ids", "labels"]).with_format("torch")
 
     def select(self, rows: np.ndarray) -> TextPairs:
-        """The pairs of these rows, in place."""
-        self.encoded, self.lengths = self.encoded.select(rows), self.lengths[rows]
-        return self
+        """The pairs of these rows alone."""
+        selected = copy.copy(self)
+        selected.encoded, selected.lengths = self.encoded.select(rows), self.lengths[rows]
+        return selected
 
     def __len__(self) -> int:
         return len(self.encoded)

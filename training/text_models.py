@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from training.arguments import Mapping, argument
+from training.arguments import Options, argument
 from training.models import check_fields
 from training.tokenization import Tokenizers
 
@@ -36,7 +36,7 @@ class TextModelArguments:
     trust_remote_code: bool = argument(False, help="Allow the code that a checkpoint brings along.")
     model_type: str = argument("hf_transformer", help="From scratch: the architecture, a model type of transformers.")
     config_name: str | None = argument(None, help="From scratch: a config of the Hub or a folder.")
-    config_overrides: Mapping = argument(Mapping, help="Fields of the model's config: a=b,c=d or JSON.")
+    config_overrides: Options = argument(Options, help="Fields of the model's config: a=b,c=d or JSON.")
 
     def __post_init__(self):
         if self.model_name_or_path is not None and self.config_name is not None:

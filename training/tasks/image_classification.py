@@ -16,8 +16,8 @@ from hf_vit.models.losses import distilled_loss
 from training.arguments import Arguments
 from training.augment import AugmentationArguments, BatchMix, EvaluationTransform, TrainTransform, normalize
 from training.data import DataArguments, ImageView, class_mapping, load_labelled_images
-from training.decoding import decode
 from training.distillation import DistillationArguments, TeacherEnsemble
+from training.image_decoding import decode
 from training.losses import ClassificationLoss, LossArguments
 from training.metrics import classification_metrics, head_logits, output_statistics
 from training.models import ModelArguments, build_model, build_processor
