@@ -252,6 +252,21 @@ def test_int8_weights_are_rounded_and_generate(fast_calls, num_beams):
     assert_same_texts(copy.deepcopy(model), fast_calls, num_beams=num_beams)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_int8_weights_take_inputs_of_any_precision(dtype):
+    layer = make_model().quantize_dynamic().lm_head
+    states = torch.randn(4, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(layer(states), layer(states.float()).to(dtype))
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_int8_models_generate_under_autocast(num_beams):
+    model = make_model().quantize_dynamic()
+    with torch.autocast("cpu", torch.bfloat16):
+        texts = model.generate(tokens(2), num_beams=num_beams, max_new_tokens=4)
+    assert texts.shape[0] == 2 and texts.shape[1] > 1
+
+
 def test_int8_models_cannot_be_trained_or_saved(tmp_path):
     with pytest.raises(ValueError, match="must be in eval mode to be quantized to int8"):
         make_model().train().quantize_dynamic()

@@ -127,7 +127,7 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
     def quantize_dynamic(self) -> "HfTransformerForConditionalGeneration":
         """Round the weights of all linear layers to 8 bits, in place, for faster inference on a CPU; the inputs of
         each layer are rounded as they come, all rows of a batch on one scale. Returns the model itself, which can no
-        longer be trained or saved.
+        longer be trained, resized or saved.
 
         Raises:
             ValueError: if the model is not in eval mode, not on a CPU, or not in float32.

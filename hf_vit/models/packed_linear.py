@@ -89,10 +89,10 @@ class Int8Linear(nn.Module):
         multiply = torch.ops.quantized.linear_dynamic.default
         multiply = getattr(multiply, "_op", multiply)  # Python's wrapper looks through the arguments at every call
         weight, reduce_range = self.packed_weight, self.reduce_range
-        return lambda states: multiply(states, weight, reduce_range)
+        return lambda states: multiply(states.float(), weight, reduce_range).to(states.dtype)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return torch.ops.quantized.linear_dynamic(input, self.packed_weight, self.reduce_range)
+        return self.as_function()(input)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
