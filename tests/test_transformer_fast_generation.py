@@ -231,6 +231,22 @@ def test_tokens_that_the_decoder_does_not_know_are_named(fast_calls):
         make_model().generate(tokens(1), decoder_input_ids=torch.tensor([[1, 41]]), max_new_tokens=3)
 
 
+@pytest.mark.parametrize("num_columns", [32_000, 50_021, 1_100, 300])
+@pytest.mark.parametrize("count", [1, 2, 12])
+def test_the_best_scores_of_many_columns(num_columns, count):
+    generator = torch.Generator().manual_seed(num_columns)
+    scores = torch.randn(max(4, 200_000 // num_columns), num_columns, generator=generator)
+    scores[0, -1] = scores[1, 0] = 9.0  # in no block, and in the first
+    scores[2] = -torch.inf
+    scores[3, 2 * num_columns // 3 :] = scores[3, num_columns // 3] = 5.0  # the likeliest many times
+    best, places = fast_generation._topk(scores, count)
+    assert torch.equal(best, scores.topk(count).values)
+    assert torch.equal(scores.gather(1, places), best)
+    assert all(len(set(row)) == count for row in places.tolist())
+    if count == 1:
+        assert places[:, 0].tolist() == scores.numpy().argmax(1).tolist()
+
+
 def test_bfloat16_is_the_models_own(fast_calls):
     model, ids = make_model().bfloat16(), tokens(length=6, seed=2)
     with torch.no_grad():
