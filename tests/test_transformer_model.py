@@ -15,6 +15,7 @@ from transformers import (
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
 )
+from transformers.utils import find_labels
 
 from hf_vit import (
     HfTransformerConfig,
@@ -188,6 +189,10 @@ def test_a_language_model_predicts_the_next_of_its_own_tokens():
     )
     assert_close(outputs.loss, expected)
     assert_close(model(ids, logits_to_keep=2).logits, outputs.logits[:, -2:])
+    moved = torch.cat((ids[:, 1:], torch.full((2, 1), -100)), dim=1)  # as the Trainer gives them to parallel processes
+    for labels in (None, ids):
+        assert_close(model(ids, labels=labels, shift_labels=moved).loss, expected)
+    assert find_labels(HfTransformerForCausalLM) == ["labels"]
 
 
 @every_architecture
@@ -292,12 +297,14 @@ def test_the_auto_classes_load_body_translator_and_decoder_from_one_folder(tmp_p
 
 
 @torch.no_grad()
-def test_resizing_keeps_the_old_tokens(tmp_path):
+@pytest.mark.parametrize("encoder_vocab_size", [None, VOCAB_SIZE])
+def test_resizing_keeps_the_old_tokens(tmp_path, encoder_vocab_size):
     inputs = {"input_ids": tokens(), "decoder_input_ids": tokens(seed=2)}
-    model = make_model()
+    model = make_model(encoder_vocab_size=encoder_vocab_size)
     expected = model(**inputs).logits
     model.resize_token_embeddings(VOCAB_SIZE + 5)
-    assert model.config.vocab_size == model.config.encoder_vocab_size == VOCAB_SIZE + 5
+    assert model.config.vocab_size == VOCAB_SIZE + 5
+    assert model.config.encoder_vocab_size == (encoder_vocab_size and VOCAB_SIZE + 5)
     assert tied_groups(model) == [[HEAD, DECODER, ENCODER]]
     assert_close(model(**inputs).logits[..., :VOCAB_SIZE], expected)
     model.save_pretrained(tmp_path)
@@ -311,6 +318,13 @@ def test_body_and_decoder_are_resized_and_load_again(tmp_path, model_class):
     model.save_pretrained(tmp_path)
     again = model_class.from_pretrained(tmp_path)
     assert again.get_input_embeddings().weight.shape[0] == again.config.vocab_size == VOCAB_SIZE + 5
+
+
+def test_the_encoders_vocabulary_follows_the_decoders():
+    config = HfTransformerConfig(**SIZES)
+    config.vocab_size = 7
+    model = HfTransformerForConditionalGeneration(config)
+    assert model.get_encoder().embed_tokens.weight.shape[0] == model.lm_head.weight.shape[0] == 7
 
 
 def test_the_sizes_that_transformers_asks_for_are_those_it_sets():

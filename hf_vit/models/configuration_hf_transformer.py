@@ -31,7 +31,7 @@ class HfTransformerConfig(PreTrainedConfig):
     Args:
         vocab_size (`int`): tokens of the decoder's vocabulary, and of the encoder's unless `encoder_vocab_size` is
             given.
-        encoder_vocab_size (`int`, *optional*): tokens of the encoder's vocabulary.
+        encoder_vocab_size (`int`, *optional*): tokens of the encoder's vocabulary. `None`: as many as `vocab_size`.
         d_model (`int`): width of the tokens; a multiple of both numbers of attention heads.
         encoder_layers (`int`): number of encoder layers.
         decoder_layers (`int`): number of decoder layers.
@@ -129,8 +129,6 @@ class HfTransformerConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         kwargs.setdefault("custom_pipelines", {task: dict(entry) for task, entry in CUSTOM_PIPELINES.items()})
-        if self.encoder_vocab_size is None:
-            self.encoder_vocab_size = self.vocab_size
         self.check()
         super().__post_init__(**kwargs)
 
@@ -177,7 +175,7 @@ class HfTransformerConfig(PreTrainedConfig):
         sizes = ["vocab_size", "encoder_vocab_size", "d_model", "max_position_embeddings"]
         sizes += [f"{stack}_{name}" for stack in ("encoder", "decoder") for name in ("attention_heads", "ffn_dim")]
         for name in sizes:
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for stack in ("encoder", "decoder"):
             layers, heads = getattr(self, f"{stack}_layers"), getattr(self, f"{stack}_attention_heads")
@@ -218,7 +216,7 @@ class HfTransformerConfig(PreTrainedConfig):
 
     def _check_tokens(self):
         has_both = self.is_encoder_decoder and self.share_encoder_decoder_embeddings
-        if has_both and self.encoder_vocab_size != self.vocab_size:
+        if has_both and self.encoder_vocab_size not in (None, self.vocab_size):
             raise ValueError(
                 f"encoder_vocab_size must equal vocab_size ({self.vocab_size}) with share_encoder_decoder_embeddings, "
                 f"got {self.encoder_vocab_size}"

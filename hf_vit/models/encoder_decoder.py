@@ -76,7 +76,7 @@ class HfTransformerPreTrainedModel(PreTrainedModel):
                 "resize_encoder_token_embeddings or resize_decoder_token_embeddings"
             )
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-        if has_both:
+        if has_both and self.config.encoder_vocab_size is not None:
             self.config.encoder_vocab_size = embeddings.num_embeddings
         return embeddings
 
@@ -206,7 +206,7 @@ class HfTransformerEncoder(HfTransformerStack):
     _can_record_outputs = {"hidden_states": HfTransformerLayer, "attentions": SelfAttention}  # noqa: RUF012
 
     def __init__(self, config: HfTransformerConfig):
-        super().__init__(config, config.encoder_vocab_size, has_cross_attention=False)
+        super().__init__(config, config.encoder_vocab_size or config.vocab_size, has_cross_attention=False)
 
     @merge_with_config_defaults
     @capture_outputs

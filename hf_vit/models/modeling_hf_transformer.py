@@ -292,6 +292,9 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
         Args:
             labels (`torch.Tensor` of shape `(batch, tokens)`, *optional*): usually `input_ids`: `logits[:, i]`
                 predicts `labels[:, i + 1]`, as in all language models of transformers that read their own input.
+            shift_labels (`torch.Tensor` of shape `(batch, tokens)`, *optional*): labels in the place of `labels` that
+                are moved already, as where a text is spread over processes: `logits[:, i]` predicts
+                `shift_labels[:, i]`.
             logits_to_keep (`int` or `torch.Tensor`): compute the logits of this many last tokens (0: all), or of those
                 at these places.
 
@@ -300,7 +303,9 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: if the input or the labels do not fit the model.
         """
-        if labels is not None:
+        # Not a parameter: the Trainer takes each whose name has "label" in it for one that every batch must have.
+        shift_labels = kwargs.pop("shift_labels", None)
+        if labels is not None or shift_labels is not None:
             use_cache = bool(use_cache)
         outputs = self.get_decoder()(
             input_ids=input_ids,
@@ -315,10 +320,13 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits, loss = self.lm_head(outputs.last_hidden_state[:, kept]), None
-        if labels is not None:
+        predicting = logits
+        if shift_labels is None and labels is not None:
+            predicting, shift_labels = logits[:, :-1], labels[:, 1:]
+        if shift_labels is not None:
             loss = token_loss(
-                logits[:, :-1],
-                labels[:, 1:],
+                predicting,
+                shift_labels,
                 ignored=self.config.ignored_labels,
                 label_smoothing=self.config.label_smoothing,
                 num_items_in_batch=num_items_in_batch,
