@@ -95,6 +95,7 @@ def convert(
     revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit.")] = None,
 ) -> None:
     """Write a ViT or DeiT of timm or transformers, a Marian or a T5 as a model of this package."""
+    _check_source(source)
     print(convert_checkpoint(source, folder, revision))
 
 
@@ -103,15 +104,24 @@ def translate(
     model: Annotated[str, typer.Argument(help="A translation model: its id on the Hub, or its folder.")],
     text: Annotated[str | None, typer.Argument(help="What to translate; each line of standard input if none.")] = None,
     num_beams: Annotated[
-        int | None, typer.Option(min=1, help="Beams of the search; as the model says if none.")
+        int | None,
+        typer.Option("--num-beams", "--num_beams", min=1, help="Beams of the search; the model's own by default."),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit.")] = None,
 ) -> None:
     """Translate a text, or every line of standard input as it comes. Runs no code of the model's repository."""
+    _check_source(model)
     options = {} if num_beams is None else {"num_beams": num_beams}
     disable_progress_bar()  # of loading: the terminal is the translation's
     lines = (line.rstrip("\n") for line in sys.stdin)
     print_translations(load_translator(model, revision), lines if text is None else [text], **options)
+
+
+def _check_source(source: str) -> None:
+    # transformers takes what is no folder for an id on the Hub, and says so at length.
+    is_path = source.startswith((".", "/", "~")) or source.count("/") > 1
+    if is_path and not Path(source).exists():
+        raise ValueError(f"there is no folder {source!r}")
 
 
 def _report(problems: list[str], all_well: str) -> None:

@@ -65,7 +65,10 @@ def _load(source: str, revision: str | None) -> tuple[nn.Module, object]:
         raise ValueError(f"source must be of timm's VisionTransformer, {', '.join(_CONVERSIONS)}, got {name!r}")
     from_peer, processor_class = _CONVERSIONS[name]
     if processor_class is AutoTokenizer:
-        cached_file(source, "tokenizer_config.json", revision=revision)  # without it there would be an empty tokenizer
+        try:
+            cached_file(source, "tokenizer_config.json", revision=revision)
+        except OSError as error:  # without it there would be an empty tokenizer
+            raise ValueError(f"source must have a tokenizer beside the model, got {source!r}: {error}") from error
     processor = processor_class.from_pretrained(source, revision=revision)
     if processor_class is AutoImageProcessor:
         processor.do_convert_rgb = True

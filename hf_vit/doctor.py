@@ -157,7 +157,7 @@ def _inputs(folder: Path, files: list[str], config: dict) -> Iterator[str]:
 
 def _card(folder: Path, files: list[str], config: dict) -> Iterator[str]:
     if CARD_FILE not in files:
-        yield f"{CARD_FILE} is missing: write it with `hf-vit card`"
+        yield f"{CARD_FILE} is missing: `hf-vit card` writes it from a run's records; without them, write it by hand"
         return
     try:
         card = ModelCard.load(folder / CARD_FILE)

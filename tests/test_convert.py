@@ -91,6 +91,6 @@ def test_what_cannot_be_converted_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"source must be of timm's VisionTransformer, .* got 'BertModel'"):
         convert(tmp_path / "bert", tmp_path / "ours")
     transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)).save_pretrained(tmp_path / "no tokenizer")
-    with pytest.raises(ValueError, match="source must be a folder or an id on the Hub with all its files"):
+    with pytest.raises(ValueError, match="source must have a tokenizer beside the model"):
         convert(tmp_path / "no tokenizer", tmp_path / "ours")
     assert not (tmp_path / "ours").exists()

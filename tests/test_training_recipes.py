@@ -11,10 +11,10 @@ import training_runs
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
-from training.arguments import RECIPES_DIR, load_recipe
+from training.arguments import load_recipe, recipe_names
 
 CLASSES = [f"class {number}" for number in range(1000)]
-IMAGE_RECIPES = sorted(path.stem for path in RECIPES_DIR.glob("*.yaml") if "task" not in load_recipe(path.stem))
+IMAGE_RECIPES = [name for name in recipe_names() if "task" not in load_recipe(name)]
 
 
 @pytest.mark.parametrize("name", IMAGE_RECIPES)

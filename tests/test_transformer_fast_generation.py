@@ -8,7 +8,7 @@ from transformer_tools import ARCHITECTURES, Collector, make_model, pad, tokens
 from transformers import StoppingCriteria
 
 from hf_vit import HfTransformerForConditionalGeneration
-from hf_vit.models import fast_generation
+from hf_vit.models import fast_generation, packed_linear
 from hf_vit.models.packed_linear import packed
 
 every_architecture = pytest.mark.parametrize("options", ARCHITECTURES.values(), ids=ARCHITECTURES)
@@ -175,6 +175,14 @@ def test_changed_weights_are_packed_again(fast_calls, change):
     assert_same_texts(model, fast_calls)
 
 
+def test_training_drops_the_packed_weights(fast_calls):
+    model = make_model()
+    model.generate(tokens(2), max_new_tokens=2)
+    assert model.lm_head in packed_linear._PACKED
+    model.train()
+    assert not any(layer in packed_linear._PACKED for layer in model.modules())
+
+
 def test_packed_layers_equal_the_layers():
     layer = make_model().lm_head
     states = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(0))
@@ -289,4 +297,9 @@ def test_int8_models_cannot_be_trained_or_saved(tmp_path):
     with pytest.raises(ValueError, match=r"must be in float32 on a CPU .* got torch.bfloat16 on cpu"):
         make_model().bfloat16().quantize_dynamic()
     with pytest.raises(ValueError, match="quantized to int8 cannot be saved"):
-        make_model().quantize_dynamic().save_pretrained(tmp_path)
+        make_model().quantize_dynamic().save_pretrained(tmp_path / "int8")
+    assert not (tmp_path / "int8").exists()
+    with pytest.raises(ValueError, match="quantized to int8 cannot be saved"):
+        make_model().quantize_dynamic().lm_head.state_dict()
+    with pytest.raises(ValueError, match="quantized to int8 cannot be trained"):
+        make_model().quantize_dynamic().train()

@@ -1,6 +1,8 @@
 """The translation pipeline, from a saved folder, in a process that cannot import the package."""
 
+import copy
 import json
+import logging as python_logging
 import os
 import subprocess
 import sys
@@ -118,6 +120,9 @@ def test_a_second_tokenizer_given_to_the_pipeline_is_saved_with_it(trained, tmp_
     assert again.target_tokenizer is not again.tokenizer
     assert again.target_tokenizer.get_vocab() == both[1].get_vocab()
     assert again("zwei drei ein fünf vier") == [{"translation_text": "two three one five four"}]
+    again.tokenizer.save_pretrained(tmp_path / "alone")
+    with pytest.raises(ValueError, match=r"'target_tokenizer' of .*save_pretrained of the pipeline saves it"):
+        TranslationPipeline(model=model, tokenizer=AutoTokenizer.from_pretrained(tmp_path / "alone"))
     with pytest.raises(ValueError, match="push_to_hub must be False with two tokenizers"):
         again.save_pretrained(tmp_path, push_to_hub=True)
 
@@ -139,9 +144,11 @@ def test_the_command_translates_a_text_or_each_line(folder):
     run = partial(CliRunner().invoke, app)
     done = run(["translate", folder, "drei zwei ein vier fünf"])
     assert (done.exit_code, done.stdout) == (0, "three two one four five\n"), done.output
-    for options in ([], ["--num-beams=2"]):
+    for options in ([], ["--num-beams=2"], ["--num_beams=2"]):
         done = run(["translate", folder, *options], input="drei zwei ein vier fünf\n\nfünf fünf vier ein zwei\n")
         assert done.stdout == "three two one four five\n\nfive five four one two\n"
+    done = run(["translate", "./no/such/folder", "drei"])
+    assert str(done.exception) == "there is no folder './no/such/folder'"
 
 
 def test_the_command_translates_with_models_of_transformers(tmp_path):
@@ -179,10 +186,36 @@ def test_bad_input_is_named(trained, translator):
         TranslationPipeline(model=make_model(vocab_size=13), tokenizer=tokenizer, device="cpu")
 
 
-def test_a_long_text_is_cut_when_asked(trained):
+@pytest.fixture
+def warnings_given(monkeypatch):
+    """What transformers' loggers and this pipeline's warn of."""
+    given = []
+    monkeypatch.setattr(python_logging.Logger, "warning", lambda self, message, *args: given.append(message))
+    return given
+
+
+def test_a_long_text_is_cut_when_asked(trained, warnings_given):
     model, _ = trained
     tokenizer = make_tokenizer()
     tokenizer.model_max_length = 6
     translator = TranslationPipeline(model=model, tokenizer=tokenizer, device="cpu")
     expected = [{"translation_text": "one one one one one"}]
     assert translator("ein " * 20, truncation=True) == translator("ein " * 5) == expected
+    assert not warnings_given
+    translator("ein " * 8)
+    (warning,) = warnings_given
+    assert "a text has 9 tokens, more than the model was made for (6)" in warning
+
+
+def test_a_limit_of_the_call_takes_the_place_of_the_models(trained, warnings_given):
+    model, tokenizer = copy.deepcopy(trained[0]), trained[1]
+    model.generation_config.max_length = 3
+    translator = TranslationPipeline(model=model, tokenizer=tokenizer, device="cpu")
+    assert translator("zwei drei ein fünf vier") == [{"translation_text": "two three"}]
+    assert translator("zwei drei ein fünf vier", max_new_tokens=4) == [{"translation_text": "two three one five"}]
+    assert translator("zwei drei ein fünf vier", max_length=2) == [{"translation_text": "two"}]
+    assert not warnings_given
+
+
+def test_no_texts_have_no_translations(translator):
+    assert translator([]) == []

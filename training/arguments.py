@@ -162,6 +162,11 @@ def recipe_path(name_or_path: str) -> Path:
     return path if path.suffix in (".yaml", ".yml") else RECIPES_DIR / f"{name_or_path}.yaml"
 
 
+def recipe_names() -> list[str]:
+    """The recipes of training/recipes; files `RECIPE.card.yaml` are none."""
+    return sorted(path.stem for path in RECIPES_DIR.glob("*.yaml") if "." not in path.stem)
+
+
 def load_recipe(name_or_path: str) -> dict[str, Any]:
     """The fields of a recipe as a flat dict.
 
@@ -170,8 +175,7 @@ def load_recipe(name_or_path: str) -> dict[str, Any]:
     """
     path = recipe_path(name_or_path)
     if not path.is_file():
-        recipes = [path.stem for path in RECIPES_DIR.glob("*.yaml") if "." not in path.stem]
-        raise ValueError(f"--recipe {name_or_path!r} not found; {closest(name_or_path, recipes)}")
+        raise ValueError(f"--recipe {name_or_path!r} not found; {closest(name_or_path, recipe_names())}")
     content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     if not isinstance(content, dict):
         raise ValueError(f"recipe {path} must hold `name: value` lines, found {type(content).__name__}")
@@ -243,7 +247,11 @@ def parse_arguments(groups_of: Callable[[str], Sequence[type]], argv: list[str] 
         groups = list(groups_of(task))
     except ValueError as error:
         first.error(str(error))
-    parser = _Parser(groups, description="Trains a model. A recipe sets any of these arguments, flags override it.")
+    parser = _Parser(
+        groups,
+        description="Trains a model. A recipe sets any of these arguments, flags override it. "
+        "With `--recipe NAME` or `--task NAME` this lists the arguments of that task.",
+    )
     by_recipe = _parse_known(parser, _as_flags(recipe), f"key in recipe {chosen.recipe!r}:")
     defaults = {name: parser.get_default(name) for name in parser.names}
     parser.set_defaults(**by_recipe)

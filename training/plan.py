@@ -1,4 +1,4 @@
-"""What a run would do, for `--dry_run`."""
+"""What a run is about to do."""
 
 from __future__ import annotations
 

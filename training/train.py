@@ -53,9 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     with accelerator.main_process_first():
         task = build_task(arguments)
     loop = TrainingLoop(accelerator, task, arguments)
-    if arguments.run.dry_run:
-        accelerator.print(plan(loop))
-    else:
+    accelerator.print(plan(loop), flush=True)
+    if not arguments.run.dry_run:
         loop.train()
 
 

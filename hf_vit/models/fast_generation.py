@@ -6,7 +6,6 @@ from transformers.generation import EosTokenCriteria, GenerationMixin, MaxLength
 
 from .cached_decoder import CachedDecoder, can_be_cached
 from .linear import is_plain_eager
-from .packed_linear import forget_packed
 
 # What transformers subtracts from a score that must not be chosen.
 _EXCLUDED = -1e9
@@ -21,11 +20,6 @@ class FastGenerationMixin(GenerationMixin):
     """`generate` of transformers, whose greedy and beam search on a CPU, when they are asked for the texts alone, are
     those of this file. All that `generate` does before (limits, logits processors, stopping criteria, the encoder)
     stays as it is; whatever this file does not know goes to transformers."""
-
-    def train(self, mode: bool = True):
-        if mode:  # the weights are about to change
-            forget_packed(self)
-        return super().train(mode)
 
     def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
         streamer, synced_gpus = kwargs.pop("streamer", None), kwargs.pop("synced_gpus", False)

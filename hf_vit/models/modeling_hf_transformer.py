@@ -17,7 +17,7 @@ from .encoder_decoder import HfTransformerDecoder, HfTransformerEncoder, HfTrans
 from .fast_generation import FastGenerationMixin
 from .linear import Linear
 from .losses import token_loss
-from .packed_linear import quantize_linear_layers
+from .packed_linear import forget_packed, quantize_linear_layers, refuse_quantized
 from .pipeline_translation import TranslationPipeline  # noqa: F401 (what is imported here is saved beside the weights)
 
 
@@ -134,6 +134,26 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         """
         quantize_linear_layers(self)
         return self
+
+    def train(self, mode: bool = True) -> "HfTransformerForConditionalGeneration":
+        """See `torch.nn.Module.train`.
+
+        Raises:
+            ValueError: if the model was quantized.
+        """
+        if mode:  # the weights are about to change
+            refuse_quantized(self, "trained")
+            forget_packed(self)
+        return super().train(mode)
+
+    def save_pretrained(self, *args, **kwargs):
+        """See `PreTrainedModel.save_pretrained`.
+
+        Raises:
+            ValueError: if the model was quantized; nothing is written then.
+        """
+        refuse_quantized(self, "saved")
+        super().save_pretrained(*args, **kwargs)
 
     def resize_encoder_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
         """Resize the encoder's vocabulary, where it has its own.

@@ -98,7 +98,17 @@ class Int8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
     def _save_to_state_dict(self, *args, **kwargs):
-        raise ValueError("a model quantized to int8 cannot be saved: save the model it was made from")
+        refuse_quantized(self, "saved")
+
+
+def refuse_quantized(model: nn.Module, verb: str):
+    """Raise a `ValueError` if a layer is an [`Int8Linear`].
+
+    Args:
+        verb: what was to be done to the model.
+    """
+    if any(isinstance(layer, Int8Linear) for layer in model.modules()):
+        raise ValueError(f"a model quantized to int8 cannot be {verb}: take the model it was made from")
 
 
 def quantize_linear_layers(model: nn.Module):
@@ -125,4 +135,4 @@ def quantize_linear_layers(model: nn.Module):
         setattr(parent, name, Int8Linear(layer))
 
 
-__all__ = ["Int8Linear", "forget_packed", "packed", "quantize_linear_layers"]
+__all__ = ["Int8Linear", "forget_packed", "packed", "quantize_linear_layers", "refuse_quantized"]

@@ -5,7 +5,9 @@ import os
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.pipelines.base import Pipeline
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
+
+logger = logging.get_logger(__name__)
 
 # Without a limit of the user's or of the model's, transformers would stop after 20 tokens.
 _MAX_NEW_TOKENS = 256
@@ -31,7 +33,8 @@ def target_tokenizer_of(tokenizer, revision: str | None = None):
         cached_file(name, "tokenizer_config.json", **options)  # without it there would be an empty tokenizer
     except OSError as error:
         raise ValueError(
-            f"tokenizer: {folder!r} of {name!r}, the tokenizer of the target language, cannot be loaded: {error}"
+            f"tokenizer: {folder!r} of {name!r}, the tokenizer of the target language, cannot be loaded "
+            f"(save_pretrained of the pipeline saves it with the rest, that of model or tokenizer does not): {error}"
         ) from error
     return AutoTokenizer.from_pretrained(name, **options)
 
@@ -43,7 +46,8 @@ class TranslationPipeline(Pipeline):
     `num_return_sequences` above 1, each text gives a list of that many. An empty text gives an empty translation.
 
     Arguments of the call:
-        truncation: cut texts to the tokenizer's `model_max_length`.
+        truncation: cut texts to the tokenizer's `model_max_length`; longer ones are else translated whole, with a
+            warning.
         batch_size: texts translated at a time.
         Any argument of `generate`, for instance `num_beams` or `max_new_tokens`.
 
@@ -94,18 +98,28 @@ class TranslationPipeline(Pipeline):
         super().save_pretrained(save_directory, **kwargs)
 
     def __call__(self, inputs, **kwargs):
+        if isinstance(inputs, list) and not inputs:
+            return []
         results = super().__call__(inputs, **kwargs)
         if isinstance(inputs, list) and all(len(result) == 1 for result in results):
             return [result[0] for result in results]
         return results
 
     def _sanitize_parameters(self, truncation: bool | None = None, **generate_kwargs):
+        if generate_kwargs.get("max_new_tokens") is not None:
+            generate_kwargs.setdefault("max_length", None)  # the model's own limit, of which transformers would warn
         return {} if truncation is None else {"truncation": truncation}, generate_kwargs, {}
 
     def preprocess(self, text: str, truncation: bool = False) -> dict:
         if not isinstance(text, str):
             raise ValueError(f"inputs must be a text or a list of texts, got {type(text).__name__}")
-        encoding = self.tokenizer(text, truncation=truncation)
+        encoding = self.tokenizer(text, truncation=truncation, verbose=False)
+        length, limit = len(encoding["input_ids"]), self.tokenizer.model_max_length
+        if length > limit:
+            logger.warning(
+                f"a text has {length} tokens, more than the model was made for ({limit}): its translation may be "
+                "poor; split it, or cut it by truncation=True"
+            )
         # Some tokenizers make nothing of an empty text, and the model needs a token.
         padding = self.tokenizer.pad_token_id
         input_ids = encoding["input_ids"] or [self.model.config.pad_token_id if padding is None else padding]

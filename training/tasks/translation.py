@@ -235,7 +235,7 @@ class Translation(Task):
     def headline(self, metrics: Mapping[str, Any]) -> str:
         if self.best_metric == "exact_match":
             return super().headline(metrics)
-        return f"{self.best_metric} {metrics[self.best_metric]:.2f}"
+        return f"bleu {metrics['bleu']:.2f}, chrf {metrics['chrf']:.2f}"
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()
