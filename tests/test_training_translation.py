@@ -218,6 +218,10 @@ def test_bad_data_arguments_are_named(tmp_path, arguments, words):
         ("", r"train.jsonl' is empty"),
         ("no JSON", r"train.jsonl' is not a file of JSON lines: .*JSON"),
         ('{"translation": ["ein Hund", "a dog"]}', "--source_lang 'de' is not in the train split; it has translation"),
+        (
+            '{"translation": {"de": "ein Hund", "en": "a dog"}}\n{"translation": [1]}',
+            r"translation in the train split must hold texts by language, found \[1\]",
+        ),
         ('{"translation": "a dog"}', "--source_lang 'de' is not in the train split; it has translation"),
         ('{"de": "ein Hund", "en": "a dog"}', "--train_val_split 0.1 cannot part 1 training samples"),
     ],

@@ -119,6 +119,9 @@ def test_pairs_of_ones_own_train_and_fine_tune(tmp_path):
         "--card_num_samples=1",
     ]
     training_runs.finish(*files, TINY[-1], "--num_averaged_epochs=none", "--output_dir", tmp_path / "first")
+    defaults = tmp_path / "first" / "generation_config.json"
+    more = {"num_return_sequences": 2, "return_dict_in_generate": True}  # of no use to the evaluation
+    defaults.write_text(json.dumps({**json.loads(defaults.read_text()), **more}))
     start = ["--model_name_or_path", tmp_path / "first", "--num_averaged_epochs=none"]
     training_runs.finish(*files, *start, "--num_beams=none", "--output_dir", tmp_path / "second")
     for folder in ("first", "second"):

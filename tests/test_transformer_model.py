@@ -336,6 +336,15 @@ def test_the_sizes_that_transformers_asks_for_are_those_it_sets():
     assert (config.decoder_layers, config.decoder_attention_heads, config.encoder_layers) == (5, 4, 7)
 
 
+@pytest.mark.parametrize(("part", "sizes"), [("encoder", (50, VOCAB_SIZE)), ("decoder", (VOCAB_SIZE, 50))])
+def test_a_model_with_one_vocabulary_resized_loads_again(tmp_path, part, sizes):
+    model = make_model(share_encoder_decoder_embeddings=False)
+    getattr(model, f"resize_{part}_token_embeddings")(50)
+    model.save_pretrained(tmp_path)
+    again = HfTransformerForConditionalGeneration.from_pretrained(tmp_path)
+    assert tuple(len(stack.embed_tokens.weight) for stack in (again.model.encoder, again.model.decoder)) == sizes
+
+
 @torch.no_grad()
 def test_vocabularies_that_are_not_shared_are_resized_one_by_one():
     inputs = {"input_ids": tokens(), "decoder_input_ids": tokens(seed=2)}

@@ -147,6 +147,8 @@ def test_the_command_translates_a_text_or_each_line(folder):
     for options in ([], ["--num-beams=2"], ["--num_beams=2"]):
         done = run(["translate", folder, *options], input="drei zwei ein vier fünf\n\nfünf fünf vier ein zwei\n")
         assert done.stdout == "three two one four five\n\nfive five four one two\n"
+    done = run(["translate", folder], input=b"\xff\xfe\ndrei zwei ein vier f\xc3\xbcnf\n")
+    assert done.stdout.endswith("\nthree two one four five\n"), done.output
     done = run(["translate", "./no/such/folder", "drei"])
     assert str(done.exception) == "there is no folder './no/such/folder'"
 
@@ -182,6 +184,8 @@ def test_bad_input_is_named(trained, translator):
         translator("ein " * 20)
     with pytest.raises(ValueError, match="inputs must be a text or a list of texts, got int"):
         translator(3)
+    with pytest.raises(ValueError, match=r"inputs must be texts of valid Unicode, got 'ein \\ud800'"):
+        translator("ein \ud800")
     with pytest.raises(ValueError, match="tokenizer must have at most the model's 13 tokens, got 14"):
         TranslationPipeline(model=make_model(vocab_size=13), tokenizer=tokenizer, device="cpu")
 

@@ -196,7 +196,11 @@ def _two_columns(dataset: Dataset, split: str, arguments: TextDataArguments) -> 
 
     def pick(rows: dict[str, list]) -> dict[str, list[str]]:
         if nested:
-            rows = {name: [(pair or {}).get(name) for pair in rows["translation"]] for name in languages}
+            pairs = [{} if pair is None else pair for pair in rows["translation"]]
+            odd = next((pair for pair in pairs if not isinstance(pair, Mapping)), None)
+            if odd is not None:
+                raise ValueError(f"translation in the {split} split must hold texts by language, found {odd!r}")
+            rows = {name: [pair.get(name) for pair in pairs] for name in languages}
         texts = [rows[name] for name in languages]
         if any(not isinstance(text, (str, type(None))) for column in texts for text in column):
             raise ValueError(f"--source_lang and --target_lang must name columns of text in the {split} split")

@@ -15,6 +15,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention import CrossAttention, SelfAttention
 from .configuration_hf_transformer import HfTransformerConfig
 from .layers import drop_path_rates
+from .packed_linear import refuse_quantized
 from .text_position import ATTENTION_POSITIONS, TOKEN_POSITIONS, RelativeXLSelfAttention, text_position_ids
 from .transformer_layer import HfTransformerLayer, make_norm
 
@@ -75,9 +76,11 @@ class HfTransformerPreTrainedModel(PreTrainedModel):
                 "share_encoder_decoder_embeddings must be True for resize_token_embeddings, got False: use "
                 "resize_encoder_token_embeddings or resize_decoder_token_embeddings"
             )
+        if new_num_tokens is not None:
+            refuse_quantized(self, "resized")
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         if has_both and self.config.encoder_vocab_size is not None:
-            self.config.encoder_vocab_size = embeddings.num_embeddings
+            self.config.encoder_vocab_size = embeddings.weight.shape[0]
         return embeddings
 
 
@@ -129,7 +132,7 @@ class HfTransformerStack(HfTransformerPreTrainedModel):
         if inputs_embeds is None:
             if input_ids.device.type == "cpu" and not torch.compiler.is_compiling() and input_ids.numel():
                 low, high = (int(value) for value in input_ids.aminmax())
-                size = self.embed_tokens.num_embeddings
+                size = self.embed_tokens.weight.shape[0]  # of an adapter's wrapper too
                 if low < 0 or high >= size:
                     raise ValueError(
                         f"{self.input_name} must be in [0, {size}), got {low if low < 0 else high}: "

@@ -121,9 +121,10 @@ class BeamSearch:
         self.texts = torch.full((*shape, self.max_length), int(filler))
         self.texts[:, :, : self.length] = input_ids.view(*shape, -1)
         # All beams begin alike: only the first counts.
-        self.scores = torch.tensor([0.0] + [_EXCLUDED] * (self.num_beams - 1)).repeat(shape[0], 1)
+        self.scores = torch.tensor([0.0] + [_EXCLUDED] * (self.num_beams - 1), dtype=torch.float).repeat(shape[0], 1)
         self.results, self.result_lengths = self.texts.clone(), torch.zeros(shape, dtype=torch.long)
-        self.result_scores, self.is_result = torch.full(shape, _EXCLUDED), torch.zeros(shape, dtype=torch.bool)
+        self.result_scores = torch.full(shape, _EXCLUDED, dtype=torch.float)
+        self.is_result = torch.zeros(shape, dtype=torch.bool)
         self.can_improve = torch.ones(shape[0], 1, dtype=torch.bool)
         self.sources = torch.arange(shape[0])  # those that the tensors above are about
         self.closed = []
@@ -206,7 +207,7 @@ class BeamSearch:
         longest = self.config.early_stopping == "never" and self.config.length_penalty > 0
         num_tokens = (self.max_length if longest else self.length) - self.prompt_length
         best = self.scores[:, :1] / num_tokens**self.config.length_penalty
-        worst_result = self.result_scores.amin(1, keepdim=True).where(self.is_result, torch.tensor(_EXCLUDED))
+        worst_result = self.result_scores.amin(1, keepdim=True).where(self.is_result, _EXCLUDED)
         self.can_improve &= (best > worst_result).any(1, keepdim=True)
         is_full = self.is_result.all(1, keepdim=True) & (self.config.early_stopping is True)
         return (self.can_improve & ~is_full)[:, 0]

@@ -173,6 +173,8 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         """
         self._resize_own_embeddings(self.model.decoder, new_num_tokens)
         self.lm_head = self._get_resized_lm_head(self.lm_head, new_num_tokens)
+        # It would follow the decoder's if it was not given.
+        self.config.encoder_vocab_size = self.model.encoder.embed_tokens.weight.shape[0]
         self.config.vocab_size = new_num_tokens
         self.tie_weights()
         return self.model.decoder.embed_tokens
@@ -180,6 +182,7 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
     def _resize_own_embeddings(self, stack: nn.Module, new_num_tokens: int):
         if self.config.share_encoder_decoder_embeddings:
             raise ValueError("share_encoder_decoder_embeddings must be False to resize one of them, got True")
+        refuse_quantized(self, "resized")
         stack.embed_tokens = self._get_resized_embeddings(stack.embed_tokens, new_num_tokens)
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:

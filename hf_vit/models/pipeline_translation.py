@@ -72,7 +72,7 @@ class TranslationPipeline(Pipeline):
             revision = getattr(self.model.config, "_commit_hash", None) if is_beside else None
             target_tokenizer = target_tokenizer_of(self.tokenizer, revision)
         self.target_tokenizer = target_tokenizer
-        self._check_size("tokenizer", self.model.get_input_embeddings().num_embeddings)
+        self._check_size("tokenizer", self.model.get_input_embeddings().weight.shape[0])
         if self._has_two_tokenizers:
             self._check_size("target_tokenizer", self.model.get_output_embeddings().out_features)
 
@@ -113,6 +113,10 @@ class TranslationPipeline(Pipeline):
     def preprocess(self, text: str, truncation: bool = False) -> dict:
         if not isinstance(text, str):
             raise ValueError(f"inputs must be a text or a list of texts, got {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"inputs must be texts of valid Unicode, got {text[:100]!r}: {error}") from error
         encoding = self.tokenizer(text, truncation=truncation, verbose=False)
         length, limit = len(encoding["input_ids"]), self.tokenizer.model_max_length
         if length > limit:

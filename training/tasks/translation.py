@@ -206,6 +206,7 @@ class Translation(Task):
     def _generate(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], num_beams: int) -> torch.Tensor:
         length = self.arguments.generation.generation_max_length
         options = {"num_beams": num_beams, "do_sample": False, "max_length": 1 + length, "max_new_tokens": None}
+        options.update(num_return_sequences=1, return_dict_in_generate=False)  # whatever a checkpoint asks for
         with _as_loaded(model):
             generated = model.generate(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options
