@@ -113,9 +113,11 @@ def translate(
     _check_source(model)
     options = {} if num_beams is None else {"num_beams": num_beams}
     disable_progress_bar()  # of loading: the terminal is the translation's
-    sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-    lines = (line.rstrip("\n") for line in sys.stdin)
-    print_translations(load_translator(model, revision), lines if text is None else [text], **options)
+    texts = [text]
+    if text is None:
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+        texts = (line.rstrip("\n") for line in sys.stdin)
+    print_translations(load_translator(model, revision), texts, **options)
 
 
 def _check_source(source: str) -> None:

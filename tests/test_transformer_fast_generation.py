@@ -244,7 +244,7 @@ def test_tokens_that_the_decoder_does_not_know_are_named(fast_calls):
 def test_the_best_scores_of_many_columns(num_columns, count):
     generator = torch.Generator().manual_seed(num_columns)
     scores = torch.randn(max(4, 200_000 // num_columns), num_columns, generator=generator)
-    scores[0, -1] = scores[1, 0] = 9.0  # in no block, and in the first
+    scores[0, -1] = scores[1, 0] = 9.0  # in the rest after the blocks, where there is one, and in the first
     scores[2] = -torch.inf
     scores[3, 2 * num_columns // 3 :] = scores[3, num_columns // 3] = 5.0  # the likeliest many times
     best, places = fast_generation._topk(scores, count)

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5For
 from typer.testing import CliRunner
 
 from hf_vit import HfTransformerConfig, HfTransformerForConditionalGeneration
-from hf_vit.cli import app
+from hf_vit.cli import app, translate
 from hf_vit.models.pipeline_translation import TranslationPipeline
 
 WORDS = ["ein", "zwei", "drei", "vier", "fünf", "one", "two", "three", "four", "five"]
@@ -151,6 +151,12 @@ def test_the_command_translates_a_text_or_each_line(folder):
     assert done.stdout.endswith("\nthree two one four five\n"), done.output
     done = run(["translate", "./no/such/folder", "drei"])
     assert str(done.exception) == "there is no folder './no/such/folder'"
+
+
+def test_the_command_translates_a_text_where_there_is_no_standard_input(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", None)
+    translate(folder, "drei zwei ein vier fünf")
+    assert capsys.readouterr().out == "three two one four five\n"
 
 
 def test_the_command_translates_with_models_of_transformers(tmp_path):

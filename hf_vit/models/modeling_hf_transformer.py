@@ -153,7 +153,7 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
             ValueError: if the model was quantized; nothing is written then.
         """
         refuse_quantized(self, "saved")
-        super().save_pretrained(*args, **kwargs)
+        return super().save_pretrained(*args, **kwargs)
 
     def resize_encoder_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
         """Resize the encoder's vocabulary, where it has its own.
