@@ -9,14 +9,13 @@ try:
     import typer
     from transformers.utils.logging import disable_progress_bar
 
-    from model_cards import check_card, write_card
-
-    from . import hub
-    from .convert import convert as convert_checkpoint
-    from .doctor import examine
-    from .fresh_process import fresh_process
-    from .staging import staged
-    from .translation import load_translator, print_translations
+    from hf_vit.cards import check_card, write_card
+    from hf_vit.conversion.convert import convert as convert_checkpoint
+    from hf_vit.hub import publish as hub
+    from hf_vit.hub.doctor import examine
+    from hf_vit.hub.staging import staged
+    from hf_vit.isolated.fresh_process import fresh_process
+    from hf_vit.translate import load_translator, print_translations
 except ImportError as error:
     sys.exit(f'hf-vit needs {error.name}: pip install "hf_vit[hub]"')
 

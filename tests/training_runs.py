@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["training.train", "training_runs"])
+_SERVER.set_forkserver_preload(["hf_vit.train", "training_runs"])
 
 # The smallest model, and no more data than a few steps need.
 TINY = [
@@ -29,8 +29,9 @@ def _run(argv, slow_down, environment):
     multiprocessing.set_start_method("fork", force=True)  # of loader workers
     import torch
 
-    from training import loop, train
-    from training.tasks import ImageClassification
+    from hf_vit import train
+    from hf_vit.tasks.image_classification.task import ImageClassification
+    from hf_vit.trainer import loop
 
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         from accelerate import PartialState
@@ -82,7 +83,7 @@ def printed_elsewhere(code, folder):
     """The last line that a process prints which executes `code` in the folder and cannot import this project."""
     environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
-    hidden = "import sys\nsys.modules['hf_vit'] = sys.modules['training'] = None\n"
+    hidden = "import sys\nsys.modules['hf_vit'] = None\n"
     command = [sys.executable, "-c", hidden + code]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,71 @@
+"""What of a folder goes to the Hub: links to its files, and records and card made fit to be read by others."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hf_vit.cards import write_card
+from hf_vit.cards.card import facts_of
+from hf_vit.cards.format import local
+from hf_vit.cards.records import RUN_FILE, amend_run, write_atomically
+from hf_vit.hub.doctor import published_files
+
+_RUN_FIELDS_WITH_PATHS = ("command", "recipe", "arguments", "teachers")
+
+
+@contextmanager
+def staged(folder: str | os.PathLike) -> Iterator[Path]:
+    """A folder of links to what is published of `folder`, with a `run.json` that tells no paths.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"folder: there is no folder {str(folder)!r}")
+    with tempfile.TemporaryDirectory() as directory:
+        stage = Path(directory, folder.resolve().name)
+        for name in published_files(folder):
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.symlink((folder / name).resolve(), stage / name)
+            except OSError:  # not everyone may make links on Windows
+                shutil.copy2(folder / name, stage / name)
+        stage.mkdir(exist_ok=True)
+        _cut_paths(stage / RUN_FILE)
+        yield stage
+
+
+def _cut_paths(path: Path) -> None:
+    """Cuts the absolute paths that a run's records hold of its arguments, as its card does."""
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return  # `examine` says so
+    if not isinstance(run, dict):
+        return
+    cut = {name: local(run[name]) for name in _RUN_FIELDS_WITH_PATHS if name in run}
+    if isinstance(run.get("arguments"), dict):
+        authors = {name: value for name, value in run["arguments"].items() if name.startswith("card_")}
+        cut["arguments"] = {**cut["arguments"], **authors}  # shown on the card as they are
+    if isinstance(run.get("data"), dict) and "name" in run["data"]:
+        cut["data"] = {**run["data"], "name": local(run["data"]["name"])}
+    content = json.dumps({**run, **cut}, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, content.encode("utf-8"))
+
+
+def name_in_card(stage: Path, repo_id: str) -> None:
+    """Writes the card anew if its snippets name another repository than the one it goes to."""
+    if (stage / RUN_FILE).is_file() and facts_of(stage).repo_id != repo_id:
+        write_card_for(stage, repo_id)
+
+
+def write_card_for(folder: Path, repo_id: str) -> None:
+    """Records where a run's model goes, and writes its card. May execute the code in the folder, see `write_card`."""
+    arguments = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("arguments", {})
+    amend_run(folder, "arguments", {**arguments, "hub_model_id": repo_id})
+    write_card(folder)
