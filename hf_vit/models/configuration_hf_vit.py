@@ -2,12 +2,17 @@
 
 import difflib
 import re
+from typing import TYPE_CHECKING
 
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
+from .code_version import CodeVersionMixin
 from .strict_config import GATED_ACTIVATIONS, strict_config
+
+if TYPE_CHECKING:  # never run; see CodeVersionMixin
+    from .modeling_hf_vit import HfViTModel  # noqa: F401
 
 POOLINGS = ("cls", "mean", "max", "cls_mean", "weighted", "attention", "none")
 POSITION_EMBEDDINGS = ("learned", "learned_2d", "sincos_1d", "sincos_2d", "relative_bias", "rope_2d", "none")
@@ -63,7 +68,7 @@ def _field_names(config_class: type) -> set[str]:
 
 
 @strict_config
-class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
+class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     r"""
     Configuration of [`HfViTModel`], [`HfViTForImageClassification`] and [`HfViTBackbone`]. Fields that transformers'
     `ViTConfig` has bear its names and meanings.
