@@ -81,7 +81,7 @@ def test_folders_of_one_name_run_their_own_code_in_one_process(run, name):
         model = copy.deepcopy(models[name])
         with torch.no_grad():
             expected = with_factor(model, factor)(**inputs[name]).logits
-        torch.testing.assert_close(results[name, note], expected, msg=lambda text: f"{note}: {text}")
+        torch.testing.assert_close(results[name, note], expected, msg=f"{name}, {note}")
 
 
 @pytest.mark.parametrize("name", ["digits", "dates"])
