@@ -37,16 +37,19 @@ class CodeVersionMixin:
     runs one code for all folders of one name whose configurations import the same files.
     """
 
+    # The Auto classes read the dictionary themselves, and the class's own `from_pretrained` gives no name.
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """See `PreTrainedConfig.from_pretrained`."""
-        kwargs.setdefault("name_or_path", str(pretrained_model_name_or_path))
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """See `PreTrainedConfig.get_config_dict`."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        cls._tell_of_other_code(config_dict, pretrained_model_name_or_path)
+        return config_dict, kwargs
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """See `PreTrainedConfig.from_dict`."""
-        cls._tell_of_other_code(config_dict, kwargs.get("name_or_path"))
+        if "name_or_path" in kwargs:
+            cls._tell_of_other_code(config_dict, kwargs["name_or_path"])
         return super().from_dict(config_dict, **kwargs)
 
     def save_pretrained(self, *args, **kwargs):
@@ -59,16 +62,16 @@ class CodeVersionMixin:
         return Path(__file__).with_name(f"{cls.__module__.rpartition('.')[2]}.py")
 
     @classmethod
-    def _tell_of_other_code(cls, config_dict: dict, folder: str | None):
+    def _tell_of_other_code(cls, config_dict: dict, folder: str | Path):
         package = __name__.partition(".")[0]
         if package == TRANSFORMERS_DYNAMIC_MODULE_NAME or "AutoConfig" not in (config_dict.get("auto_map") or {}):
             return
         own, theirs = code_digest(cls._code_file()), config_dict.get("code_digest")
-        if folder and Path(folder, cls._code_file().name).is_file():
+        if Path(folder, cls._code_file().name).is_file():
             theirs = code_digest(Path(folder, cls._code_file().name))  # which may have been edited
         if own is not None and own != theirs:
             logger.warning_once(
-                f"{folder or 'The model'} has model code other than that of the installed {package}, which runs in "
+                f"{folder} has model code other than that of the installed {package}, which runs in "
                 f"its place: to run its own, load it with trust_remote_code=True where {package} is not imported."
             )
 

@@ -16,7 +16,14 @@ from .attention import CrossAttention, SelfAttention
 from .configuration_hf_transformer import HfTransformerConfig
 from .layers import drop_path_rates
 from .packed_linear import refuse_quantized
-from .text_position import ATTENTION_POSITIONS, TOKEN_POSITIONS, RelativeXLSelfAttention, text_position_ids
+from .text_position import (
+    ATTENTION_POSITIONS,
+    TOKEN_POSITIONS,
+    RelativeXLSelfAttention,
+    check_position_ids,
+    holds_several_texts,
+    text_position_ids,
+)
 from .transformer_layer import HfTransformerLayer, make_norm
 
 
@@ -163,14 +170,17 @@ class HfTransformerStack(HfTransformerPreTrainedModel):
             num_keys: tokens that these attend to, with the room that a static cache has beyond.
 
         Raises:
-            ValueError: if there are more tokens than the table of `learned` has rows.
+            ValueError: if there are more tokens than the table of `learned` has rows, or if the positions are not of
+                the tokens' shape, or none that the position embedding can express.
         """
         slots = torch.arange(embeddings.shape[1], device=embeddings.device) + past_length  # (N,)
         if position_ids is None:
+            self._check_length(embeddings.shape[1], past_length)
             position_ids = text_position_ids(attention_mask, slots)
+        else:
+            check_position_ids(self.config, position_ids, attention_mask, slots, len(embeddings))
         attention_kwargs = {}
         if self.token_position is not None:
-            self._check_length(embeddings.shape[1], past_length)
             embeddings = embeddings + self.token_position(position_ids).to(embeddings.dtype)
         if self.attention_position is not None:
             attention_kwargs = self.attention_position(position_ids, slots, num_keys)
@@ -300,8 +310,11 @@ class HfTransformerDecoder(HfTransformerStack):
                 padding.
             past_key_values (`Cache`, *optional*): keys and values of earlier tokens and of the encoder's output.
             inputs_embeds (`torch.Tensor` of shape `(batch, tokens, d_model)`, *optional*): in place of `input_ids`.
-            position_ids (`torch.Tensor` of shape `(batch, tokens)`, *optional*): places of the tokens in the text,
-                counted from the mask unless given; not read by the schemes that see distances alone.
+            position_ids (`torch.Tensor` of shape `(batch or 1, tokens)`, *optional*): indices of the tokens in their
+                texts, counted from the mask unless given. Where they do not go on by one, a text begins: without
+                `attention_mask` the texts of a row do not see one another, and there is no cache, as in transformers'
+                language models; with a mask, the mask alone decides. `relative` and `relative_xl`, which see
+                distances alone, take those that count a text's tokens one by one.
             use_cache (`bool`, *optional*): return keys and values for the next step.
             output_attentions (`bool`, *optional*): return the attention weights of each layer, by the eager
                 implementation.
@@ -315,6 +328,8 @@ class HfTransformerDecoder(HfTransformerStack):
         output_attentions = self.check_output_attentions(output_attentions)
         if encoder_hidden_states is not None and not self.has_cross_attention:
             raise ValueError("encoder_hidden_states needs add_cross_attention=True in the configuration, got False")
+        if holds_several_texts(position_ids, attention_mask):
+            self._check_several_texts(bool(use_cache) or past_key_values is not None)
         if use_cache and past_key_values is None:
             past_key_values = self._new_cache(encoder_hidden_states is not None)
         has_two_caches = isinstance(past_key_values, EncoderDecoderCache)
@@ -333,6 +348,7 @@ class HfTransformerDecoder(HfTransformerStack):
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
             past_key_values=own_cache,
+            position_ids=position_ids,
             allow_is_causal_skip=not output_attentions,
         )
         if encoder_hidden_states is not None:
@@ -357,6 +373,16 @@ class HfTransformerDecoder(HfTransformerStack):
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
         )
+
+    def _check_several_texts(self, has_cache: bool):
+        if has_cache:
+            raise ValueError("position_ids of several texts in a row need use_cache=False and no cache, got a cache")
+        implementation = self.config._attn_implementation
+        if implementation not in ("eager", "sdpa", "flex_attention"):
+            raise ValueError(
+                "position_ids of several texts in a row need attn_implementation 'eager', 'sdpa' or 'flex_attention', "
+                f"got {implementation!r}"
+            )
 
     def _new_cache(self, has_encoder: bool) -> Cache:
         own_cache = DynamicCache(config=self.config)

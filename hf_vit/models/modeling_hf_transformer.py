@@ -19,6 +19,7 @@ from .linear import Linear
 from .losses import token_loss
 from .packed_linear import forget_packed, quantize_linear_layers, refuse_quantized
 from .pipeline_translation import TranslationPipeline  # noqa: F401 (what is imported here is saved beside the weights)
+from .text_position import holds_several_texts
 
 
 class HfTransformerModel(HfTransformerPreTrainedModel):
@@ -328,7 +329,7 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
         """
         # Not a parameter: the Trainer takes each whose name has "label" in it for one that every batch must have.
         shift_labels = kwargs.pop("shift_labels", None)
-        if labels is not None or shift_labels is not None:
+        if labels is not None or shift_labels is not None or holds_several_texts(position_ids, attention_mask):
             use_cache = bool(use_cache)
         outputs = self.get_decoder()(
             input_ids=input_ids,
