@@ -4,91 +4,24 @@ import math
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
-from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import CrossAttention, SelfAttention
 from .configuration_hf_transformer import HfTransformerConfig
 from .layers import drop_path_rates
-from .packed_linear import refuse_quantized
 from .text_position import (
     ATTENTION_POSITIONS,
     TOKEN_POSITIONS,
-    RelativeXLSelfAttention,
     check_position_ids,
     holds_several_texts,
     text_position_ids,
 )
 from .transformer_layer import HfTransformerLayer, make_norm
-
-
-class HfTransformerPreTrainedModel(PreTrainedModel):
-    """Initialisation and capabilities shared by all Transformer models."""
-
-    config: HfTransformerConfig
-    config_class = HfTransformerConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ("HfTransformerLayer",)
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        if isinstance(module, nn.Linear):
-            self._init_matrix(module.weight, std=None)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            self._init_matrix(module.weight, std=module.embedding_dim**-0.5)
-        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-            init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, RelativeXLSelfAttention):
-            init.zeros_(module.content_bias)
-            init.zeros_(module.position_bias)
-
-    def _init_matrix(self, weight: nn.Parameter, std: float | None):
-        std = self.config.init_std or std
-        if std is None:
-            init.xavier_uniform_(weight)
-        else:
-            init.normal_(weight, std=std)
-
-    # What is tied follows from two switches; the inherited method knows one.
-    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        if all_submodels:
-            return super().get_expanded_tied_weights_keys(all_submodels=True)
-        return dict(self._tied_weights_keys or {})
-
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
-        """Resize the vocabulary, of an encoder and its decoder both; see `PreTrainedModel.resize_token_embeddings`.
-
-        Raises:
-            ValueError: if each has its own; see `resize_encoder_token_embeddings` and
-                `resize_decoder_token_embeddings` of [`HfTransformerForConditionalGeneration`].
-        """
-        has_both = self.config.is_encoder_decoder
-        if has_both and not self.config.share_encoder_decoder_embeddings and new_num_tokens is not None:
-            raise ValueError(
-                "share_encoder_decoder_embeddings must be True for resize_token_embeddings, got False: use "
-                "resize_encoder_token_embeddings or resize_decoder_token_embeddings"
-            )
-        if new_num_tokens is not None:
-            refuse_quantized(self, "resized")
-        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-        if has_both and self.config.encoder_vocab_size is not None:
-            self.config.encoder_vocab_size = embeddings.weight.shape[0]
-        return embeddings
+from .transformer_pretrained import HfTransformerPreTrainedModel
 
 
 class HfTransformerStack(HfTransformerPreTrainedModel):
@@ -389,4 +322,29 @@ class HfTransformerDecoder(HfTransformerStack):
         return EncoderDecoderCache(own_cache, DynamicCache(config=self.config)) if has_encoder else own_cache
 
 
-__all__ = ["HfTransformerDecoder", "HfTransformerEncoder", "HfTransformerPreTrainedModel"]
+class HfTransformerDecoderModel(HfTransformerPreTrainedModel):
+    """The body of [`HfTransformerForCausalLM`]: the decoder, by the name that it has in the whole Transformer.
+
+    Args:
+        config ([`HfTransformerConfig`]): the configuration.
+    """
+
+    _keys_to_ignore_on_load_unexpected = (r"^(model\.)?encoder\.",)
+
+    def __init__(self, config: HfTransformerConfig):
+        super().__init__(config)
+        self.decoder = HfTransformerDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.decoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.decoder.embed_tokens = value
+
+    def forward(self, *args, **kwargs):
+        """See [`HfTransformerDecoder`]."""
+        return self.decoder(*args, **kwargs)
+
+
+__all__ = ["HfTransformerDecoder", "HfTransformerDecoderModel", "HfTransformerEncoder"]

@@ -13,13 +13,14 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_hf_transformer import HfTransformerConfig
-from .encoder_decoder import HfTransformerDecoder, HfTransformerEncoder, HfTransformerPreTrainedModel
+from .encoder_decoder import HfTransformerDecoder, HfTransformerDecoderModel, HfTransformerEncoder
 from .fast_generation import FastGenerationMixin
 from .linear import Linear
 from .losses import token_loss
 from .packed_linear import forget_packed, quantize_linear_layers, refuse_quantized
 from .pipeline_translation import TranslationPipeline  # noqa: F401 (what is imported here is saved beside the weights)
 from .text_position import holds_several_texts
+from .transformer_pretrained import HfTransformerPreTrainedModel
 
 
 class HfTransformerModel(HfTransformerPreTrainedModel):
@@ -32,12 +33,13 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
         ValueError: if a value of the configuration is out of range.
     """
 
+    _tied_weights_keys = {"encoder.embed_tokens.weight": "decoder.embed_tokens.weight"}  # noqa: RUF012
+    _tying_switch = "share_encoder_decoder_embeddings"
+
     def __init__(self, config: HfTransformerConfig):
         super().__init__(config)
         self.encoder = HfTransformerEncoder(config)
         self.decoder = HfTransformerDecoder(config)
-        if config.share_encoder_decoder_embeddings:
-            self._tied_weights_keys = {"encoder.embed_tokens.weight": "decoder.embed_tokens.weight"}
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -117,12 +119,12 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         config ([`HfTransformerConfig`]): the configuration.
     """
 
+    _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}  # noqa: RUF012
+
     def __init__(self, config: HfTransformerConfig):
         super().__init__(config)
         self.model = HfTransformerModel(config)
         self.lm_head = Linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
-        if config.tie_word_embeddings:
-            self._tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
         self.post_init()
 
     def quantize_dynamic(self) -> "HfTransformerForConditionalGeneration":
@@ -146,15 +148,6 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
             refuse_quantized(self, "trained")
             forget_packed(self)
         return super().train(mode)
-
-    def save_pretrained(self, *args, **kwargs):
-        """See `PreTrainedModel.save_pretrained`.
-
-        Raises:
-            ValueError: if the model was quantized; nothing is written then.
-        """
-        refuse_quantized(self, "saved")
-        return super().save_pretrained(*args, **kwargs)
 
     def resize_encoder_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
         """Resize the encoder's vocabulary, where it has its own.
@@ -275,26 +268,18 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
     """
 
     _keys_to_ignore_on_load_unexpected = (r"^(model\.)?encoder\.",)
+    _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: HfTransformerConfig):
         # In place, for `VisionEncoderDecoderModel` gives the decoder the configuration that it was made from.
         config.is_decoder, config.is_encoder_decoder = True, False
         super().__init__(config)
-        # The names are those of the decoder in the whole Transformer.
-        self.model = nn.ModuleDict({"decoder": HfTransformerDecoder(config)})
+        self.model = HfTransformerDecoderModel(config)
         self.lm_head = Linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
-        if config.tie_word_embeddings:
-            self._tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
         self.post_init()
 
     def get_decoder(self) -> nn.Module:
-        return self.model["decoder"]
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.get_decoder().embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module):
-        self.get_decoder().embed_tokens = value
+        return self.model.decoder
 
     @can_return_tuple
     def forward(
