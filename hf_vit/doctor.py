@@ -104,6 +104,14 @@ def _auto_map(folder: Path, files: list[str], config: dict) -> Iterator[str]:
     if not isinstance(auto_map, dict) or not isinstance(pipelines, dict):
         yield "config.json: auto_map and custom_pipelines must be JSON objects: save the model again"
         return
+    if model_type in CONFIG_MAPPING_NAMES and not auto_map:
+        for name, part in config.items():
+            part_type = part.get("model_type") if isinstance(part, dict) else None
+            if part_type is not None and part_type not in CONFIG_MAPPING_NAMES:
+                yield (
+                    f"config.json: {name} is a {part_type!r} model, whose code a {model_type!r} folder does not hold: "
+                    "transformers loads it only where the package of that model is imported"
+                )
     if model_type is None or (model_type in CONFIG_MAPPING_NAMES and not auto_map):
         return
     try:

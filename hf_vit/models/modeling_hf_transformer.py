@@ -259,8 +259,8 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
 
 class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
     """The decoder alone as a language model, with cross-attention if `config.add_cross_attention`, so that
-    `VisionEncoderDecoderModel` can put a Vision Transformer before it. The configuration is marked as a
-    decoder's, so give it a copy of another model's.
+    `VisionEncoderDecoderModel` can put a Vision Transformer before it (whose folder holds no code: it loads only where
+    this package is imported). The configuration is marked as a decoder's, so give it a copy of another model's.
     From the weights of a whole Transformer it takes the decoder's.
 
     Args:
