@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -17,7 +18,6 @@ from transformers.dynamic_module_utils import get_relative_import_files
 import hf_vit
 from hf_vit import HfTransformerForConditionalGeneration, HfViTForImageClassification
 from hf_vit.models.code_version import code_digest
-from hf_vit.models.code_version import logger as code_logger
 
 MODELS = Path(hf_vit.__file__).parent / "models"
 # No configuration has ever imported this file; the factor is what tells one version from the other.
@@ -107,14 +107,14 @@ def test_a_configuration_names_all_code_of_its_models(family):
 
 
 @pytest.fixture
-def warnings_of(monkeypatch):
-    """`warnings_of(call)`: what is said of other code while it runs."""
+def warnings_of(caplog):
+    """`warnings_of(call)`: what is said while it runs."""
 
     def collect(call):
-        said = []
-        monkeypatch.setattr(code_logger, "warning_once", said.append, raising=False)
+        caplog.clear()
+        vars(logging.getLogger("hf_vit")).pop("said", None)  # by other tests
         call()
-        return list(dict.fromkeys(said))
+        return caplog.messages
 
     return collect
 

@@ -4,9 +4,9 @@ import hashlib
 import re
 from pathlib import Path
 
-from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
-logger = logging.get_logger(__name__)
+from .tested_versions import say_once
 
 _SIBLING = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
 
@@ -70,7 +70,7 @@ class CodeVersionMixin:
         if Path(folder, cls._code_file().name).is_file():
             theirs = code_digest(Path(folder, cls._code_file().name))  # which may have been edited
         if own is not None and own != theirs:
-            logger.warning_once(
+            say_once(
                 f"{folder} has model code other than that of the installed {package}, which runs in "
                 f"its place: to run its own, load it with trust_remote_code=True where {package} is not imported."
             )

@@ -86,7 +86,7 @@ class HfTransformerConfig(CodeVersionMixin, PreTrainedConfig):
     """
 
     model_type = "hf_transformer"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  the Trainer adds to it
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012  the Trainer adds to it
     # Names by which the shared layers and transformers' utilities read the fields.
     attribute_map = {  # noqa: RUF012
         "hidden_size": "d_model",

@@ -11,8 +11,10 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import CrossAttention, SelfAttention
+from .cache_argument import CACHE_NAME, check_mask, check_past, one_cache
 from .configuration_hf_transformer import HfTransformerConfig
 from .layers import drop_path_rates
+from .tested_versions import refuse_unknown
 from .text_position import (
     ATTENTION_POSITIONS,
     TOKEN_POSITIONS,
@@ -179,9 +181,11 @@ class HfTransformerEncoder(HfTransformerStack):
         Raises:
             ValueError: if the input does not fit the model.
         """
+        refuse_unknown(self, kwargs)
         output_attentions = self.check_output_attentions(output_attentions)
         embeddings = self.embed(input_ids, inputs_embeds)
         num_tokens = embeddings.shape[1]
+        check_mask("attention_mask", attention_mask, num_tokens)
         padding = attention_mask if attention_mask is None or attention_mask.ndim == 2 else None
         hidden_states, attention_kwargs = self.add_positions(embeddings, None, padding, 0, num_tokens)
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=embeddings, attention_mask=attention_mask)
@@ -230,6 +234,7 @@ class HfTransformerDecoder(HfTransformerStack):
         position_ids: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """
@@ -241,23 +246,29 @@ class HfTransformerDecoder(HfTransformerStack):
                 encoder's output. Without it there is no cross-attention.
             encoder_attention_mask (`torch.Tensor` of shape `(batch, source tokens)`, *optional*): 1 for tokens, 0 for
                 padding.
-            past_key_values (`Cache`, *optional*): keys and values of earlier tokens and of the encoder's output.
+            past_key_values, cache (`Cache`, *optional*): keys and values of earlier tokens and of the encoder's
+                output, under either name.
             inputs_embeds (`torch.Tensor` of shape `(batch, tokens, d_model)`, *optional*): in place of `input_ids`.
             position_ids (`torch.Tensor` of shape `(batch or 1, tokens)`, *optional*): indices of the tokens in their
-                texts, counted from the mask unless given. Where they do not go on by one, a text begins: without
-                `attention_mask` the texts of a row do not see one another, and there is no cache, as in transformers'
-                language models; with a mask, the mask alone decides. `relative` and `relative_xl`, which see
-                distances alone, take those that count a text's tokens one by one.
+                texts, counted from the mask unless given, and never more than there are tokens before. Where they do
+                not go on by one, a text begins: without `attention_mask` the texts of a row do not see one another,
+                and there is no cache, as in transformers' language models; with a mask, the mask alone decides.
+                `relative` and `relative_xl`, which see distances alone, take those that count tokens one by one.
             use_cache (`bool`, *optional*): return keys and values for the next step.
             output_attentions (`bool`, *optional*): return the attention weights of each layer, by the eager
                 implementation.
 
         Returns:
-            `last_hidden_state` of shape (batch, tokens, d_model), and `past_key_values` if `use_cache`.
+            `last_hidden_state` of shape (batch, tokens, d_model), and the cache if `use_cache`, under the name that
+            transformers has for it.
 
         Raises:
-            ValueError: if the input does not fit the model.
+            TypeError: if an argument is not known.
+            ValueError: if the input does not fit the model, or mask or positions tell of more past than the cache
+                holds.
         """
+        refuse_unknown(self, kwargs)
+        past_key_values = one_cache(past_key_values, cache)
         output_attentions = self.check_output_attentions(output_attentions)
         if encoder_hidden_states is not None and not self.has_cross_attention:
             raise ValueError("encoder_hidden_states needs add_cross_attention=True in the configuration, got False")
@@ -272,6 +283,7 @@ class HfTransformerDecoder(HfTransformerStack):
         past_length, num_keys = 0, embeddings.shape[1]
         if own_cache is not None:
             past_length, (num_keys, _) = own_cache.get_seq_length(), own_cache.get_mask_sizes(num_keys, 0)
+        self._check_past(attention_mask, position_ids, embeddings.shape[1], past_length, num_keys)
         hidden_states, attention_kwargs = self.add_positions(
             embeddings, position_ids, attention_mask, past_length, num_keys
         )
@@ -280,11 +292,12 @@ class HfTransformerDecoder(HfTransformerStack):
             config=self.config,
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
-            past_key_values=own_cache,
             position_ids=position_ids,
             allow_is_causal_skip=not output_attentions,
+            **{CACHE_NAME: own_cache},
         )
         if encoder_hidden_states is not None:
+            check_mask("encoder_attention_mask", encoder_attention_mask, encoder_hidden_states.shape[1])
             encoder_attention_mask = create_bidirectional_mask(
                 config=self.config,
                 inputs_embeds=embeddings,
@@ -298,13 +311,14 @@ class HfTransformerDecoder(HfTransformerStack):
                 position_bias,
                 encoder_hidden_states,
                 encoder_attention_mask=encoder_attention_mask,
-                past_key_values=past_key_values,
                 attention_mask=mask,
                 output_attentions=output_attentions,
+                # Under the name by which gradient checkpointing looks for what it must not keep.
+                **{CACHE_NAME: past_key_values},
                 **attention_kwargs,
             )
         return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
+            last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: past_key_values if use_cache else None}
         )
 
     def _check_several_texts(self, has_cache: bool):
@@ -316,6 +330,16 @@ class HfTransformerDecoder(HfTransformerStack):
                 "position_ids of several texts in a row need attn_implementation 'eager', 'sdpa' or 'flex_attention', "
                 f"got {implementation!r}"
             )
+
+    def _check_past(self, attention_mask, position_ids, num_tokens: int, past_length, num_keys: int):
+        # The length of a static cache is a tensor: looking at it on another device would wait for the device.
+        is_known = isinstance(past_length, int) or past_length.device.type == "cpu"
+        if torch.compiler.is_compiling() or not is_known or not self.layers:  # without layers nothing is kept
+            return
+        check_past(position_ids, int(past_length))
+        name = "decoder_attention_mask" if self.config.is_encoder_decoder else "attention_mask"
+        # A static cache has room for more keys than there are tokens, and a mask may cover all of it.
+        check_mask(name, attention_mask, int(past_length) + num_tokens, num_keys)
 
     def _new_cache(self, has_encoder: bool) -> Cache:
         own_cache = DynamicCache(config=self.config)

@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import (
     BaseModelOutput,
     CausalLMOutputWithCrossAttentions,
@@ -12,6 +11,8 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import can_return_tuple
 
+from .cache_argument import CACHE_NAME
+from .checked_generation import CheckedGenerationMixin
 from .configuration_hf_transformer import HfTransformerConfig
 from .encoder_decoder import HfTransformerDecoder, HfTransformerDecoderModel, HfTransformerEncoder
 from .fast_generation import FastGenerationMixin
@@ -19,6 +20,7 @@ from .linear import Linear
 from .losses import token_loss
 from .packed_linear import forget_packed, quantize_linear_layers, refuse_quantized
 from .pipeline_translation import TranslationPipeline  # noqa: F401 (what is imported here is saved beside the weights)
+from .tested_versions import refuse_unknown
 from .text_position import holds_several_texts
 from .transformer_pretrained import HfTransformerPreTrainedModel
 
@@ -62,6 +64,8 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        decoder_position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> Seq2SeqModelOutput:
         """
@@ -74,15 +78,21 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
             decoder_attention_mask (`torch.Tensor` of shape `(batch, past + target tokens)`, *optional*): likewise;
                 padding on the right needs none.
             encoder_outputs (`BaseModelOutput` or tuple, *optional*): of an earlier call, in place of `input_ids`.
-            past_key_values (`EncoderDecoderCache`, *optional*): of the steps before.
+            past_key_values, cache (`EncoderDecoderCache`, *optional*): of the steps before, under either name.
             inputs_embeds, decoder_inputs_embeds (`torch.Tensor` of shape `(batch, tokens, d_model)`, *optional*): in
                 place of the token ids.
-            use_cache (`bool`, *optional*): return keys and values for the next step.
+            use_cache (`bool`, *optional*): return keys and values for the next step, under the name that transformers
+                has for the cache.
+            decoder_position_ids (`torch.Tensor` of shape `(batch, target tokens)`, *optional*): places of the target's
+                tokens, counted from the mask unless given.
             output_attentions, output_hidden_states (`bool`, *optional*): return those of each layer.
 
         Raises:
-            ValueError: if the input does not fit the model.
+            TypeError: if an argument is not known.
+            ValueError: if the input does not fit the model, or mask or positions tell of more past than the cache
+                holds.
         """
+        refuse_unknown(self, kwargs, ("output_attentions",))
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
                 input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
@@ -97,12 +107,14 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
             encoder_attention_mask=attention_mask,
             past_key_values=past_key_values,
             inputs_embeds=decoder_inputs_embeds,
+            position_ids=decoder_position_ids,
             use_cache=use_cache,
+            cache=cache,
             **kwargs,
         )
         return Seq2SeqModelOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
-            past_key_values=decoder_outputs.past_key_values,
+            **{CACHE_NAME: decoder_outputs.get(CACHE_NAME)},
             decoder_hidden_states=decoder_outputs.hidden_states,
             decoder_attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.cross_attentions,
@@ -208,6 +220,8 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        decoder_position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> Seq2SeqLMOutput:
         """
@@ -225,6 +239,7 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
             `loss` of shape (), if labels were given, and `logits` of shape (batch, target tokens, vocab_size).
 
         Raises:
+            TypeError: if an argument is not known.
             ValueError: if the input or the labels do not fit the model.
         """
         if labels is not None:
@@ -241,6 +256,8 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
             inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
+            decoder_position_ids=decoder_position_ids,
+            cache=cache,
             **{**kwargs, "return_dict": True},
         )
         logits, loss = self.lm_head(outputs.last_hidden_state), None
@@ -257,7 +274,7 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         )
 
 
-class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
+class HfTransformerForCausalLM(HfTransformerPreTrainedModel, CheckedGenerationMixin):
     """The decoder alone as a language model, with cross-attention if `config.add_cross_attention`, so that
     `VisionEncoderDecoderModel` can put a Vision Transformer before it (whose folder holds no code: it loads only where
     this package is imported). The configuration is marked as a decoder's, so give it a copy of another model's.
@@ -295,6 +312,7 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithCrossAttentions:
         """
@@ -310,6 +328,7 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
         The rest as for [`HfTransformerDecoder`] and, of the loss, [`HfTransformerForConditionalGeneration`].
 
         Raises:
+            TypeError: if an argument is not known.
             ValueError: if the input or the labels do not fit the model.
         """
         # Not a parameter: the Trainer takes each whose name has "label" in it for one that every batch must have.
@@ -325,6 +344,7 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             position_ids=position_ids,
             use_cache=use_cache,
+            cache=cache,
             **{**kwargs, "return_dict": True},
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

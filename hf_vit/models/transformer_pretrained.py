@@ -10,6 +10,7 @@ from transformers.pytorch_utils import id_tensor_storage
 
 from .configuration_hf_transformer import HfTransformerConfig
 from .packed_linear import refuse_quantized
+from .tested_versions import say_if_untested
 from .text_position import RelativeXLSelfAttention
 
 
@@ -27,6 +28,10 @@ class HfTransformerPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _tying_switch = "tie_word_embeddings"  # field of the configuration that turns `_tied_weights_keys` on
+
+    def __init__(self, config: HfTransformerConfig):
+        super().__init__(config)
+        say_if_untested()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
