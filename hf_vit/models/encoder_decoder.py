@@ -17,7 +17,7 @@ from .cache_argument import CACHE_NAME, check_mask, check_past, one_cache
 from .configuration_hf_transformer import HfTransformerConfig
 from .layers import drop_path_rates
 from .packed_linear import refuse_quantized
-from .tested_versions import refuse_unknown, say_if_untested
+from .tested_versions import fault_of_code, refuse_unknown, say_if_untested, say_once
 from .text_position import ATTENTION_POSITIONS, TOKEN_POSITIONS, RelativeXLSelfAttention, text_position_ids
 from .transformer_layer import HfTransformerLayer, make_norm
 
@@ -39,6 +39,14 @@ class HfTransformerPreTrainedModel(PreTrainedModel):
     def __init__(self, config: HfTransformerConfig):
         super().__init__(config)
         say_if_untested()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """See `PreTrainedModel.from_pretrained`. Says so if the code in a folder, which does not run, is at fault."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if fault := fault_of_code(pretrained_model_name_or_path):
+            say_once(f"{pretrained_model_name_or_path}: {fault}, which was loaded here")
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -340,7 +348,9 @@ class HfTransformerDecoder(HfTransformerStack):
         past_length, num_keys = 0, embeddings.shape[1]
         if own_cache is not None:
             past_length, (num_keys, _) = own_cache.get_seq_length(), own_cache.get_mask_sizes(num_keys, 0)
-        self._check_past(attention_mask, position_ids, embeddings.shape[1], past_length, num_keys)
+        if self.layers:  # without layers nothing is kept
+            prefix = "decoder_" if self.config.is_encoder_decoder else ""
+            check_past(prefix, attention_mask, position_ids, embeddings.shape[1], past_length, num_keys)
         hidden_states, attention_kwargs = self.add_positions(
             embeddings, position_ids, attention_mask, past_length, num_keys
         )
@@ -376,16 +386,6 @@ class HfTransformerDecoder(HfTransformerStack):
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: past_key_values if use_cache else None}
         )
-
-    def _check_past(self, attention_mask, position_ids, num_tokens: int, past_length, num_keys: int):
-        # The length of a static cache is a tensor: looking at it on another device would wait for the device.
-        is_known = isinstance(past_length, int) or past_length.device.type == "cpu"
-        if torch.compiler.is_compiling() or not is_known or not self.layers:  # without layers nothing is kept
-            return
-        check_past(position_ids, int(past_length))
-        name = "decoder_attention_mask" if self.config.is_encoder_decoder else "attention_mask"
-        # A static cache has room for more keys than there are tokens, and a mask may cover all of it.
-        check_mask(name, attention_mask, int(past_length) + num_tokens, num_keys)
 
     def _new_cache(self, has_encoder: bool) -> Cache:
         own_cache = DynamicCache(config=self.config)
