@@ -15,7 +15,7 @@ try:
     from .convert import convert as convert_checkpoint
     from .doctor import examine
     from .fresh_process import fresh_process
-    from .staging import staged
+    from .staging import refresh_with_card, staged
     from .translation import load_translator, print_translations
 except ImportError as error:
     sys.exit(f'hf-vit needs {error.name}: pip install "hf_vit[hub]"')
@@ -63,8 +63,14 @@ def pull(
 def doctor(
     folder: Folder,
     load: Annotated[bool, typer.Option(help="Load it too, without this package, running the code in it.")] = True,
+    refresh_code: Annotated[
+        bool, typer.Option("--refresh-code", help="First put this package's code in the place of the folder's own.")
+    ] = False,
 ) -> None:
     """Say what keeps a folder from being published. Exits with 1 if anything does."""
+    if refresh_code:
+        changed = refresh_with_card(folder)
+        print(f"replaced: {', '.join(changed)}" if changed else "the code is this package's already")
     with staged(folder) as stage:
         problems = examine(stage)
         if load and not problems:

@@ -17,6 +17,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from model_cards import check_card
 from model_cards.records import read_author
 
+from .models.tested_versions import fault_of_code
+
 CARD_FILE = "README.md"
 LAST_CHECKPOINT = "last-checkpoint"  # a run's state, for resuming it; transformers' Trainer has it under this name
 NOT_PUBLISHED = (".*", "*/.*", "*__pycache__*", "checkpoints/*", "checkpoint-*/*", "logs/*")
@@ -145,6 +147,8 @@ def _classes(path: Path) -> set[str]:
 
 
 def _code(folder: Path, files: list[str], config: dict) -> Iterator[str]:
+    if fault := fault_of_code(folder):
+        yield fault
     for name in (name for name in files if name.endswith(".py")):
         try:
             tree = ast.parse((folder / name).read_bytes())

@@ -14,13 +14,18 @@ from model_cards.format import local
 from model_cards.records import RUN_FILE, amend_run, write_atomically
 
 from .doctor import published_files
+from .own_code import is_older, refresh_code
 
 _RUN_FIELDS_WITH_PATHS = ("command", "recipe", "arguments", "teachers")
 
 
 @contextmanager
-def staged(folder: str | os.PathLike) -> Iterator[Path]:
+def staged(folder: str | os.PathLike, *, refresh: bool = False) -> Iterator[Path]:
     """A folder of links to what is published of `folder`, with a `run.json` that tells no paths.
+
+    Args:
+        refresh: put this package's code there if the folder's own is older, and write the card anew, which executes
+            that code.
 
     Raises:
         ValueError: there is no such folder.
@@ -38,7 +43,18 @@ def staged(folder: str | os.PathLike) -> Iterator[Path]:
                 shutil.copy2(folder / name, stage / name)
         stage.mkdir(exist_ok=True)
         _cut_paths(stage / RUN_FILE)
+        if refresh and is_older(stage):
+            refresh_with_card(stage)
         yield stage
+
+
+def refresh_with_card(folder: Path) -> list[str]:
+    """`refresh_code`, and the card anew if there is one from records: its snippets ran with the code before. That may
+    execute the new code, see `write_card`."""
+    changed = refresh_code(folder)
+    if changed and (folder / RUN_FILE).is_file():
+        write_card(folder)
+    return changed
 
 
 def _cut_paths(path: Path) -> None:

@@ -6,6 +6,7 @@ from transformer_tools import ARCHITECTURES, make_model, tokens
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from hf_vit import HfTransformerForCausalLM
+from hf_vit.models.cache_argument import CACHE_NAME
 
 LENGTHS = [[4, 3, 5], [6, 1, 5]]
 POSITIONS = torch.stack([torch.cat([torch.arange(length) for length in row]) for row in LENGTHS])
@@ -70,9 +71,7 @@ def test_a_mask_decides_alone(model):
     logits = model(ROWS, attention_mask=mask, position_ids=POSITIONS).logits
     assert (logits - apart(model)).abs().max() > 1e-2
     prefix = model(ROWS[:, :7], attention_mask=mask[:, :7], position_ids=POSITIONS[:, :7])
-    cached = model(
-        ROWS[:, 7:], attention_mask=mask, position_ids=POSITIONS[:, 7:], past_key_values=prefix.past_key_values
-    )
+    cached = model(ROWS[:, 7:], attention_mask=mask, position_ids=POSITIONS[:, 7:], **{CACHE_NAME: prefix[CACHE_NAME]})
     torch.testing.assert_close(torch.cat((prefix.logits, cached.logits), 1), logits, atol=1e-4, rtol=1e-4)
 
 
@@ -88,12 +87,12 @@ def test_texts_in_a_row_have_no_cache(architecture):
     """Llama returns one, and lets the texts see one another; here that is no way to be wrong."""
     model = MODELS[architecture]()
     outputs = model(ROWS, position_ids=POSITIONS)
-    assert outputs.past_key_values is None
+    assert outputs.get(CACHE_NAME) is None
     torch.testing.assert_close(outputs.logits, apart(model), atol=1e-4, rtol=1e-4)
     for options in (
         {"use_cache": True},
-        {"past_key_values": DynamicCache()},
-        {"past_key_values": model(ROWS).past_key_values},
+        {CACHE_NAME: DynamicCache()},
+        {CACHE_NAME: model(ROWS)[CACHE_NAME]},
     ):
         with pytest.raises(ValueError, match="position_ids of several texts in a row need use_cache=False"):
             model(ROWS, position_ids=POSITIONS, **options)

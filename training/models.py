@@ -92,7 +92,9 @@ def build_model(arguments: ModelArguments, class_mapping: dict[str, dict]) -> Pr
     if arguments.train_only is not None:
         freeze(model, arguments.train_only)
     if arguments.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # The older of the two names is deprecated where there is the newer.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     return model
 
 

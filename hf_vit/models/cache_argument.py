@@ -54,22 +54,30 @@ def check_mask(name: str, mask: torch.Tensor | None, *num_keys: int):
         )
 
 
-def check_past(position_ids: torch.Tensor | None, past_length: int):
-    """Raise a `ValueError` if tokens stand later in their text than the cache has tokens for, where looking costs no
-    synchronisation: on the CPU.
+def check_past(prefix: str, attention_mask, position_ids, num_tokens: int, past_length, num_keys: int):
+    """Raise a `ValueError` if mask or positions tell of more past than the cache holds, where looking costs no
+    synchronisation: on the CPU, outside a compiled graph.
 
     Args:
-        position_ids: shape (batch or 1, tokens).
-        past_length: tokens that the cache holds.
+        prefix: begins what the caller calls the two.
+        attention_mask: see [`check_mask`].
+        position_ids: shape (batch or 1, tokens), or None.
+        num_tokens: tokens that are given.
+        past_length: tokens that the cache holds, a tensor if it is a static one.
+        num_keys: keys that the tokens attend to, with the room that a static cache has beyond, and a mask may cover.
     """
-    if position_ids is None or position_ids.device.type != "cpu" or position_ids.numel() == 0:
+    if torch.compiler.is_compiling() or not (isinstance(past_length, int) or past_length.device.type == "cpu"):
+        return
+    past_length = int(past_length)
+    check_mask(f"{prefix}attention_mask", attention_mask, past_length + num_tokens, num_keys)
+    if position_ids is None or position_ids.device.type != "cpu":
         return
     slots = torch.arange(past_length, past_length + position_ids.shape[1])
     if bool((position_ids > slots).any()):
         raise ValueError(
-            f"position_ids must be at most the number of tokens before each, got up to {int(position_ids.max())} with "
-            f"{past_length} tokens in the cache: the cache was lost or does not belong to them (hf_vit was "
-            f"{tested_with()})"
+            f"{prefix}position_ids must be at most the number of tokens before each, got up to "
+            f"{int(position_ids.max())} with {past_length} tokens in the cache: the cache was lost or does not belong "
+            f"to them (hf_vit was {tested_with()})"
         )
 
 

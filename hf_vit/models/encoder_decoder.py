@@ -283,7 +283,9 @@ class HfTransformerDecoder(HfTransformerStack):
         past_length, num_keys = 0, embeddings.shape[1]
         if own_cache is not None:
             past_length, (num_keys, _) = own_cache.get_seq_length(), own_cache.get_mask_sizes(num_keys, 0)
-        self._check_past(attention_mask, position_ids, embeddings.shape[1], past_length, num_keys)
+        if self.layers:  # without layers nothing is kept
+            prefix = "decoder_" if self.config.is_encoder_decoder else ""
+            check_past(prefix, attention_mask, position_ids, embeddings.shape[1], past_length, num_keys)
         hidden_states, attention_kwargs = self.add_positions(
             embeddings, position_ids, attention_mask, past_length, num_keys
         )
@@ -330,16 +332,6 @@ class HfTransformerDecoder(HfTransformerStack):
                 "position_ids of several texts in a row need attn_implementation 'eager', 'sdpa' or 'flex_attention', "
                 f"got {implementation!r}"
             )
-
-    def _check_past(self, attention_mask, position_ids, num_tokens: int, past_length, num_keys: int):
-        # The length of a static cache is a tensor: looking at it on another device would wait for the device.
-        is_known = isinstance(past_length, int) or past_length.device.type == "cpu"
-        if torch.compiler.is_compiling() or not is_known or not self.layers:  # without layers nothing is kept
-            return
-        check_past(position_ids, int(past_length))
-        name = "decoder_attention_mask" if self.config.is_encoder_decoder else "attention_mask"
-        # A static cache has room for more keys than there are tokens, and a mask may cover all of it.
-        check_mask(name, attention_mask, int(past_length) + num_tokens, num_keys)
 
     def _new_cache(self, has_encoder: bool) -> Cache:
         own_cache = DynamicCache(config=self.config)

@@ -30,6 +30,7 @@ from .position_encoding import (
     RotaryPosition,
     SinCosPosition,
 )
+from .tested_versions import refuse_unknown, say_if_untested
 
 # Standard deviation of a unit normal distribution cut off at two deviations: sqrt(1 - 4 phi(2) / (2 Phi(2) - 1)).
 _TRUNCATED_STD = 0.8796256610342398
@@ -143,6 +144,10 @@ class HfViTPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": HfViTLayer, "attentions": SelfAttention}  # noqa: RUF012
 
+    def __init__(self, config: HfViTConfig, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        say_if_untested()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         if isinstance(module, (nn.Linear, nn.Conv2d)):
@@ -224,8 +229,10 @@ class HfViTModel(HfViTPreTrainedModel):
             `pooler_output` of shape (batch, `config.pooled_size`).
 
         Raises:
+            TypeError: if an argument is not known.
             ValueError: if the images do not fit the model.
         """
+        refuse_unknown(self, kwargs)
         grid_size = self.embeddings.patch_embedding.grid_size(pixel_values)
         hidden_states = self.embeddings(pixel_values.to(self.embeddings.patch_embedding.dtype), grid_size)
         position_bias = self.relative_position_bias(grid_size) if self.relative_position_bias else None
@@ -291,6 +298,7 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
                 distance of the distillation head from the teacher; a model with one head takes it for both.
 
         Raises:
+            TypeError: if an argument is not known.
             ValueError: if the images, the labels or the teacher's logits do not fit the model, or a teacher comes
                 without labels.
         """
@@ -340,6 +348,7 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
             `feature_maps`: for each stage asked for, a tensor of shape (batch, hidden_size, rows, columns).
 
         Raises:
+            TypeError: if an argument is not known.
             ValueError: if the images do not fit the model.
         """
         rows, columns = self.embeddings.patch_embedding.grid_size(pixel_values)

@@ -2,7 +2,9 @@
 models do not know."""
 
 import logging
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import transformers
 
@@ -58,6 +60,22 @@ def _next_minor(version: str) -> str:
     return f"{major}.{minor + 1}"
 
 
+def fault_of_code(folder: str | os.PathLike | None) -> str | None:
+    """What is wrong with the model code in a folder, in one sentence; None if nothing is known, or there is no folder.
+
+    Translators of version 0.1.0 know the cache of earlier steps by the name that it had up to transformers 5.23.
+    """
+    if folder is None:
+        return None
+    folder = Path(folder)
+    if not (folder / "encoder_decoder.py").is_file() or (folder / "tested_versions.py").is_file():
+        return None
+    return (
+        "its own code decodes without the tokens before under transformers 5.24 and newer, which gives wrong texts: "
+        "`hf-vit doctor --refresh-code FOLDER` puts that of the installed hf_vit in its place"
+    )
+
+
 def refuse_unknown(module, arguments: Mapping, known: tuple[str, ...] = ()):
     """Raise a `TypeError` for the first argument of a `forward` that the model would ignore. One that is None says
     nothing and is let pass.
@@ -72,4 +90,12 @@ def refuse_unknown(module, arguments: Mapping, known: tuple[str, ...] = ()):
             raise TypeError(f"{type(module).__name__}.forward knows no argument {name!r}: hf_vit was {tested_with()}")
 
 
-__all__ = ["TESTED_TRANSFORMERS", "is_newer", "refuse_unknown", "say_if_untested", "say_once", "tested_with"]
+__all__ = [
+    "TESTED_TRANSFORMERS",
+    "fault_of_code",
+    "is_newer",
+    "refuse_unknown",
+    "say_if_untested",
+    "say_once",
+    "tested_with",
+]

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import id_tensor_storage
 
 from .configuration_hf_transformer import HfTransformerConfig
 from .packed_linear import refuse_quantized
-from .tested_versions import say_if_untested
+from .tested_versions import fault_of_code, say_if_untested, say_once
 from .text_position import RelativeXLSelfAttention
 
 
@@ -32,6 +32,14 @@ class HfTransformerPreTrainedModel(PreTrainedModel):
     def __init__(self, config: HfTransformerConfig):
         super().__init__(config)
         say_if_untested()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """See `PreTrainedModel.from_pretrained`. Says so if the code in a folder, which does not run, is at fault."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if fault := fault_of_code(pretrained_model_name_or_path):
+            say_once(f"{pretrained_model_name_or_path}: {fault}, which was loaded here")
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
