@@ -14,6 +14,14 @@ POSITION_EMBEDDINGS = ("learned", "learned_2d", "sincos_1d", "sincos_2d", "relat
 PATCH_EMBEDDINGS = ("conv", "hybrid")
 DISTILLATION_TYPES = ("soft", "hard")
 
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "image_size",
+    "patch_size",
+)
 _CLOSED_FORM_POSITIONS = ("sincos_1d", "sincos_2d", "rope_2d")
 # Where the papers give the prefix tokens a position: ViT and DeiT (learned), BEiT (relative bias). MAE's table of rows
 # and columns and the rotary models (EVA-02, DINOv3) leave them without one.
@@ -207,10 +215,14 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "HfViTConfig":
-        """As in the base class; a dictionary of another architecture is a `ValueError`."""
+        """As in the base class; a dictionary of another architecture, or one that lacks a size, in whose place the
+        default would change what the weights compute, is a `ValueError`."""
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(f"model_type of the checkpoint must be {cls.model_type!r}, got {model_type!r}")
+        for name in _SIZES:
+            if config_dict.get(name, kwargs.get(name)) is None:
+                raise ValueError(f"{name} must be in the configuration that is loaded, or be given while loading")
         saved = cls(**config_dict)
         if "pooling" in kwargs:
             kwargs.setdefault("pooling_norm", "after" if saved.norm_after_pooling else "before")

@@ -80,6 +80,7 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
         Raises:
             ValueError: if the input does not fit the model.
         """
+        kwargs = {**kwargs, "return_dict": True}
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
                 input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
