@@ -7,7 +7,7 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from .strict_config import GATED_ACTIVATIONS, strict_config
+from .strict_config import GATED_ACTIVATIONS, PROBLEM_TYPES, strict_config
 
 POOLINGS = ("cls", "mean", "max", "cls_mean", "weighted", "attention", "none")
 POSITION_EMBEDDINGS = ("learned", "learned_2d", "sincos_1d", "sincos_2d", "relative_bias", "rope_2d", "none")
@@ -354,6 +354,7 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             "patch_embedding": PATCH_EMBEDDINGS,
             "distillation_type": DISTILLATION_TYPES,
             "pooling_norm": ("before", "after", None),
+            "problem_type": (*PROBLEM_TYPES, None),
             "hidden_act": (*ACT2FN, *GATED_ACTIVATIONS),
         }
         for name, allowed in choices.items():

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+from .strict_config import PROBLEM_TYPES
 
-
-# A label that no loss leaves out: torch's own, -100, would drop a sample without a word.
-_IGNORED_BY_NONE = -(2**31)
+# The label that torch is to leave out: one that occurs nowhere, where its own, -100, would drop a sample silently.
+_NO_LABEL = -(2**31)
 
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None = None) -> torch.Tensor:
@@ -69,7 +68,7 @@ def _single_label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tens
         raise ValueError(f"labels of shape {tuple(labels.shape)} must be {kind}, got dtype {labels.dtype}")
     if labels.ndim == 1:
         _check_range(labels, 0, num_labels - 1, f"in [0, {num_labels})")
-        return nn.functional.cross_entropy(logits.float(), labels.long(), ignore_index=_IGNORED_BY_NONE)
+        return nn.functional.cross_entropy(logits.float(), labels.long(), ignore_index=_NO_LABEL)
     labels = labels.float()
     remedy = "(labels that do not exclude each other: set problem_type 'multi_label_classification')"
     _check_range(labels, 0, 1, f"distributions, in [0, 1] {remedy}")
