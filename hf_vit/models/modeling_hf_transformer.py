@@ -93,6 +93,7 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
                 holds.
         """
         refuse_unknown(self, kwargs, ("output_attentions",))
+        kwargs = {**kwargs, "return_dict": True}
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
                 input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs

@@ -15,8 +15,8 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SelfAttention
+from .checkpoint_conversion import checkpoint_conversions, rename_heads
 from .configuration_hf_vit import HfViTConfig
-from .grid_conversion import grid_converters
 from .layers import MLP, DropPath, LayerScale, drop_path_rates
 from .linear import Linear
 from .losses import classification_loss, distilled_loss
@@ -24,11 +24,12 @@ from .patch_embedding import PatchEmbedding
 from .pooling import AttentionPooling, ClassTokenMeanPooling, Pooler
 from .position_encoding import (
     ABSOLUTE_POSITIONS,
+    FixedPosition,
     LearnedPosition,
     LearnedRowColumnPosition,
     RelativePositionBias,
     RotaryPosition,
-    SinCosPosition,
+    fill_meta_tables,
 )
 from .tested_versions import refuse_unknown, say_if_untested
 
@@ -161,7 +162,7 @@ class HfViTPreTrainedModel(PreTrainedModel):
             init.constant_(module.scale, module.init_value)
         elif isinstance(module, ClassTokenMeanPooling) and module.weight_logit is not None:
             init.constant_(module.weight_logit, module.initial_logit)
-        elif isinstance(module, (SinCosPosition, RotaryPosition)):
+        elif isinstance(module, FixedPosition):
             init.copy_(module.table, module.compute_table(module.native_grid_size, module.table.device))
         elif isinstance(module, RelativePositionBias):
             for table in module.parameters():
@@ -207,6 +208,7 @@ class HfViTModel(HfViTPreTrainedModel):
         self.layers = nn.ModuleList([HfViTLayer(config, rate) for rate in rates])
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pooler = Pooler(config) if add_pooling_layer and config.pooling != "none" else None
+        self.register_load_state_dict_post_hook(fill_meta_tables)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -269,11 +271,14 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
     def __init__(self, config: HfViTConfig):
         if config.pooling == "none":
             raise ValueError("pooling must not be 'none' for image classification")
+        if config.problem_type == "single_label_classification" and config.num_labels == 1:
+            raise ValueError("problem_type 'single_label_classification' needs num_labels of at least 2, got 1")
         super().__init__(config)
         self.vit = HfViTModel(config)
         self.classifier = self._head(config, config.pooled_size)
         has_two_heads = config.use_distillation_token
-        self.distillation_classifier = self._head(config, config.hidden_size) if has_two_heads else None
+        self.distillation_head = self._head(config, config.hidden_size) if has_two_heads else None
+        self.register_load_state_dict_pre_hook(rename_heads)
         self.post_init()
 
     @staticmethod
@@ -291,8 +296,11 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
         """
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, num_channels, height, width)`): normalised images.
-            labels (`torch.Tensor`, *optional*): class indices of shape `(batch,)` or distributions of shape
-                `(batch, num_labels)`.
+            labels (`torch.Tensor`, *optional*): what `config.problem_type` asks for. Single-label classification:
+                class indices of shape `(batch,)` or distributions of shape `(batch, num_labels)`. Multi-label
+                classification: probabilities of shape `(batch, num_labels)`. Regression: values of shape
+                `(batch, num_labels)`, or `(batch,)` where there is one label. Without a `problem_type`, one label
+                means regression, several a single-label classification.
             teacher_logits (`torch.Tensor` of shape `(batch, num_labels)`, *optional*): a teacher's logits for the same
                 images. The loss is then (1 - alpha) * cross entropy of the class head with the labels + alpha *
                 distance of the distillation head from the teacher; a model with one head takes it for both.
@@ -300,15 +308,15 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
         Raises:
             TypeError: if an argument is not known.
             ValueError: if the images, the labels or the teacher's logits do not fit the model, or a teacher comes
-                without labels.
+                without labels or for a regression.
         """
         if teacher_logits is not None and labels is None:
             raise ValueError("labels must be given with teacher_logits, got None")
-        outputs = self.vit(pixel_values, **kwargs)
+        outputs = self.vit(pixel_values, return_dict=True, **kwargs)
         logits, class_logits, distillation_logits = self.classifier(outputs.pooler_output), None, None
-        if self.distillation_classifier is not None:
+        if self.distillation_head is not None:
             token = outputs.last_hidden_state[:, self.config.distillation_token_index]
-            class_logits, distillation_logits = logits, self.distillation_classifier(self.vit.norm_of_pooled(token))
+            class_logits, distillation_logits = logits, self.distillation_head(self.vit.norm_of_pooled(token))
             logits = (class_logits + distillation_logits) / 2
         return HfViTImageClassifierOutput(
             loss=self._loss(logits, class_logits, distillation_logits, labels, teacher_logits),
@@ -322,9 +330,20 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
     def _loss(self, logits, class_logits, distillation_logits, labels, teacher_logits) -> torch.Tensor | None:
         if labels is None:
             return None
+        problem_type = self.config.problem_type
+        if self.config.num_labels == 0:
+            raise ValueError("labels must be None for a model without classes (num_labels=0)")
         if teacher_logits is None:
-            return classification_loss(logits, labels)
-        return distilled_loss(logits, class_logits, distillation_logits, labels, teacher_logits, self.config)
+            return classification_loss(logits, labels, problem_type)
+        return distilled_loss(
+            logits,
+            class_logits,
+            distillation_logits,
+            labels,
+            teacher_logits,
+            self.config,
+            problem_type=problem_type,
+        )
 
 
 class HfViTBackbone(BackboneMixin, HfViTModel):
@@ -352,7 +371,7 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
             ValueError: if the images do not fit the model.
         """
         rows, columns = self.embeddings.patch_embedding.grid_size(pixel_values)
-        outputs = HfViTModel.forward(self, pixel_values, **kwargs)
+        outputs = HfViTModel.forward(self, pixel_values, return_dict=True, **kwargs)
         feature_maps = []
         for stage, tokens in zip(self.stage_names, outputs.hidden_states):
             if stage in self.out_features:
@@ -364,7 +383,7 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
         )
 
 
-register_checkpoint_conversion_mapping(HfViTConfig.model_type, grid_converters(), overwrite=True)
+register_checkpoint_conversion_mapping(HfViTConfig.model_type, checkpoint_conversions(), overwrite=True)
 HfViTModel.register_for_auto_class("AutoModel")
 HfViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 HfViTBackbone.register_for_auto_class("AutoBackbone")
