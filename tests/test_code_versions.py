@@ -20,9 +20,12 @@ from hf_vit import HfTransformerForConditionalGeneration, HfViTForImageClassific
 from hf_vit.models.code_version import code_digest
 
 MODELS = Path(hf_vit.__file__).parent / "models"
-# No configuration has ever imported this file; the factor is what tells one version from the other.
+# No configuration has ever imported these files; the factor is what tells one version from the other.
 EDITED_FILE = "layers.py"
 EDIT = "\n_forward = MLP.forward\nMLP.forward = lambda self, hidden_states: {factor} * _forward(self, hidden_states)\n"
+# Loading forgets the positions: what is done to a checkpoint transformers keeps by the name of the model alone.
+LOADING_FILE = "checkpoint_conversion.py"
+LOADING_EDIT = "\n_resample = resample_table\nresample_table = lambda table, size: 0 * _resample(table, size)\n"
 FACTORS = {"v1": 1, "v2": 2, "edited": 4}
 
 
@@ -30,6 +33,9 @@ def edit(folder, factor):
     if factor != 1:
         with (folder / EDITED_FILE).open("a") as file:
             file.write(EDIT.format(factor=factor))
+        if (folder / LOADING_FILE).is_file():
+            with (folder / LOADING_FILE).open("a") as file:
+                file.write(LOADING_EDIT)
 
 
 def with_factor(model, factor):
@@ -37,6 +43,8 @@ def with_factor(model, factor):
     for name, parameter in model.named_parameters():
         if ".mlp.fc2." in name:
             parameter.data *= factor
+        if name.endswith("position_embedding.grid") and factor != 1:
+            parameter.data.zero_()
     return model
 
 

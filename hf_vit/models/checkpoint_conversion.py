@@ -1,6 +1,10 @@
 """What loading does to a checkpoint: tables of positions follow the model's grid, old names become today's."""
 
 import torch
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
 from .position_encoding import resample_table
@@ -51,10 +55,29 @@ def checkpoint_conversions() -> list[WeightConverter | WeightRenaming]:
     return [*tables, _RenameOnLoading(_OLD_HEAD, _HEAD)]
 
 
+class OwnConversionsMixin:
+    """A model that is loaded by the conversions of its own code. transformers keeps them by `model_type`, for all
+    versions of the code alike that a process may have imported from folders."""
+
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        register_checkpoint_conversion_mapping(config.model_type, checkpoint_conversions(), overwrite=True)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """See `PreTrainedModel.from_pretrained`."""
+        others = get_checkpoint_conversion_mapping(cls.config_class.model_type)
+        try:
+            return super().from_pretrained(*args, **kwargs)
+        finally:
+            if others is not None:  # older code registered its own once, when it was imported
+                register_checkpoint_conversion_mapping(cls.config_class.model_type, others, overwrite=True)
+
+
 def rename_heads(module, state_dict: dict, prefix: str, *args):
     """Give the second head of an old state dict, in place, today's name: a hook of `load_state_dict`."""
     for name in [name for name in state_dict if name.startswith(f"{prefix}{_OLD_HEAD}.")]:
         state_dict[name.replace(_OLD_HEAD, _HEAD)] = state_dict.pop(name)
 
 
-__all__ = ["checkpoint_conversions", "rename_heads"]
+__all__ = ["OwnConversionsMixin", "checkpoint_conversions", "rename_heads"]

@@ -35,7 +35,7 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
         ValueError: if a value of the configuration is out of range.
     """
 
-    _tied_weights_keys = {"encoder.embed_tokens.weight": "decoder.embed_tokens.weight"}  # noqa: RUF012
+    _ties = {"encoder.embed_tokens.weight": "decoder.embed_tokens.weight"}  # noqa: RUF012
     _tying_switch = "share_encoder_decoder_embeddings"
 
     def __init__(self, config: HfTransformerConfig):
@@ -132,7 +132,7 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         config ([`HfTransformerConfig`]): the configuration.
     """
 
-    _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}  # noqa: RUF012
+    _ties = {"lm_head.weight": "model.decoder.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: HfTransformerConfig):
         super().__init__(config)
@@ -286,7 +286,7 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, CheckedGenerationMi
     """
 
     _keys_to_ignore_on_load_unexpected = (r"^(model\.)?encoder\.",)
-    _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}  # noqa: RUF012
+    _ties = {"lm_head.weight": "model.decoder.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: HfTransformerConfig):
         # In place, for `VisionEncoderDecoderModel` gives the decoder the configuration that it was made from.

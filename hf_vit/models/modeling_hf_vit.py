@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
@@ -15,7 +14,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SelfAttention
-from .checkpoint_conversion import checkpoint_conversions, rename_heads
+from .checkpoint_conversion import OwnConversionsMixin, rename_heads
 from .configuration_hf_vit import HfViTConfig
 from .layers import MLP, DropPath, LayerScale, drop_path_rates
 from .linear import Linear
@@ -128,7 +127,7 @@ class HfViTLayer(GradientCheckpointingLayer):
         return hidden_states + self.drop_path(self.dropout(self.layer_scale2(branch)))
 
 
-class HfViTPreTrainedModel(PreTrainedModel):
+class HfViTPreTrainedModel(OwnConversionsMixin, PreTrainedModel):
     """Initialisation and capabilities shared by all Vision Transformer models."""
 
     config: HfViTConfig
@@ -383,7 +382,6 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
         )
 
 
-register_checkpoint_conversion_mapping(HfViTConfig.model_type, checkpoint_conversions(), overwrite=True)
 HfViTModel.register_for_auto_class("AutoModel")
 HfViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 HfViTBackbone.register_for_auto_class("AutoBackbone")

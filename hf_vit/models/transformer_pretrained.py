@@ -1,6 +1,7 @@
 """What all Transformer models share: initialisation, tied weights, saving, resizing."""
 
 from collections import defaultdict
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -27,7 +28,9 @@ class HfTransformerPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _tying_switch = "tie_word_embeddings"  # field of the configuration that turns `_tied_weights_keys` on
+    # What is tied to what where this field of the configuration is true.
+    _ties: ClassVar[dict[str, str]] = {}
+    _tying_switch = "tie_word_embeddings"
 
     def __init__(self, config: HfTransformerConfig):
         super().__init__(config)
@@ -64,11 +67,13 @@ class HfTransformerPreTrainedModel(PreTrainedModel):
         else:
             init.normal_(weight, std=std)
 
+    @property
+    def _tied_weights_keys(self) -> dict[str, str]:
+        return dict(self._ties) if getattr(self.config, self._tying_switch) else {}
+
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """See `PreTrainedModel.get_expanded_tied_weights_keys`, which knows one switch where here are two."""
-        if all_submodels:
-            return super().get_expanded_tied_weights_keys(all_submodels=True)
-        return dict(self._tied_weights_keys or {}) if getattr(self.config, self._tying_switch) else {}
+        return super().get_expanded_tied_weights_keys(all_submodels=True) if all_submodels else self._tied_weights_keys
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, state_dict: dict | None = None, **kwargs):
         """See `PreTrainedModel.save_pretrained`. Weights that share their memory though the configuration does not tie
