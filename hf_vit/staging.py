@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from transformers.utils import CONFIG_NAME
+
 from model_cards import write_card
 from model_cards.card import facts_of
 from model_cards.format import local
 from model_cards.records import RUN_FILE, amend_run, write_atomically
 
 from .doctor import published_files
+from .models.code_version import code_digest
 from .own_code import is_older, refresh_code
 
 _RUN_FIELDS_WITH_PATHS = ("command", "recipe", "arguments", "teachers")
@@ -45,6 +48,7 @@ def staged(folder: str | os.PathLike, *, refresh: bool = False) -> Iterator[Path
         _cut_paths(stage / RUN_FILE)
         if refresh and is_older(stage):
             refresh_with_card(stage)
+        _note_edited_code(stage / CONFIG_NAME)
         yield stage
 
 
@@ -55,6 +59,20 @@ def refresh_with_card(folder: Path) -> list[str]:
     if changed and (folder / RUN_FILE).is_file():
         write_card(folder)
     return changed
+
+
+def _note_edited_code(path: Path) -> None:
+    """Write into a configuration which code lies beside it, if it says another: by that those who have this package
+    are told that the folder's own differs."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        module = config["auto_map"]["AutoConfig"].partition(".")[0]
+        digest = code_digest(path.with_name(f"{module}.py")) if config.get("code_digest") else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # `examine` says so
+    if digest is not None and digest != config["code_digest"]:
+        content = json.dumps({**config, "code_digest": digest}, indent=2, sort_keys=True) + "\n"
+        write_atomically(path, content.encode("utf-8"))
 
 
 def _cut_paths(path: Path) -> None:

@@ -18,6 +18,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 import hf_vit
 from hf_vit import HfTransformerForConditionalGeneration, HfViTForImageClassification
 from hf_vit.models.code_version import code_digest
+from hf_vit.staging import staged
 
 MODELS = Path(hf_vit.__file__).parent / "models"
 # No configuration has ever imported these files; the factor is what tells one version from the other.
@@ -154,6 +155,18 @@ def test_the_package_goes_by_the_digest_where_the_code_is_not_at_hand(tmp_path, 
     for digest, count in ((config["code_digest"], 0), ("0" * 64, 1), (None, 1)):
         (tmp_path / "config.json").write_text(json.dumps({**config, "code_digest": digest}))
         assert len(warnings_of(lambda: LOADS["auto"](tmp_path))) == count
+
+
+def test_what_is_pushed_of_an_edited_folder_tells_its_own_code(tmp_path, tiny_model):
+    tiny_model().save_pretrained(tmp_path / "digits")
+    before = (tmp_path / "digits" / "config.json").read_bytes()
+    with staged(tmp_path / "digits") as stage:
+        assert (stage / "config.json").read_bytes() == before
+    edit(tmp_path / "digits", 2)
+    with staged(tmp_path / "digits") as stage:
+        digest = json.loads((stage / "config.json").read_text())["code_digest"]
+        assert digest == code_digest(stage / "configuration_hf_vit.py") != json.loads(before)["code_digest"]
+    assert (tmp_path / "digits" / "config.json").read_bytes() == before
 
 
 def test_a_folder_saved_before_there_were_digests_loads(tmp_path, warnings_of):
