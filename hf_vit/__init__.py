@@ -8,9 +8,11 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSeq2SeqLM,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .models.configuration_hf_transformer import HfTransformerConfig
 from .models.configuration_hf_vit import HfViTConfig
+from .models.image_processing_hf_vit import HfViTImageProcessor
 from .models.modeling_hf_transformer import (
     HfTransformerForCausalLM,
     HfTransformerForConditionalGeneration,
@@ -24,6 +26,9 @@ AutoConfig.register(HfViTConfig.model_type, HfViTConfig)
 AutoModel.register(HfViTConfig, HfViTModel)
 AutoModelForImageClassification.register(HfViTConfig, HfViTForImageClassification)
 AutoBackbone.register(HfViTConfig, HfViTBackbone)
+AutoImageProcessor.register(
+    HfViTConfig, image_processor_classes=dict.fromkeys(("torchvision", "pil"), HfViTImageProcessor)
+)
 AutoConfig.register(HfTransformerConfig.model_type, HfTransformerConfig)
 AutoModel.register(HfTransformerConfig, HfTransformerModel)
 AutoModelForSeq2SeqLM.register(HfTransformerConfig, HfTransformerForConditionalGeneration)
@@ -37,5 +42,6 @@ __all__ = [
     "HfViTBackbone",
     "HfViTConfig",
     "HfViTForImageClassification",
+    "HfViTImageProcessor",
     "HfViTModel",
 ]

@@ -13,7 +13,7 @@ try:
     from hf_vit.conversion.convert import convert as convert_checkpoint
     from hf_vit.hub import publish as hub
     from hf_vit.hub.doctor import examine
-    from hf_vit.hub.staging import staged
+    from hf_vit.hub.staging import refresh_with_card, staged
     from hf_vit.isolated.fresh_process import fresh_process
     from hf_vit.translate import load_translator, print_translations
 except ImportError as error:
@@ -62,8 +62,14 @@ def pull(
 def doctor(
     folder: Folder,
     load: Annotated[bool, typer.Option(help="Load it too, without this package, running the code in it.")] = True,
+    refresh_code: Annotated[
+        bool, typer.Option("--refresh-code", help="First put this package's code in the place of the folder's own.")
+    ] = False,
 ) -> None:
     """Say what keeps a folder from being published. Exits with 1 if anything does."""
+    if refresh_code:
+        changed = refresh_with_card(folder)
+        print(f"replaced: {', '.join(changed)}" if changed else "the code is this package's already")
     with staged(folder) as stage:
         problems = examine(stage)
         if load and not problems:

@@ -7,11 +7,14 @@ from pathlib import Path
 import transformers
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, ViTImageProcessor
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import PILImageResampling
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import cached_file
 
 from hf_vit.conversion.text import from_marian, from_t5
 from hf_vit.conversion.vit import from_timm, from_transformers
+from hf_vit.models.image_processing_hf_vit import CROP_MODES, HfViTImageProcessor
 
 _CONVERSIONS = {
     "ViTForImageClassification": (from_transformers, AutoImageProcessor),
@@ -20,7 +23,8 @@ _CONVERSIONS = {
     "MarianMTModel": (from_marian, AutoTokenizer),
     "T5ForConditionalGeneration": (from_t5, AutoTokenizer),
 }
-_RESAMPLING = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
+# timm draws "random" anew for each image; where it evaluates what was trained so, it takes the first of the two.
+_RANDOM_INTERPOLATION = "bilinear"
 
 
 def convert(source: str | os.PathLike, folder: str | os.PathLike, revision: str | None = None) -> Path:
@@ -70,12 +74,13 @@ def _load(source: str, revision: str | None) -> tuple[nn.Module, object]:
         except OSError as error:  # without it there would be an empty tokenizer
             raise ValueError(f"source must have a tokenizer beside the model, got {source!r}: {error}") from error
     processor = processor_class.from_pretrained(source, revision=revision)
-    if processor_class is AutoImageProcessor:
+    model = from_peer(getattr(transformers, name).from_pretrained(source, revision=revision))
+    if processor_class is AutoImageProcessor and model.config.num_channels == 3:
         processor.do_convert_rgb = True
-    return from_peer(getattr(transformers, name).from_pretrained(source, revision=revision)), processor
+    return model, processor
 
 
-def _load_timm(source: str, revision: str | None) -> tuple[nn.Module, ViTImageProcessor]:
+def _load_timm(source: str, revision: str | None) -> tuple[nn.Module, BaseImageProcessor]:
     try:
         import timm
     except ImportError as error:
@@ -84,21 +89,53 @@ def _load_timm(source: str, revision: str | None) -> tuple[nn.Module, ViTImagePr
         f"local-dir:{source}" if Path(source).is_dir() else f"hf-hub:{source}" + (f"@{revision}" if revision else "")
     )
     peer = timm.create_model(location, pretrained=True)
-    form = timm.data.resolve_model_data_config(peer)
-    height, width = form["input_size"][1:]
-    processor = ViTImageProcessor(
-        size={"height": height, "width": width},
-        resample=_RESAMPLING[form["interpolation"]],
-        image_mean=list(form["mean"]),
-        image_std=list(form["std"]),
-        do_convert_rgb=True,
-    )
     model = from_timm(peer)
+    processor = timm_processor(timm.data.resolve_model_data_config(peer, args=_input_of(peer)))
     labels = (peer.pretrained_cfg or {}).get("label_names")
     if labels:
+        if len(labels) != peer.num_classes:
+            raise ValueError(
+                f"label_names of the checkpoint must name its {peer.num_classes} classes, got {len(labels)} names"
+            )
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {label: i for i, label in enumerate(labels)}
     return model, processor
 
 
-__all__ = ["convert"]
+def _input_of(peer: nn.Module) -> dict:
+    """What a timm model says of its input that its pretrained configuration may not know."""
+    num_channels = peer.patch_embed.proj.in_channels
+    if peer.dynamic_img_size:
+        return {"in_chans": num_channels}
+    return {"input_size": (num_channels, *peer.patch_embed.img_size)}
+
+
+def timm_processor(form: dict) -> BaseImageProcessor:
+    """The image processor that does what timm's evaluation transform of this data configuration does
+    (`timm.data.resolve_model_data_config`).
+
+    Raises:
+        ValueError: if mean and deviation are not those of as many channels as the images have.
+    """
+    channels, height, width = form["input_size"]
+    mean, std = list(form["mean"]), list(form["std"])
+    if not channels == len(mean) == len(std):
+        raise ValueError(
+            f"mean and std of the checkpoint must have a value for each of {channels} channels, got {mean} and {std}"
+        )
+    interpolation = _RANDOM_INTERPOLATION if form["interpolation"] == "random" else form["interpolation"]
+    fields = {
+        "size": {"height": height, "width": width},
+        "resample": PILImageResampling[interpolation.upper()],
+        "image_mean": mean,
+        "image_std": std,
+        "do_convert_rgb": channels == 3,
+    }
+    # Of the other filters, torchvision, by which this one resizes where it can, has a version of its own, or none.
+    if form["crop_mode"] == "squash" and form["crop_pct"] == 1 and interpolation == "bilinear":
+        return ViTImageProcessor(**fields)
+    mode = form["crop_mode"] if form["crop_mode"] in CROP_MODES else "center"  # as timm does with any other
+    return HfViTImageProcessor(**fields, crop_pct=form["crop_pct"], crop_mode=mode)
+
+
+__all__ = ["convert", "timm_processor"]

@@ -31,7 +31,7 @@ _TIMM_NAMES = (
     (r"^attn_pool\.proj\.", "vit.pooler.poolings.attention.out_proj."),
     (r"^attn_pool\.", "vit.pooler.poolings.attention."),
     (r"^head\.", "classifier."),
-    (r"^head_dist\.", "distillation_classifier."),
+    (r"^head_dist\.", "distillation_head."),
 )
 _TRANSFORMERS_NAMES = (
     (r"^(vit|deit)\.", "vit."),
@@ -43,6 +43,7 @@ _TRANSFORMERS_NAMES = (
     (r"\.layernorm_after\.", ".mlp_norm."),
     (r"\.layernorm\.", ".norm."),
     (r"^cls_classifier\.", "classifier."),
+    (r"^distillation_classifier\.", "distillation_head."),
 )
 
 _SHARED_FIELDS = (
@@ -61,6 +62,7 @@ _SHARED_FIELDS = (
     "qkv_bias",
     "id2label",
     "label2id",
+    "problem_type",
 )
 
 

@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from hf_vit.cards import check_card
 from hf_vit.cards.records import read_author
+from hf_vit.models.tested_versions import fault_of_code
 
 CARD_FILE = "README.md"
 LAST_CHECKPOINT = "last-checkpoint"  # a run's state, for resuming it; transformers' Trainer has it under this name
@@ -104,6 +105,14 @@ def _auto_map(folder: Path, files: list[str], config: dict) -> Iterator[str]:
     if not isinstance(auto_map, dict) or not isinstance(pipelines, dict):
         yield "config.json: auto_map and custom_pipelines must be JSON objects: save the model again"
         return
+    if model_type in CONFIG_MAPPING_NAMES and not auto_map:
+        for name, part in config.items():
+            part_type = part.get("model_type") if isinstance(part, dict) else None
+            if part_type is not None and part_type not in CONFIG_MAPPING_NAMES:
+                yield (
+                    f"config.json: {name} is a {part_type!r} model, whose code a {model_type!r} folder does not hold: "
+                    "transformers loads it only where the package of that model is imported"
+                )
     if model_type is None or (model_type in CONFIG_MAPPING_NAMES and not auto_map):
         return
     try:
@@ -137,6 +146,8 @@ def _classes(path: Path) -> set[str]:
 
 
 def _code(folder: Path, files: list[str], config: dict) -> Iterator[str]:
+    if fault := fault_of_code(folder):
+        yield fault
     for name in (name for name in files if name.endswith(".py")):
         try:
             tree = ast.parse((folder / name).read_bytes())

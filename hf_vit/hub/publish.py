@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from hf_vit.hub.doctor import examine, published_files
+from hf_vit.hub.own_code import is_older
 from hf_vit.hub.staging import name_in_card, staged
 from hf_vit.isolated.fresh_process import FreshProcess, fresh_process
 
@@ -91,8 +92,9 @@ def push(
 
     The folder must pass `doctor.examine` and, with `load`, be loaded by a process that has neither this package nor
     anything in its caches (which **executes the code in the folder**); after the upload the same process loads the
-    model by its id and compares the outputs. What is uploaded differs from the folder in two things: absolute paths in
-    `run.json` are cut to their last part, and the card's snippets name `destination`. Weights of an earlier push that
+    model by its id and compares the outputs. What is uploaded differs from the folder in this: absolute paths in
+    `run.json` are cut to their last part, and the card's snippets name `destination`; and code of an older version of
+    this package is replaced by this one's, if that computes the same. Weights of an earlier push that
     the folder no longer holds are deleted in the same commit; other files there stay. Calls that the network fails are
     repeated a few times; the folder itself is never changed.
 
@@ -103,7 +105,7 @@ def push(
         ValueError: the folder cannot be published; the message lists what is wrong.
         HubError: the Hub said no, or was not reached; the message ends with the command that finishes the job.
     """
-    with staged(folder) as stage:
+    with staged(folder, refresh=True) as stage:
         if problems := examine(stage):
             raise ValueError(_listed(folder, problems))
         if not load:
@@ -112,12 +114,29 @@ def push(
         with explained(destination, folder):
             _repeated(_api(destination).whoami)  # a wrong token is known before the model is loaded
         with fresh_process(destination.token) as process:
+            if is_older(folder):
+                _compare_codes(process, folder, stage)
             try:
                 process.load(stage)
             except RuntimeError as error:
                 raise ValueError(_listed(folder, [f"it does not load without this package: {error}"])) from None
             with explained(destination, folder):
                 return _publish(stage, destination, commit_message, process)
+
+
+def _compare_codes(process: FreshProcess, folder: str | os.PathLike, stage: Path) -> None:
+    try:
+        process.load(folder)
+    except RuntimeError as error:  # code too old for this transformers cannot be asked
+        logger.warning("%s: its own code does not load (%s), and is replaced unseen", folder, error)
+        return
+    difference = process.load(stage).difference
+    if not difference <= MAX_DIFFERENCE:
+        problem = (
+            f"its own code is of an older version and was changed: this package's, which would take its place, gives "
+            f"outputs that differ by {difference:g}; save the model with classes of your own, or without the change"
+        )
+        raise ValueError(_listed(folder, [problem]))
 
 
 def pull(

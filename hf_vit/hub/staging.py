@@ -8,18 +8,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from transformers.utils import CONFIG_NAME
+
 from hf_vit.cards import write_card
 from hf_vit.cards.card import facts_of
 from hf_vit.cards.format import local
 from hf_vit.cards.records import RUN_FILE, amend_run, write_atomically
 from hf_vit.hub.doctor import published_files
+from hf_vit.hub.own_code import is_older, refresh_code
+from hf_vit.models.code_version import code_digest
 
 _RUN_FIELDS_WITH_PATHS = ("command", "recipe", "arguments", "teachers")
 
 
 @contextmanager
-def staged(folder: str | os.PathLike) -> Iterator[Path]:
+def staged(folder: str | os.PathLike, *, refresh: bool = False) -> Iterator[Path]:
     """A folder of links to what is published of `folder`, with a `run.json` that tells no paths.
+
+    Args:
+        refresh: put this package's code there if the folder's own is older, and write the card anew, which executes
+            that code.
 
     Raises:
         ValueError: there is no such folder.
@@ -37,7 +45,33 @@ def staged(folder: str | os.PathLike) -> Iterator[Path]:
                 shutil.copy2(folder / name, stage / name)
         stage.mkdir(exist_ok=True)
         _cut_paths(stage / RUN_FILE)
+        if refresh and is_older(stage):
+            refresh_with_card(stage)
+        _note_edited_code(stage / CONFIG_NAME)
         yield stage
+
+
+def refresh_with_card(folder: Path) -> list[str]:
+    """`refresh_code`, and the card anew if there is one from records: its snippets ran with the code before. That may
+    execute the new code, see `write_card`."""
+    changed = refresh_code(folder)
+    if changed and (folder / RUN_FILE).is_file():
+        write_card(folder)
+    return changed
+
+
+def _note_edited_code(path: Path) -> None:
+    """Write into a configuration which code lies beside it, if it says another: by that those who have this package
+    are told that the folder's own differs."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        module = config["auto_map"]["AutoConfig"].partition(".")[0]
+        digest = code_digest(path.with_name(f"{module}.py")) if config.get("code_digest") else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # `examine` says so
+    if digest is not None and digest != config["code_digest"]:
+        content = json.dumps({**config, "code_digest": digest}, indent=2, sort_keys=True) + "\n"
+        write_atomically(path, content.encode("utf-8"))
 
 
 def _cut_paths(path: Path) -> None:

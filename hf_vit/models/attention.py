@@ -11,6 +11,7 @@ from .linear import Linear, is_plain_eager
 _CHUNK_WEIGHTS = 1 << 20
 # Beyond this many keys the fused kernel is the faster one in bf16 too.
 _MAX_KEYS_FOR_PRODUCTS = 1024
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 def eager_attention_forward(
@@ -146,8 +147,10 @@ def attend(
     """
     dropout = dropout if module.training else 0.0
     scaling = query.shape[-1] ** -0.5
-    # Without samples, sdpa_attention_forward fails on a reshape.
-    if output_attentions or query.shape[0] == 0:
+    # Without samples, sdpa_attention_forward fails on a reshape. For a learnt bias, torch records a kernel of another
+    # layout in an exported graph than it takes when it lowers the graph.
+    is_exported_bias = position_bias is not None and _is_exporting()
+    if output_attentions or query.shape[0] == 0 or is_exported_bias:
         implementation = "eager"
     plain = attention_mask is None and position_bias is None and dropout == 0 and not module.is_causal
     if implementation == "sdpa" and plain and _products_are_faster(query, key):

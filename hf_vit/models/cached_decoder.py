@@ -2,7 +2,6 @@
 
 import torch
 from torch import nn
-from transformers.generation import GenerationMixin
 
 from .attention import CrossAttention, SelfAttention, rotate
 from .packed_linear import packed
@@ -198,7 +197,7 @@ def can_be_cached(model: nn.Module) -> bool:
         and all(type(layer.attention) is SelfAttention for layer in decoder.layers)
         and all(type(layer.cross_attention) is CrossAttention for layer in decoder.layers)
         and all(_is_own(type(part).forward) for part in (model, decoder, *parts))
-        and type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation
+        and _is_own(type(model).prepare_inputs_for_generation)
         and not model.training
         and model.device.type == "cpu"
         and model.dtype in (torch.float32, torch.bfloat16)

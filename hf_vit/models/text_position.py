@@ -32,6 +32,63 @@ def text_position_ids(attention_mask: torch.Tensor | None, slots: torch.Tensor) 
     return (attended[:, 0].sum(-1) - 1).clamp(min=0)  # a token attends to itself and to those before it
 
 
+def holds_several_texts(position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> bool:
+    """Whether a row holds several texts one behind the other, as transformers' masks tell it: there is no mask, and
+    the positions, shape (batch or 1, tokens), do not go on by one. While a graph is traced nobody can know: False."""
+    if position_ids is None or attention_mask is not None or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return bool((position_ids.diff(dim=-1) != 1).any())
+
+
+def check_position_ids(
+    config, position_ids: torch.Tensor, attention_mask: torch.Tensor | None, slots: torch.Tensor, batch_size: int
+):
+    """Check that given positions are of the tokens' shape and that `config.position_embedding` can express them.
+
+    Args:
+        config: gives `position_embedding` and `max_position_embeddings`.
+        position_ids: shape (batch or 1, tokens).
+        attention_mask, slots: see [`text_position_ids`].
+        batch_size: number of rows of tokens.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    if tuple(position_ids.shape) not in ((batch_size, len(slots)), (1, len(slots))):
+        raise ValueError(
+            f"position_ids must be of shape {(batch_size, len(slots))}, as the tokens, got {tuple(position_ids.shape)}"
+        )
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    if config.position_embedding == "learned" and position_ids.device.type == "cpu":
+        (low, high), limit = (int(value) for value in position_ids.aminmax()), config.max_position_embeddings
+        if low < 0 or high >= limit:
+            raise ValueError(
+                f"position_ids must be in [0, {limit}) (max_position_embeddings), got {low if low < 0 else high}"
+            )
+    sees_distances_alone = config.position_embedding in ("relative", "relative_xl")
+    if sees_distances_alone and not _go_on_by_one(position_ids, attention_mask, slots):
+        raise ValueError(
+            "position_ids must count the tokens of a text one by one with position_embedding="
+            f"{config.position_embedding}, which sees distances alone, got {position_ids.tolist()}"
+        )
+
+
+def _go_on_by_one(position_ids, attention_mask, slots) -> bool:
+    """Whether positions differ as the slots of the tokens do, or as many tokens as the mask keeps between them; or
+    whether they are those of several texts, each of which does."""
+    if holds_several_texts(position_ids, attention_mask):
+        return True
+    has_rows = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+    is_padding = attention_mask[:, slots] == 0 if has_rows else torch.zeros_like(position_ids, dtype=torch.bool)
+    for expected in (slots[None], text_position_ids(attention_mask, slots)):
+        shift = (position_ids - expected).float()  # (B, N), padding aside the same for all tokens of a text
+        low, high = shift.masked_fill(is_padding, torch.inf), shift.masked_fill(is_padding, -torch.inf)
+        if (low.amin(1) >= high.amax(1)).all():
+            return True
+    return False
+
+
 class SinusoidalTextPosition(nn.Module):
     """Sines and cosines of the position (1706.03762): (batch, tokens) -> (batch, tokens, d_model)."""
 
@@ -149,4 +206,12 @@ ATTENTION_POSITIONS = {
     "relative_xl": RelativeXLTextPosition,
 }
 
-__all__ = ["ATTENTION_POSITIONS", "TOKEN_POSITIONS", "RelativeXLSelfAttention", "text_position_ids"]
+
+__all__ = [
+    "ATTENTION_POSITIONS",
+    "TOKEN_POSITIONS",
+    "RelativeXLSelfAttention",
+    "check_position_ids",
+    "holds_several_texts",
+    "text_position_ids",
+]

@@ -9,10 +9,16 @@ import torch
 from hub_server.saved_run import save_run
 from PIL import Image
 from transformer_tools import make_model
-from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTImageProcessor,
+)
 from typer.testing import CliRunner
 
-from hf_vit import HfViTForImageClassification
+from hf_vit import HfTransformerConfig, HfViTConfig, HfViTForImageClassification
 from hf_vit.cards import measure, write_card
 from hf_vit.cards.card import facts_of
 from hf_vit.cards.records import amend_run, fingerprint
@@ -103,6 +109,16 @@ def test_doctor_says_what_is_wrong(folder, tmp_path, change, message):
 def test_doctor_finds_nothing_in_a_whole_folder(folder):
     outcome = CliRunner().invoke(app, ["doctor", str(folder), "--no-load"])
     assert (outcome.exit_code, outcome.stdout) == (0, f"{folder} can be published\n")
+
+
+def test_doctor_says_that_a_captioner_holds_no_code(tmp_path):
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        HfViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4),
+        HfTransformerConfig(vocab_size=9, d_model=16, decoder_layers=1, decoder_attention_heads=2),
+    )
+    VisionEncoderDecoderModel(config).save_pretrained(tmp_path)
+    for half, model_type in (("encoder", "hf_vit"), ("decoder", "hf_transformer")):
+        assert any(f"{half} is a '{model_type}' model, whose code" in problem for problem in examine(tmp_path))
 
 
 def test_class_names_may_look_like_paths(folder, tmp_path):

@@ -25,6 +25,7 @@ from hf_vit import (
     HfViTConfig,
     HfViTModel,
 )
+from hf_vit.models.cache_argument import CACHE_NAME
 
 every_architecture = pytest.mark.parametrize("options", ARCHITECTURES.values(), ids=ARCHITECTURES)
 
@@ -58,10 +59,10 @@ def test_decoding_in_steps_equals_decoding_at_once(options, kind, implementation
             **inputs,
             decoder_input_ids=target[:, start:stop],
             decoder_attention_mask=target_mask[:, :stop],
-            past_key_values=cache,
+            **{CACHE_NAME: cache},
             use_cache=True,
         )
-        cache = outputs.past_key_values
+        cache = outputs[CACHE_NAME]
         logits.append(outputs.logits)
     kept = target_mask.bool()
     assert expected[kept].std() > 0.1
@@ -206,7 +207,9 @@ def test_gradient_checkpointing_changes_no_gradient(options, use_reentrant):
         return {name: parameter.grad for name, parameter in model.named_parameters()}
 
     expected = gradients()
-    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    # The older of the two names is deprecated where there is the newer.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": use_reentrant})
     got = gradients()
     assert expected.keys() == got.keys()
     for name, gradient in expected.items():

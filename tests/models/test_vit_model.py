@@ -116,7 +116,7 @@ def test_a_new_head_leaves_the_loaded_body_as_it_was(tiny_model, tmp_path):
     body = tiny_model(HfViTModel, use_distillation_token=True)
     body.save_pretrained(tmp_path)
     model, info = HfViTForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
-    heads = {f"{head}.{part}" for head in ("classifier", "distillation_classifier") for part in ("weight", "bias")}
+    heads = {f"{head}.{part}" for head in ("classifier", "distillation_head") for part in ("weight", "bias")}
     assert info["missing_keys"] == heads and not info["unexpected_keys"]
     for name, parameter in body.named_parameters():
         assert torch.equal(model.vit.get_parameter(name), parameter)
@@ -201,7 +201,7 @@ def test_a_head_for_other_classes_replaces_the_saved_one(tiny_model, tmp_path):
     saved = tiny_model(use_distillation_token=True)
     saved.save_pretrained(tmp_path)
     model = HfViTForImageClassification.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
-    assert model.classifier.out_features == model.distillation_classifier.out_features == 7
+    assert model.classifier.out_features == model.distillation_head.out_features == 7
     assert len(model.config.id2label) == 7
     assert torch.equal(model.vit.layers[1].mlp.fc1.weight, saved.vit.layers[1].mlp.fc1.weight)
 

@@ -168,7 +168,7 @@ def test_the_distillation_token_is_normed_once(tiny_model, images, pooling):
     with torch.no_grad():
         outputs = model(images(model), output_hidden_states=True)
         token = outputs.hidden_states[-1][:, 1]
-        expected = model.distillation_classifier(model.vit.norm(token))
+        expected = model.distillation_head(model.vit.norm(token))
     torch.testing.assert_close(outputs.distillation_logits, expected)
 
 

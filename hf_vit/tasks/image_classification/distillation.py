@@ -86,6 +86,11 @@ class Teacher(nn.Module):
         self.name = name
         options = {"trust_remote_code": trust_remote_code}
         self.model = AutoModelForImageClassification.from_pretrained(name, **options).eval().requires_grad_(False)
+        problem_type = getattr(self.model.config, "problem_type", None)
+        if problem_type not in (None, "single_label_classification"):
+            raise ValueError(
+                f"--teacher {name!r} has problem_type {problem_type!r}: its classes must exclude each other"
+            )
         processor = AutoImageProcessor.from_pretrained(name, **options)
         _check_steps(name, processor.to_dict())
         form = InputFormat.of(processor)

@@ -88,11 +88,16 @@ def build_model(arguments: ModelArguments, class_mapping: dict[str, dict]) -> Pr
     Raises:
         ValueError: an unknown architecture, variant or config field, or weights that do not fit.
     """
+    if "problem_type" in arguments.config_overrides:
+        raise ValueError("--config_overrides: problem_type cannot be set, the classes of this task exclude each other")
     model = _pretrained(arguments, class_mapping) if arguments.model_name_or_path else _new(arguments, class_mapping)
+    model.config.problem_type = None  # a checkpoint's own would be read by what applies the saved model
     if arguments.train_only is not None:
         freeze(model, arguments.train_only)
     if arguments.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # The older of the two names is deprecated where there is the newer.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     return model
 
 
@@ -212,6 +217,7 @@ def build_processor(arguments: ModelArguments, model: PreTrainedModel) -> ViTIma
         "std": _per_channel(arguments.image_std),
         "resample": arguments.interpolation and Resampling[arguments.interpolation.upper()],
         "crop_ratio": arguments.eval_crop_ratio,
+        "crop_mode": None if arguments.eval_crop_ratio is None else "center",
     }
     return form._replace(**{name: value for name, value in given.items() if value is not None}).processor()
 
