@@ -3,10 +3,9 @@ models do not know."""
 
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-
-import transformers
 
 # The oldest and the newest minor; all between were tested too. Everything that states the range reads it here.
 TESTED_TRANSFORMERS = ("5.17", "5.24")
@@ -22,10 +21,15 @@ _READ_BY_WRAPPERS = (
 logger = logging.getLogger("hf_vit")
 
 
+def running() -> str:
+    """The version of transformers that runs."""
+    return sys.modules["transformers"].__version__  # while it loads, transformers puts another module in its place
+
+
 def tested_with() -> str:
     """The range, and the version that runs, as a part of a sentence."""
     oldest, newest = TESTED_TRANSFORMERS
-    return f"tested with transformers {oldest} to {newest}, this is {transformers.__version__}"
+    return f"tested with transformers {oldest} to {newest}, this is {running()}"
 
 
 def is_newer(version: str) -> bool:
@@ -48,7 +52,7 @@ def say_once(message: str):
 
 def say_if_untested():
     """Log once if transformers is newer than any version that was tested."""
-    if is_newer(transformers.__version__):
+    if is_newer(running()):
         say_once(
             f"hf_vit was {tested_with()}: compare what its models compute before you rely on it, or install "
             f'"transformers<{_next_minor(TESTED_TRANSFORMERS[1])}"'
@@ -95,6 +99,7 @@ __all__ = [
     "fault_of_code",
     "is_newer",
     "refuse_unknown",
+    "running",
     "say_if_untested",
     "say_once",
     "tested_with",
