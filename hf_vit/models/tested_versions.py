@@ -1,6 +1,7 @@
 """The versions of transformers that this code was tested with, and what is said of others and of arguments that the
 models do not know."""
 
+import ast
 import logging
 import os
 import sys
@@ -64,6 +65,19 @@ def _next_minor(version: str) -> str:
     return f"{major}.{minor + 1}"
 
 
+def range_of_code(folder: str | os.PathLike) -> tuple[str, str] | None:
+    """The oldest and the newest transformers that the model code in a folder says it was tested with; None if it says
+    nothing, as that of version 0.1.0, or there is none. Runs nothing of it."""
+    try:
+        for node in ast.parse(Path(folder, Path(__file__).name).read_bytes()).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TESTED_TRANSFORMERS":
+                oldest, newest = ast.literal_eval(node.value)
+                return oldest, newest
+    except (OSError, SyntaxError, ValueError):
+        pass
+    return None
+
+
 def fault_of_code(folder: str | os.PathLike | None) -> str | None:
     """What is wrong with the model code in a folder, in one sentence; None if nothing is known, or there is no folder.
 
@@ -98,6 +112,7 @@ __all__ = [
     "TESTED_TRANSFORMERS",
     "fault_of_code",
     "is_newer",
+    "range_of_code",
     "refuse_unknown",
     "running",
     "say_if_untested",
