@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hf_vit.cards.facts import CardFacts
 from hf_vit.cards.records import fingerprint
+from hf_vit.models.tested_versions import range_of_code
 
 KEY = "card"  # of run.json
 TIMEOUT_S = 600
@@ -34,11 +35,12 @@ def measure(folder: Path, facts: CardFacts) -> dict | None:
     **Executes the code in `folder`.**
 
     Returns:
-        `files_sha256` (see `records.fingerprint`), `outputs` (what each snippet printed, by its code), `input_shape`
-        (C, H, W), `flops` of one forward pass on one example (a multiplication and an addition count as two) and,
-        for a model of this package, `num_patches`, `num_prefix_tokens`, `attention` (for each of `facts.pictures` its
-        `file` and `maps`, by title) and `positions` (`kind` and `maps`). None when the model could not be run; a
-        warning then says why.
+        `files_sha256` (see `records.fingerprint`), `tested_transformers` (the oldest and the newest version that the
+        folder's code says it was tested with, or None), `outputs` (what each snippet printed, by its code),
+        `input_shape` (C, H, W), `flops` of one forward pass on one example (a multiplication and an addition count as
+        two) and, for a model of this package, `num_patches`, `num_prefix_tokens`, `attention` (for each of
+        `facts.pictures` its `file` and `maps`, by title) and `positions` (`kind` and `maps`). None when the model
+        could not be run; a warning then says why.
     """
     request = {
         "repo_id": facts.repo_id,
@@ -77,4 +79,5 @@ def measure(folder: Path, facts: CardFacts) -> dict | None:
             reason = (error.stderr or "").strip().splitlines()[-1:] or [str(error)]
             warnings.warn(f"the card shows no output of its snippets: {reason[0]}", stacklevel=3)
             return None
-    return {"files_sha256": fingerprint(folder), **json.loads(process.stdout)}
+    code = {"tested_transformers": range_of_code(folder)}
+    return {"files_sha256": fingerprint(folder), **code, **json.loads(process.stdout)}

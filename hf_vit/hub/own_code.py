@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from hf_vit.cards.records import write_atomically
 from hf_vit.models import tested_versions
-from hf_vit.models.tested_versions import TESTED_TRANSFORMERS
+from hf_vit.models.tested_versions import TESTED_TRANSFORMERS, range_of_code
 
 MODELS = Path(tested_versions.__file__).parent
 
@@ -21,11 +21,10 @@ def is_older(folder: str | os.PathLike) -> bool:
     transformers than this one. Runs nothing of it."""
     folder = Path(folder)
     config = _config_of(folder)
-    return (
-        config is not None
-        and _reached(folder, _entries(config)) != []
-        and _newest_tested(folder) < _number(TESTED_TRANSFORMERS[1])
-    )
+    if config is None or not _reached(folder, _entries(config)):
+        return False
+    tested = range_of_code(folder)
+    return tested is None or _number(tested[1]) < _number(TESTED_TRANSFORMERS[1])
 
 
 def refresh_code(folder: str | os.PathLike) -> list[str]:
@@ -93,17 +92,6 @@ def _reached(folder: Path, modules: Iterable[str]) -> list[str]:
             if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
                 unread.append(f"{node.module}.py")
     return sorted(found)
-
-
-def _newest_tested(folder: Path) -> tuple[int, ...]:
-    """The newest version of transformers that a folder's code says it was tested with; none in version 0.1.0."""
-    try:
-        for node in ast.parse((folder / Path(tested_versions.__file__).name).read_bytes()).body:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TESTED_TRANSFORMERS":
-                return _number(ast.literal_eval(node.value)[1])
-    except (OSError, SyntaxError, ValueError):
-        pass
-    return ()
 
 
 def _number(version: str) -> tuple[int, ...]:

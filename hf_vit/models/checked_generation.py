@@ -7,6 +7,9 @@ from .cache_argument import CACHE_NAME, check_mask, with_cache_name
 from .tested_versions import tested_with
 from .text_position import text_position_ids
 
+# Arguments of `generate` that its loops hand to every step, though no model reads them.
+_OF_GENERATE = ("tokenizer", "assistant_tokenizer")
+
 
 class CheckedGenerationMixin(GenerationMixin):
     """See `transformers.GenerationMixin`. Each step is looked at before the model takes it: whatever tokens of the
@@ -27,6 +30,8 @@ class CheckedGenerationMixin(GenerationMixin):
         Raises:
             ValueError: if tokens are left out that the cache does not hold.
         """
+        for name in _OF_GENERATE:
+            kwargs.pop(name, None)
         if inputs_embeds is not None:
             kwargs["inputs_embeds"] = inputs_embeds
         model_inputs = super().prepare_inputs_for_generation(input_ids, **with_cache_name(kwargs))

@@ -38,8 +38,13 @@ def generate_with_loop(loop: Callable, plainly: Callable, generate: Callable, ar
     except LoopNotRun as error:
         reason = str(error)
     result = plainly()  # an error of the user's shows itself here, and is no reason to blame the hook
-    say_once(f"fast decoding is not possible, {reason}; transformers' own loop decodes (hf_vit was {tested_with()})")
+    say_slow(reason)
     return result
+
+
+def say_slow(reason: str):
+    """Log once why transformers' own loops run."""
+    say_once(f"fast decoding is not possible, {reason}; transformers' own loop decodes (hf_vit was {tested_with()})")
 
 
 def _hooked(loop: Callable, generate: Callable, arguments: dict):
@@ -72,4 +77,4 @@ def _raised_by_transformers(traceback: TracebackType) -> bool:
     return traceback.tb_frame.f_code.co_filename.startswith(_ROOT)
 
 
-__all__ = ["LoopNotRun", "generate_with_loop"]
+__all__ = ["LoopNotRun", "generate_with_loop", "say_slow"]

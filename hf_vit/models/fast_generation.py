@@ -4,11 +4,17 @@ import copy
 
 import torch
 from torch import distributed, nn
-from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList, StopStringCriteria
+from transformers.generation import (
+    EosTokenCriteria,
+    GenerationConfig,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 from .cached_decoder import CachedDecoder, can_be_cached
 from .checked_generation import CheckedGenerationMixin
-from .cpu_generation import LoopNotRun, generate_with_loop
+from .cpu_generation import LoopNotRun, generate_with_loop, say_slow
 from .linear import is_plain_eager
 
 # What transformers subtracts from a score that must not be chosen.
@@ -55,6 +61,8 @@ class FastGenerationMixin(CheckedGenerationMixin):
 
     def _options(self, inputs, generation_config, kwargs: dict):
         """The options that hold, if a search of this file is what is asked for; else None."""
+        if not isinstance(generation_config, (GenerationConfig, type(None))):
+            return None
         try:
             options = copy.deepcopy(self.generation_config)
             if generation_config is not None:
@@ -62,7 +70,10 @@ class FastGenerationMixin(CheckedGenerationMixin):
                 options.update(**{name: value for name, value in given if value is not None})
             rest = options.update(**kwargs)
             mode = options.get_generation_mode(rest.get("assistant_model")).value
-        except (AttributeError, TypeError, ValueError):  # said by transformers itself, which is asked next
+        except (TypeError, ValueError):  # said by transformers itself, which is asked next
+            return None
+        except AttributeError as error:
+            say_slow(f"for {error}")
             return None
         names = {name for name, value in rest.items() if value is not None and value is not False}
         has_criteria = bool(rest.get("stopping_criteria")) or options.max_time or options.stop_strings

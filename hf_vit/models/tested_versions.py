@@ -1,12 +1,12 @@
 """The versions of transformers that this code was tested with, and what is said of others and of arguments that the
 models do not know."""
 
+import ast
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-
-import transformers
 
 # The oldest and the newest minor; all between were tested too. Everything that states the range reads it here.
 TESTED_TRANSFORMERS = ("5.17", "5.24")
@@ -22,10 +22,15 @@ _READ_BY_WRAPPERS = (
 logger = logging.getLogger("hf_vit")
 
 
+def running() -> str:
+    """The version of transformers that runs."""
+    return sys.modules["transformers"].__version__  # while it loads, transformers puts another module in its place
+
+
 def tested_with() -> str:
     """The range, and the version that runs, as a part of a sentence."""
     oldest, newest = TESTED_TRANSFORMERS
-    return f"tested with transformers {oldest} to {newest}, this is {transformers.__version__}"
+    return f"tested with transformers {oldest} to {newest}, this is {running()}"
 
 
 def is_newer(version: str) -> bool:
@@ -48,7 +53,7 @@ def say_once(message: str):
 
 def say_if_untested():
     """Log once if transformers is newer than any version that was tested."""
-    if is_newer(transformers.__version__):
+    if is_newer(running()):
         say_once(
             f"hf_vit was {tested_with()}: compare what its models compute before you rely on it, or install "
             f'"transformers<{_next_minor(TESTED_TRANSFORMERS[1])}"'
@@ -58,6 +63,19 @@ def say_if_untested():
 def _next_minor(version: str) -> str:
     major, minor = _minor(version)
     return f"{major}.{minor + 1}"
+
+
+def range_of_code(folder: str | os.PathLike) -> tuple[str, str] | None:
+    """The oldest and the newest transformers that the model code in a folder says it was tested with; None if it says
+    nothing, as that of version 0.1.0, or there is none. Runs nothing of it."""
+    try:
+        for node in ast.parse(Path(folder, Path(__file__).name).read_bytes()).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TESTED_TRANSFORMERS":
+                oldest, newest = ast.literal_eval(node.value)
+                return oldest, newest
+    except (OSError, SyntaxError, ValueError):
+        pass
+    return None
 
 
 def fault_of_code(folder: str | os.PathLike | None) -> str | None:
@@ -94,7 +112,9 @@ __all__ = [
     "TESTED_TRANSFORMERS",
     "fault_of_code",
     "is_newer",
+    "range_of_code",
     "refuse_unknown",
+    "running",
     "say_if_untested",
     "say_once",
     "tested_with",
