@@ -14,8 +14,8 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import CrossAttention, SelfAttention
 from .configuration_hf_transformer import HfTransformerConfig
+from .int8_linear import refuse_quantized
 from .layers import drop_path_rates
-from .packed_linear import refuse_quantized
 from .text_position import ATTENTION_POSITIONS, TOKEN_POSITIONS, RelativeXLSelfAttention, text_position_ids
 from .transformer_layer import HfTransformerLayer, make_norm
 

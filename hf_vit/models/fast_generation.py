@@ -5,7 +5,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.generation import EosTokenCriteria, GenerationMixin, MaxLengthCriteria
 
 from .cached_decoder import CachedDecoder, can_be_cached
-from .linear import is_plain_eager
+from .cpu_operators import is_plain_eager
 
 # What transformers subtracts from a score that must not be chosen.
 _EXCLUDED = -1e9

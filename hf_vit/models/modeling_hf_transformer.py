@@ -13,11 +13,11 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_hf_transformer import HfTransformerConfig
+from .cpu_linear import linear, pack_weights, unpack_weights
 from .encoder_decoder import HfTransformerDecoder, HfTransformerEncoder, HfTransformerPreTrainedModel
 from .fast_generation import FastGenerationMixin
-from .linear import Linear
+from .int8_linear import quantize_linear_layers, refuse_quantized
 from .losses import token_loss
-from .packed_linear import forget_packed, quantize_linear_layers, refuse_quantized
 from .pipeline_translation import TranslationPipeline  # noqa: F401 (what is imported here is saved beside the weights)
 
 
@@ -119,7 +119,7 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
     def __init__(self, config: HfTransformerConfig):
         super().__init__(config)
         self.model = HfTransformerModel(config)
-        self.lm_head = Linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
         if config.tie_word_embeddings:
             self._tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
         self.post_init()
@@ -135,6 +135,27 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         quantize_linear_layers(self)
         return self
 
+    def pack_weights(self) -> "HfTransformerForConditionalGeneration":
+        """Lay out the weights of linear layers on a CPU as oneDNN likes them best, in place, for faster inference; a
+        translation pipeline does it. As with `half()` or `to()`, the weights get new memory, which arrays that shared
+        the old do not see. A packed weight is no copy: whatever reads or changes one other than inference
+        (`state_dict`, `half`, an optimizer, training), through the model or the parameter, makes it an ordinary one
+        again, with the same values; a tied output layer's is held beside its embeddings until then. Returns the model
+        itself.
+
+        Raises:
+            ValueError: if the model is not in eval mode.
+        """
+        if self.training:
+            raise ValueError("the model must be in eval mode to pack its weights, got training mode: call eval()")
+        pack_weights(self)
+        return self
+
+    def unpack_weights(self) -> "HfTransformerForConditionalGeneration":
+        """Make all packed weights ordinary ones; see `pack_weights`. Returns the model itself."""
+        unpack_weights(self)
+        return self
+
     def train(self, mode: bool = True) -> "HfTransformerForConditionalGeneration":
         """See `torch.nn.Module.train`.
 
@@ -143,7 +164,7 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         """
         if mode:  # the weights are about to change
             refuse_quantized(self, "trained")
-            forget_packed(self)
+            unpack_weights(self)
         return super().train(mode)
 
     def save_pretrained(self, *args, **kwargs):
@@ -249,7 +270,7 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
             use_cache=use_cache,
             **{**kwargs, "return_dict": True},
         )
-        logits, loss = self.lm_head(outputs.last_hidden_state), None
+        logits, loss = linear(self.lm_head, outputs.last_hidden_state), None
         if labels is not None:
             loss = token_loss(
                 logits,
@@ -281,7 +302,7 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
         super().__init__(config)
         # The names are those of the decoder in the whole Transformer.
         self.model = nn.ModuleDict({"decoder": HfTransformerDecoder(config)})
-        self.lm_head = Linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
         if config.tie_word_embeddings:
             self._tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
         self.post_init()
@@ -342,7 +363,7 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
             **{**kwargs, "return_dict": True},
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits, loss = self.lm_head(outputs.last_hidden_state[:, kept]), None
+        logits, loss = linear(self.lm_head, outputs.last_hidden_state[:, kept]), None
         predicting = logits
         if shift_labels is None and labels is not None:
             predicting, shift_labels = logits[:, :-1], labels[:, 1:]

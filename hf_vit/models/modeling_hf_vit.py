@@ -18,7 +18,6 @@ from .attention import SelfAttention
 from .configuration_hf_vit import HfViTConfig
 from .grid_conversion import grid_converters
 from .layers import MLP, DropPath, LayerScale, drop_path_rates
-from .linear import Linear
 from .losses import classification_loss, distilled_loss
 from .patch_embedding import PatchEmbedding
 from .pooling import AttentionPooling, ClassTokenMeanPooling, Pooler
@@ -271,7 +270,7 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
 
     @staticmethod
     def _head(config, size: int) -> nn.Module:
-        return Linear(size, config.num_labels) if config.num_labels else nn.Identity()
+        return nn.Linear(size, config.num_labels) if config.num_labels else nn.Identity()
 
     @can_return_tuple
     def forward(
