@@ -101,6 +101,7 @@ class PackedParameter(nn.Parameter):
         return lambda states: onednn_linear(states, packed, bias)
 
     @classmethod
+    @torch.compiler.disable  # which would look into a weight while it changes
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func in _METADATA:

@@ -44,6 +44,7 @@ class Guarded:
 
     mode = _read_mode()
     instances: "list[Guarded]" = []  # noqa: RUF012
+    warned: "set[str]" = set()  # noqa: RUF012
 
     def __init__(self, names: str, find: Callable, public: Callable, example: Callable | None = None, result=None):
         self.names, self.find, self.public, self.example = names, find, public, example
@@ -54,6 +55,7 @@ class Guarded:
     def reset(self):
         """Look the private names up again at the next call."""
         self._private, self._failure = None, None
+        self.warned.discard(self.names)
 
     def why_not(self) -> str | None:
         """The reason why the public way is taken, or None."""
@@ -92,7 +94,9 @@ class Guarded:
             self._failure = str(error)
             return
         self._failure = f"{self.names} cannot be used ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        logger.warning(f"{self._failure} with torch {torch.__version__}: the public way is taken, perhaps slower")
+        if self.names not in self.warned:
+            self.warned.add(self.names)
+            logger.warning(f"{self._failure} with torch {torch.__version__}: the public way is taken, perhaps slower")
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -221,7 +225,7 @@ def _multiplied(weight: torch.Tensor) -> torch.Tensor:
 # that cannot be.
 pack_weight = {
     dtype: Guarded(
-        f"torch.ops.mkldnn._reorder_linear_weight for {dtype}",
+        "torch.ops.mkldnn._reorder_linear_weight or torch.ops.mkldnn._is_mkldnn_bf16_supported",
         _find_packing(dtype),
         lambda weight: weight,
         lambda dtype=dtype: (_numbers(19, 17, dtype=dtype),),
@@ -310,8 +314,9 @@ def int8_linear(states: torch.Tensor, weight, reduce_range: bool) -> torch.Tenso
 
 
 def _public_softmax_backward(grad_weights: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    product = grad_weights.float() * weights.float()
-    return (product - weights.float() * product.sum(-1, keepdim=True)).to(weights.dtype)
+    precision = torch.promote_types(weights.dtype, torch.float32)
+    weighted = grad_weights.to(precision) * weights.to(precision)
+    return (weighted - weights * weighted.sum(-1, keepdim=True)).to(weights.dtype)
 
 
 def _find_softmax_backward() -> Callable:
