@@ -14,6 +14,7 @@ try:
     from . import hub
     from .convert import convert as convert_checkpoint
     from .doctor import examine
+    from .fast_paths import describe_machine, fast_paths
     from .fresh_process import fresh_process
     from .staging import staged
     from .translation import load_translator, print_translations
@@ -63,8 +64,14 @@ def pull(
 def doctor(
     folder: Folder,
     load: Annotated[bool, typer.Option(help="Load it too, without this package, running the code in it.")] = True,
+    speed: Annotated[
+        bool, typer.Option("--speed", help="Say instead which fast paths its model takes here on a CPU, and why not.")
+    ] = False,
 ) -> None:
     """Say what keeps a folder from being published. Exits with 1 if anything does."""
+    if speed:
+        print(describe_machine(), *fast_paths(folder), sep="\n")
+        return
     with staged(folder) as stage:
         problems = examine(stage)
         if load and not problems:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
+from transformer_tools import make_model, tokens
 
 from hf_vit.models import cpu_linear, cpu_operators
 from hf_vit.models.cpu_linear import linear
@@ -147,3 +149,122 @@ def test_operator_counters_see_an_ordinary_layer(onednn_calls):
     with FlopCounterMode(display=False) as counter:
         Map(8, 16)(torch.randn(2, 8))
     assert counter.get_total_flops() == 2 * 2 * 8 * 16 and not onednn_calls
+
+
+# --- tools that look for exact linear layers -------------------------------------------------------------------------
+
+
+def linear_layers(model):
+    return [module for module in model.modules() if type(module) is torch.nn.Linear]
+
+
+def every_model(tiny_model):
+    return {
+        "classifier": (tiny_model(pooling="attention"), {"pixel_values": torch.randn(2, 3, 8, 8)}),
+        "translator": (make_model(), {"input_ids": tokens(), "decoder_input_ids": tokens(seed=2)}),
+        "relative_xl": (
+            make_model(position_embedding="relative_xl"),
+            {"input_ids": tokens(), "decoder_input_ids": tokens(seed=2)},
+        ),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["classifier", "translator", "relative_xl"])
+def test_torch_quantizes_every_layer(tiny_model, name):
+    model, inputs = every_model(tiny_model)[name]
+    layers = linear_layers(model)
+    quantized = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
+    replaced = [m for m in quantized.modules() if type(m) is torch.ao.nn.quantized.dynamic.Linear]
+    assert len(replaced) == len(layers) == sum(isinstance(m, torch.nn.Linear) for m in model.modules()) > 8
+    with torch.no_grad():
+        expected, got = model(**inputs).logits, quantized(**inputs).logits
+    assert 0 < (got - expected).norm() < 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["classifier", "translator", "relative_xl"])
+def test_hooks_see_every_layer_once_and_change_what_it_gives(tiny_model, name):
+    """As thop, Captum and other tools that count or attribute place them."""
+    model, inputs = every_model(tiny_model)[name]
+    layers, seen = linear_layers(model), []
+    for layer in layers:
+        layer.register_forward_hook(lambda module, args, output: seen.append(module))
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        assert sorted(map(id, seen)) == sorted(map(id, layers))
+        model.get_submodule(next(n for n, m in model.named_modules() if m is layers[1])).register_forward_hook(
+            lambda module, args, output: output + 1
+        )
+        assert not torch.allclose(model(**inputs).logits, expected)
+
+
+@pytest.mark.parametrize("name", ["classifier", "translator"])
+def test_operations_are_counted_whole(tiny_model, name, monkeypatch):
+    """Two for each number of a matrix and each vector that meets it."""
+    model, inputs = every_model(tiny_model)[name]
+    model.set_attn_implementation("eager")
+    counts, matmul = [], torch.matmul
+    hooks = [
+        layer.register_forward_hook(lambda layer, args, _: counts.append(2 * args[0].numel() * layer.out_features))
+        for layer in linear_layers(model)
+    ]
+    model(**inputs)
+    for hook in hooks:
+        hook.remove()
+    assert len(counts) == len(hooks)
+    with FlopCounterMode(display=False) as counter:
+        monkeypatch.setattr(
+            torch,
+            "matmul",
+            lambda left, right: counts.append(2 * left.numel() * right.shape[-1]) or matmul(left, right),
+        )
+        model(**inputs)
+    assert len(counts) > len(hooks) and counter.get_total_flops() == sum(counts)
+
+
+def test_backward_hooks_and_a_replaced_forward_are_heard():
+    layer, seen = Map(7, 6), []
+    layer.layer.register_full_backward_hook(lambda *args: seen.append("backward"))
+    layer(torch.randn(5, 7, requires_grad=True)).sum().backward()
+    assert seen == ["backward"]
+    layer = Map(7, 6)
+    layer.layer.forward = lambda states: states * 0
+    assert layer(torch.randn(5, 7)).abs().sum() == 0
+
+
+def weight_norm(layer, output, patch):
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    layer.parametrizations.weight.original0.data *= 2
+    return 2 * (output - layer.bias) + layer.bias
+
+
+def prune_all(layer, output, patch):
+    prune.ln_structured(layer, "weight", amount=6, n=2, dim=0)
+    return layer.bias.expand_as(output)
+
+
+def take_a_subclass(layer, output, patch):
+    layer.__class__ = type("Doubled", (torch.nn.Linear,), {"forward": lambda self, states: 2 * output})
+    return 2 * output
+
+
+def patch_the_class(layer, output, patch):
+    patch.setattr(torch.nn.Linear, "forward", lambda self, states: 2 * output)
+    return 2 * output
+
+
+def patch_the_function(layer, output, patch):
+    patch.setattr(torch.nn.functional, "linear", lambda *args: 2 * output)
+    return 2 * output
+
+
+LAYER_CHANGES = [weight_norm, prune_all, take_a_subclass, patch_the_class, patch_the_function]
+
+
+@pytest.mark.parametrize("change", LAYER_CHANGES, ids=lambda change: change.__name__)
+def test_what_changes_a_layer_is_heard(change, monkeypatch, onednn_calls):
+    torch.manual_seed(0)
+    model, states = Map(7, 6), torch.randn(5, 7)
+    expected = change(model.layer, twin_of(model)(states).detach(), monkeypatch)
+    torch.testing.assert_close(model(states), expected)
+    assert not onednn_calls

@@ -205,10 +205,12 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 # The classes whose methods [`CachedDecoder`] takes the place of, with those methods as this package defines them.
 _REPLACED = (HfTransformerDecoder, HfTransformerLayer, SelfAttention, CrossAttention, MLP, DropPath)
 _METHODS = {
-    owner: {name: value for name, value in vars(owner).items() if isinstance(value, FunctionType)}
+    (replaced, name): getattr(replaced, name)
     for replaced in _REPLACED
     for owner in replaced.__mro__
     if owner.__module__.rpartition(".")[0] == __name__.rpartition(".")[0]
+    for name, value in vars(owner).items()
+    if isinstance(value, FunctionType)
 }
 # Children of theirs that it skips, which do nothing in eval mode.
 _SKIPPED = (nn.Dropout, nn.Identity, DropPath)
@@ -222,18 +224,19 @@ def can_be_cached(model: nn.Module) -> bool:
 def why_not_cached(model: nn.Module) -> list[str]:
     """The reasons why [`CachedDecoder`] may not compute what the model computes, of which there are none if the model
     is on a CPU, in eval mode, its parts those of this package, watched or changed by nothing."""
+    if Guarded.mode == "plain":
+        return ["HF_VIT_CPU_PATHS=plain"]
     decoder = model.get_decoder()
     reasons = [
-        *(["HF_VIT_CPU_PATHS=plain"] if Guarded.mode == "plain" else []),
         *([f"the model is on {model.device.type}"] if model.device.type != "cpu" else []),
         *(["autocast chooses the precision"] if torch.is_autocast_enabled("cpu") else []),
         *(["the decoder has no layers"] if len(decoder.layers) == 0 else []),
     ]
     if model.dtype not in (torch.float32, torch.bfloat16):
         reasons.append(f"for float32 and bfloat16 alone, not {str(model.dtype).removeprefix('torch.')}")
-    for owner, methods in _METHODS.items():
-        replaced = [name for name, method in methods.items() if vars(owner).get(name) is not method]
-        reasons += [f"{owner.__name__}.{name} was replaced" for name in replaced]
+    for (owner, name), method in _METHODS.items():
+        if getattr(owner, name, None) is not method:
+            reasons.append(f"{owner.__name__}.{name} was replaced")
     prepare = type(model).prepare_inputs_for_generation
     if not (_is_own(type(model).forward) and (_is_own(prepare) or prepare is _PREPARE)):
         reasons.append(f"{type(model).__name__} computes in its own way")

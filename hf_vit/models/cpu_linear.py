@@ -162,9 +162,9 @@ def _unpack_all(arguments):
 
 def pack_weights(model: nn.Module):
     """Pack the weights of a model's linear layers where that can be, in place; see [`PackedParameter`]."""
-    for parameter, modules in _owners(model):
-        if why_not_pack(parameter, modules) is None:
-            PackedParameter.pack(parameter, embeds=any(type(module) is nn.Embedding for module in modules))
+    for parameter, reason in weights_to_pack(model):
+        if reason is None:
+            PackedParameter.pack(parameter, embeds=any(_embeds(module, parameter) for module in model.modules()))
 
 
 def unpack_weights(model: nn.Module):
@@ -172,25 +172,28 @@ def unpack_weights(model: nn.Module):
     _unpack_all(list(model.parameters()))
 
 
-def _owners(model: nn.Module) -> list[tuple[nn.Parameter, list[nn.Module]]]:
-    """The weights of a model's linear layers, each with all modules that have it."""
+def weights_to_pack(model: nn.Module) -> list[tuple[nn.Parameter, str | None]]:
+    """The weights of a model's linear layers, each with the reason why it is not to be packed, or None."""
     owners = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), (parameter, []))[1].append(module)
     return [
-        (parameter, modules)
+        (parameter, why_not_packed(parameter) or _why_not_of_all(modules))
         for parameter, modules in owners.values()
         if any(isinstance(module, nn.Linear) and module.weight is parameter for module in modules)
     ]
 
 
-def why_not_pack(parameter: nn.Parameter, modules: list[nn.Module]) -> str | None:
-    """The reason why a weight that these modules have is not to be packed, or None."""
+def _why_not_of_all(modules: list[nn.Module]) -> str | None:
     for module in modules:
         if type(module) is not nn.Embedding and not is_untouched_linear(module):
             return f"a {type(module).__name__} that is changed or watched has it"
-    return why_not_packed(parameter)
+    return None
+
+
+def _embeds(module: nn.Module, parameter: nn.Parameter) -> bool:
+    return type(module) is nn.Embedding and module.weight is parameter
 
 
 def direct(layer: nn.Module):
@@ -206,4 +209,4 @@ def direct(layer: nn.Module):
     return lambda states: onednn_linear(states, weight, bias)
 
 
-__all__ = ["PackedParameter", "direct", "linear", "pack_weights", "unpack_weights"]
+__all__ = ["PackedParameter", "direct", "linear", "pack_weights", "unpack_weights", "weights_to_pack"]

@@ -55,7 +55,7 @@ def why_not_onednn_linear(states: torch.Tensor, weight: torch.Tensor) -> str | N
 
 def why_not_packed(weight: torch.Tensor) -> str | None:
     """Of the weight of a linear layer, shape (out_features, in_features), laid out for oneDNN."""
-    if type(weight) is not nn.Parameter:
+    if type(weight) is not nn.Parameter:  # packed ones among them
         return f"a weight of class {type(weight).__name__}"
     if weight.device.type != "cpu":
         return f"for a CPU alone, not {weight.device.type}"
