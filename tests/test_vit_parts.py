@@ -81,7 +81,7 @@ def test_the_stem_in_bf16_is_that_in_fp32(tiny_config, monkeypatch, patch_size, 
         monkeypatch.setattr(cpu_paths, "_HAS_AMX", has_amx)
     torch.manual_seed(0)
     height, width = patch_size if isinstance(patch_size, tuple) else (patch_size, patch_size)
-    size = {"patch_size": [height, width], "image_size": [3 * height, 5 * width], "num_stem_blocks": 1}
+    size = {"patch_size": [height, width], "image_size": [3 * height, 5 * width]}
     stem = PatchEmbedding(tiny_config(**size, patch_embedding="hybrid", hidden_size=64)).stem
     reduced = copy.deepcopy(stem).bfloat16() if by == "dtype" else stem
     pixel_values = torch.randn(2, 3, 3 * height, columns * width).bfloat16()
@@ -91,11 +91,11 @@ def test_the_stem_in_bf16_is_that_in_fp32(tiny_config, monkeypatch, patch_size, 
         states = pixel_values.to(dtype).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=by == "autocast" and bool(results)):
             output = module(states)
-        output.float().square().mean().backward()
+        output.backward(torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output.dtype))
         results.append([output, states.grad, *(parameter.grad for parameter in module.parameters())])
-    # Rounding turns some ReLUs round, which gradients feel; a wrong convolution has nothing in common with the right one.
+    # Rounding turns some ReLUs round, which gradients feel; a wrong convolution shares nothing with a right one.
     for i, (expected, got) in enumerate(zip(*results)):
-        assert (got.float() - expected).norm() < (0.3 if i else 0.03) * expected.norm()
+        assert (got.float() - expected).norm() < (0.4 if i else 0.03) * expected.norm()
 
 
 def test_a_strided_convolution_by_matmul_is_the_convolution():
