@@ -11,6 +11,7 @@ try:
 
     from hf_vit.cards import check_card, write_card
     from hf_vit.conversion.convert import convert as convert_checkpoint
+    from hf_vit.fast_paths import describe_machine, fast_paths
     from hf_vit.hub import publish as hub
     from hf_vit.hub.doctor import examine
     from hf_vit.hub.staging import refresh_with_card, staged
@@ -65,8 +66,14 @@ def doctor(
     refresh_code: Annotated[
         bool, typer.Option("--refresh-code", help="First put this package's code in the place of the folder's own.")
     ] = False,
+    speed: Annotated[
+        bool, typer.Option("--speed", help="Say instead which fast paths its model takes here on a CPU, and why not.")
+    ] = False,
 ) -> None:
     """Say what keeps a folder from being published. Exits with 1 if anything does."""
+    if speed:
+        print(describe_machine(), *fast_paths(folder), sep="\n")
+        return
     if refresh_code:
         changed = refresh_with_card(folder)
         print(f"replaced: {', '.join(changed)}" if changed else "the code is this package's already")

@@ -5,12 +5,10 @@ from torch import nn
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .linear import Linear, is_plain_eager
+from .cpu_attention import chunked_attention
+from .cpu_linear import linear
+from .cpu_paths import why_not_fp32_attention, why_not_matmul_attention
 
-# Attention weights that one step of `_ChunkedAttention` holds at a time: 1M bf16 numbers stay in a core's cache.
-_CHUNK_WEIGHTS = 1 << 20
-# Beyond this many keys the fused kernel is the faster one in bf16 too.
-_MAX_KEYS_FOR_PRODUCTS = 1024
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
@@ -25,7 +23,7 @@ def eager_attention_forward(
     position_bias: torch.Tensor | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention in plain products, the one implementation that returns its weights.
+    """Attention in plain matmuls, the one implementation that returns its weights.
 
     Args:
         query: shape (batch, heads, queries, head size); `key` and `value` likewise with the number of keys.
@@ -49,71 +47,6 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2), weights  # (B, Q, H, D), (B, H, Q, K)
 
 
-class _ChunkedAttention(torch.autograd.Function):
-    """Unmasked attention as two batched products over a few samples at a time, its weights computed again in the
-    backward pass: never more than a chunk of them in memory, and in bf16 on a CPU several times faster than the fused
-    kernel for short sequences."""
-
-    @staticmethod
-    def forward(ctx, query, key, value, scaling):
-        ctx.save_for_backward(query, key, value)
-        ctx.scaling = scaling
-        return _attend_in_chunks(query, key, value, scaling)
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        query, key, value = ctx.saved_tensors
-        grad_query, grad_key, grad_value = (torch.empty_like(tensor) for tensor in (query, key, value))
-        for chunk in _chunks(query, key):
-            weights = _weights(query[chunk], key[chunk], ctx.scaling)  # (C, H, Q, K)
-            grad_value[chunk] = torch.matmul(weights.transpose(2, 3), grad_output[chunk])
-            grad_weights = torch.matmul(grad_output[chunk], value[chunk].transpose(2, 3))
-            # Derivative of softmax: each row's own weighted mean comes off.
-            grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            grad_scores.mul_(ctx.scaling)
-            grad_query[chunk] = torch.matmul(grad_scores, key[chunk])
-            grad_key[chunk] = torch.matmul(grad_scores.transpose(2, 3), query[chunk])
-        return grad_query, grad_key, grad_value, None
-
-
-def _attend_in_chunks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
-    output = torch.empty_like(query)
-    for chunk in _chunks(query, key):
-        weights = _weights(query[chunk], key[chunk], scaling)
-        torch.matmul(weights, value[chunk], out=output[chunk])
-    return output
-
-
-def _weights(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
-    return torch.matmul(query * scaling, key.transpose(2, 3)).softmax(-1)
-
-
-def _chunks(query: torch.Tensor, key: torch.Tensor) -> list[slice]:
-    batch_size, num_heads, num_queries, _ = query.shape
-    size = max(1, _CHUNK_WEIGHTS // (num_heads * num_queries * key.shape[2]))
-    return [slice(start, start + size) for start in range(0, batch_size, size)]
-
-
-def _products_are_faster(query: torch.Tensor, key: torch.Tensor) -> bool:
-    return (
-        query.device.type == "cpu"
-        and query.dtype == torch.bfloat16
-        and key.shape[2] <= _MAX_KEYS_FOR_PRODUCTS
-        and is_plain_eager(query, key)
-    )
-
-
-def _backward_wants_fp32(query: torch.Tensor) -> bool:
-    """On a CPU the fused kernel's backward takes five times as long in bf16 as in fp32 for short sequences, and longer
-    for long ones too."""
-    return (
-        query.device.type == "cpu"
-        and (query.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"))
-        and torch.is_grad_enabled()
-        and query.requires_grad
-    )
-
-
 def attend(
     module: nn.Module,
     query: torch.Tensor,
@@ -128,7 +61,7 @@ def attend(
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Scaled dot-product attention by the implementation that fits: the eager one when its weights are asked for,
-    batched products where they beat the fused kernel, else `implementation` from transformers' attention interface.
+    batched matmuls where they beat the fused kernel, else `implementation` from transformers' attention interface.
 
     Args:
         module: the attention layer; its `training` and `is_causal` are read.
@@ -153,9 +86,8 @@ def attend(
     if output_attentions or query.shape[0] == 0 or is_exported_bias:
         implementation = "eager"
     plain = attention_mask is None and position_bias is None and dropout == 0 and not module.is_causal
-    if implementation == "sdpa" and plain and _products_are_faster(query, key):
-        function = _ChunkedAttention.apply if torch.is_grad_enabled() else _attend_in_chunks
-        return function(query, key, value, scaling).transpose(1, 2), None
+    if implementation == "sdpa" and plain and why_not_matmul_attention(query, key) is None:
+        return chunked_attention(query, key, value, scaling).transpose(1, 2), None
     if position_bias is not None and "flash" in implementation:
         raise ValueError(
             f"attn_implementation {implementation!r} knows no position bias: use 'sdpa', 'flex_attention' or 'eager'"
@@ -164,7 +96,7 @@ def attend(
         position_bias = position_bias.expand(query.shape[0], -1, -1, -1)  # it looks up each sample's own
     function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
     options = {"dropout": dropout, "scaling": scaling, **kwargs}
-    if implementation == "sdpa" and position_bias is None and _backward_wants_fp32(query):
+    if implementation == "sdpa" and position_bias is None and why_not_fp32_attention(query) is None:
         if attention_mask is not None and attention_mask.is_floating_point():
             attention_mask = attention_mask.float()
         with torch.autocast("cpu", enabled=False):
@@ -211,7 +143,7 @@ class MultiHeadAttention(nn.Module):
     def _add_norms_and_output(self, config, bias: bool):
         self.q_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps) if config.qk_norm else nn.Identity()
-        self.out_proj = Linear(config.hidden_size, config.hidden_size, bias=bias)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=bias)
 
     def _heads(self, projected: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
         """(batch, tokens, count * hidden_size) -> `count` tensors (batch, heads, tokens, head size)."""
@@ -229,11 +161,11 @@ class MultiHeadAttention(nn.Module):
             dropout=self.dropout,
             **kwargs,
         )
-        return self.out_proj(output.flatten(2)), weights
+        return linear(self.out_proj, output.flatten(2)), weights
 
 
 class SelfAttention(MultiHeadAttention):
-    """Multi-head self-attention with one product for queries, keys and values.
+    """Multi-head self-attention with one matmul for queries, keys and values.
 
     Args:
         config: gives `qkv_bias` and what [`MultiHeadAttention`] reads.
@@ -253,7 +185,7 @@ class SelfAttention(MultiHeadAttention):
     ):
         super().__init__(config, num_attention_heads or config.num_attention_heads, layer_idx)
         self.is_causal = is_causal
-        self.qkv_proj = Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
         self._add_norms_and_output(config, output_bias)
 
     def forward(
@@ -273,7 +205,7 @@ class SelfAttention(MultiHeadAttention):
             position_bias: (1, heads, tokens, keys), added to the scores.
             past_key_values: keys and values of the tokens before these; those of these tokens are added to it.
         """
-        query, key, value = self._heads(self.qkv_proj(hidden_states), 3)  # (B, H, N, D) each
+        query, key, value = self._heads(linear(self.qkv_proj, hidden_states), 3)  # (B, H, N, D) each
         query, key = self.q_norm(query), self.k_norm(key)
         if rotary_embedding is not None:
             query, key = rotate(query, *rotary_embedding), rotate(key, *rotary_embedding)
@@ -290,13 +222,13 @@ class SelfAttention(MultiHeadAttention):
 
 
 class CrossAttention(MultiHeadAttention):
-    """Multi-head attention to the encoder's output, whose keys and values are one product, made once per sentence when
+    """Multi-head attention to the encoder's output, whose keys and values are one matmul, made once per sentence when
     there is a cache to keep them. Arguments as for [`SelfAttention`]."""
 
     def __init__(self, config, num_attention_heads: int, layer_idx: int | None = None, output_bias: bool = True):
         super().__init__(config, num_attention_heads, layer_idx)
-        self.q_proj = Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.kv_proj = Linear(config.hidden_size, 2 * config.hidden_size, bias=config.qkv_bias)
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.kv_proj = nn.Linear(config.hidden_size, 2 * config.hidden_size, bias=config.qkv_bias)
         self._add_norms_and_output(config, output_bias)
 
     def forward(
@@ -315,7 +247,7 @@ class CrossAttention(MultiHeadAttention):
             attention_mask: additive (float) or boolean (True: attend), broadcast to (batch, heads, tokens, keys).
             past_key_values: an `EncoderDecoderCache`; any other cache has no room for these keys and values.
         """
-        (query,) = self._heads(self.q_proj(hidden_states), 1)  # (B, H, N, D)
+        (query,) = self._heads(linear(self.q_proj, hidden_states), 1)  # (B, H, N, D)
         key, value = self._keys_and_values(encoder_hidden_states, past_key_values)
         return self._attend(
             self.q_norm(query), key, value, attention_mask=attention_mask, output_attentions=output_attentions
@@ -326,7 +258,7 @@ class CrossAttention(MultiHeadAttention):
         if has_cache and past_key_values.is_updated.get(self.layer_idx):
             layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
             return layer.keys, layer.values
-        key, value = self._heads(self.kv_proj(encoder_hidden_states), 2)  # (B, H, K, D) each
+        key, value = self._heads(linear(self.kv_proj, encoder_hidden_states), 2)  # (B, H, K, D) each
         key = self.k_norm(key)
         if has_cache:
             key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)

@@ -1,12 +1,20 @@
 """The decoder a token at a time, on a CPU, as fast as its weights can be read."""
 
+from types import FunctionType
+
 import torch
 from torch import nn
 
 from .attention import CrossAttention, SelfAttention, rotate
-from .packed_linear import packed
+from .cpu_linear import direct
+from .cpu_operators import Guarded, hooks_of
+from .encoder_decoder import HfTransformerDecoder
+from .int8_linear import Int8Linear
+from .layers import MLP, DropPath
+from .transformer_layer import HfTransformerLayer
 
 _FIRST_CAPACITY = 64
+_RECORDING = "transformers.utils.output_capturing"
 
 
 class CachedDecoder:
@@ -29,7 +37,7 @@ class CachedDecoder:
         encoder_attention_mask: torch.Tensor | None = None,
         num_beams: int = 1,
     ):
-        self.decoder, self.lm_head = model.get_decoder(), packed(model.lm_head)
+        self.decoder, self.lm_head = model.get_decoder(), _direct_linear(model.lm_head)
         self.num_beams, self.num_slots = num_beams, 0
         self.dtype = encoder_hidden_states.dtype
         mask = None
@@ -96,9 +104,9 @@ class _CachedLayer:
         self.norms = [_direct(norm) for norm in (layer.attention_norm, layer.cross_attention_norm, layer.mlp_norm)]
         self.q_norm, self.k_norm, self.cross_q_norm = own.q_norm, own.k_norm, cross.q_norm
         self.qk_norm = type(own.q_norm) is not nn.Identity
-        self.qkv_proj, self.out_proj = packed(own.qkv_proj), packed(own.out_proj)
-        self.q_proj, self.cross_out_proj = packed(cross.q_proj), packed(cross.out_proj)
-        self.fc1, self.fc2 = packed(mlp.fc1), packed(mlp.fc2)
+        self.qkv_proj, self.out_proj = _direct_linear(own.qkv_proj), _direct_linear(own.out_proj)
+        self.q_proj, self.cross_out_proj = _direct_linear(cross.q_proj), _direct_linear(cross.out_proj)
+        self.fc1, self.fc2 = _direct_linear(mlp.fc1), _direct_linear(mlp.fc2)
         self.num_beams, self.num_heads, self.head_dim = num_beams, own.num_attention_heads, own.head_dim
         self.batch_size = len(encoder_hidden_states)
         keys_and_values = cross._keys_and_values(encoder_hidden_states, None)
@@ -156,7 +164,7 @@ class _CachedLayer:
 
     def _attend(self, query, key, value, mask):
         """(B * H, beams, D), twice (B * H, keys, D), (B * H, beams, keys) -> (B * beams, H * D)"""
-        if query.dtype == torch.float32:  # for so few queries products are faster than the fused kernel
+        if query.dtype == torch.float32:  # for so few queries matmuls are faster than the fused kernel
             added, share = (self.nothing, 0) if mask is None else (mask, 1)
             scores = torch.baddbmm(added, query, key.transpose(1, 2), beta=share, alpha=self.head_dim**-0.5)
             output = torch.bmm(scores.softmax(-1), value)
@@ -169,9 +177,14 @@ class _CachedLayer:
         return output.transpose(1, 2).reshape(self.batch_size * self.num_beams, self.num_heads * self.head_dim)
 
 
+def _direct_linear(layer: nn.Module):
+    """What computes a linear layer soonest, (rows, in_features) -> (rows, out_features)."""
+    return layer.as_function() if type(layer) is Int8Linear else direct(layer)
+
+
 def _direct(norm: nn.Module):
     """What computes the norm soonest: calling a module takes longer than norming a few rows."""
-    if type(norm) is not nn.LayerNorm or norm._forward_hooks or norm._forward_pre_hooks or "forward" in vars(norm):
+    if type(norm) is not nn.LayerNorm:
         return norm
     shape, weight, bias, eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
     return lambda states: torch.layer_norm(states, shape, weight, bias, eps)
@@ -187,35 +200,88 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
 
+# The classes whose methods [`CachedDecoder`] takes the place of, with those methods as this package defines them.
+_REPLACED = (HfTransformerDecoder, HfTransformerLayer, SelfAttention, CrossAttention, MLP, DropPath)
+_METHODS = {
+    (replaced, name): getattr(replaced, name)
+    for replaced in _REPLACED
+    for owner in replaced.__mro__
+    if owner.__module__.rpartition(".")[0] == __name__.rpartition(".")[0]
+    for name, value in vars(owner).items()
+    if isinstance(value, FunctionType)
+}
+# Children of theirs that it skips, which do nothing in eval mode.
+_SKIPPED = (nn.Dropout, nn.Identity, DropPath)
+
+
 def can_be_cached(model: nn.Module) -> bool:
-    """Whether [`CachedDecoder`] computes what the model computes: on a CPU, in eval mode, its parts those of this
-    package, watched or changed by nothing."""
+    """Whether [`CachedDecoder`] computes what the model computes."""
+    return not why_not_cached(model)
+
+
+def why_not_cached(model: nn.Module) -> list[str]:
+    """The reasons why [`CachedDecoder`] may not compute what the model computes, of which there are none if the model
+    is on a CPU, in eval mode, its parts those of this package, watched or changed by nothing."""
+    if Guarded.mode == "plain":
+        return ["HF_VIT_CPU_PATHS=plain"]
     decoder = model.get_decoder()
-    parts = [part for layer in decoder.layers for part in (layer, layer.attention, layer.cross_attention, layer.mlp)]
-    return (
-        len(decoder.layers) > 0
-        and all(type(layer.attention) is SelfAttention for layer in decoder.layers)
-        and all(type(layer.cross_attention) is CrossAttention for layer in decoder.layers)
-        and all(_is_own(type(part).forward) for part in (model, decoder, *parts))
-        and _is_own(type(model).prepare_inputs_for_generation)
-        and not model.training
-        and model.device.type == "cpu"
-        and model.dtype in (torch.float32, torch.bfloat16)
-        and not torch.is_autocast_enabled("cpu")
-        and not any(_is_watched(part) for part in (model, decoder, *parts))
-        and not any("forward" in vars(part) for part in (model, decoder, *parts))
-    )
+    reasons = [
+        *([f"the model is on {model.device.type}"] if model.device.type != "cpu" else []),
+        *(["autocast chooses the precision"] if torch.is_autocast_enabled("cpu") else []),
+        *(["the decoder has no layers"] if len(decoder.layers) == 0 else []),
+    ]
+    if model.dtype not in (torch.float32, torch.bfloat16):
+        reasons.append(f"for float32 and bfloat16 alone, not {str(model.dtype).removeprefix('torch.')}")
+    for (owner, name), method in _METHODS.items():
+        if getattr(owner, name, None) is not method:
+            reasons.append(f"{owner.__name__}.{name} was replaced")
+    prepare = type(model).prepare_inputs_for_generation
+    if not (_is_own(type(model).forward) and _is_own(prepare)):
+        reasons.append(f"{type(model).__name__} computes in its own way")
+    found = {}  # the first module with each reason
+    for name, module in [("model", model), ("model", model.base_model), *_decoding_modules(model)]:
+        for reason in _why_not_module(module):
+            found.setdefault(reason, name)
+    for name, part, allowed in _parts(decoder):
+        if type(part) not in allowed:
+            found.setdefault(f"is a {type(part).__name__}", name)
+    return [*reasons, *(f"{name} {reason}" for reason, name in found.items())]
 
 
-def _is_own(forward) -> bool:
-    """Whether a method is this package's, and not that of somebody's subclass."""
-    return forward.__module__.rpartition(".")[0] == __name__.rpartition(".")[0]
+def _decoding_modules(model: nn.Module):
+    yield from model.get_decoder().named_modules(prefix="decoder")
+    yield from model.lm_head.named_modules(prefix="lm_head")
 
 
-def _is_watched(part: nn.Module) -> bool:
-    hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+def _parts(decoder: nn.Module):
+    """The parts that are replaced or skipped: name, module, classes that it may be of."""
+    yield "decoder", decoder, [HfTransformerDecoder]
+    yield "decoder.dropout", decoder.dropout, _SKIPPED
+    for i, layer in enumerate(decoder.layers):
+        prefix = f"decoder.layers.{i}"
+        yield prefix, layer, [HfTransformerLayer]
+        if type(layer) is HfTransformerLayer:
+            yield f"{prefix}.attention", layer.attention, [SelfAttention]
+            yield f"{prefix}.cross_attention", layer.cross_attention, [CrossAttention]
+            yield f"{prefix}.mlp", layer.mlp, [MLP]
+            yield f"{prefix}.mlp.dropout", getattr(layer.mlp, "dropout", None), _SKIPPED
+            yield f"{prefix}.dropout", layer.dropout, _SKIPPED
+            yield f"{prefix}.drop_path", layer.drop_path, _SKIPPED
+
+
+def _why_not_module(module: nn.Module) -> list[str]:
+    reasons = [f"has {name} replaced" for name in vars(module) if callable(getattr(type(module), name, None))]
+    if module.training:
+        reasons.append("is in training mode")
     # transformers leaves hooks behind that record attentions and hidden states when they are asked for.
-    return any(hook.__module__ != "transformers.utils.output_capturing" for hook in hooks)
+    if any(getattr(hook, "__module__", None) != _RECORDING for hook in hooks_of(module)):
+        reasons.append("has hooks")
+    return reasons
 
 
-__all__ = ["CachedDecoder", "can_be_cached"]
+def _is_own(method) -> bool:
+    """Whether a method is this package's, and not that of somebody's subclass."""
+    return method.__module__.rpartition(".")[0] == __name__.rpartition(".")[0]
+
+
+__all__ = ["CachedDecoder", "can_be_cached", "why_not_cached"]

@@ -15,7 +15,7 @@ from transformers.generation import (
 from .cached_decoder import CachedDecoder, can_be_cached
 from .checked_generation import CheckedGenerationMixin
 from .cpu_generation import LoopNotRun, generate_with_loop, say_slow
-from .linear import is_plain_eager
+from .cpu_operators import is_plain_eager
 
 # What transformers subtracts from a score that must not be chosen.
 _EXCLUDED = -1e9

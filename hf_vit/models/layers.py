@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from .linear import Linear
+from .cpu_linear import linear
 from .strict_config import GATED_ACTIVATIONS
 
 
@@ -69,13 +69,13 @@ class MLP(nn.Module):
     ):
         super().__init__()
         self.is_gated = hidden_act in GATED_ACTIVATIONS
-        self.fc1 = Linear(hidden_size, intermediate_size * (2 if self.is_gated else 1), bias=bias)
+        self.fc1 = nn.Linear(hidden_size, intermediate_size * (2 if self.is_gated else 1), bias=bias)
         self.activation = ACT2FN[GATED_ACTIVATIONS.get(hidden_act, hidden_act)]
         self.dropout = nn.Dropout(dropout)
-        self.fc2 = Linear(intermediate_size, hidden_size, bias=bias)
+        self.fc2 = nn.Linear(intermediate_size, hidden_size, bias=bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.dropout(self.activate(self.fc1(hidden_states))))
+        return linear(self.fc2, self.dropout(self.activate(linear(self.fc1, hidden_states))))
 
     def activate(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """What is between the two layers: (..., width of the first's output) -> (..., intermediate_size)."""

@@ -14,11 +14,11 @@ from transformers.utils.generic import can_return_tuple
 from .cache_argument import CACHE_NAME
 from .checked_generation import CheckedGenerationMixin
 from .configuration_hf_transformer import HfTransformerConfig
+from .cpu_linear import linear, pack_weights, unpack_weights
 from .encoder_decoder import HfTransformerDecoder, HfTransformerDecoderModel, HfTransformerEncoder
 from .fast_generation import FastGenerationMixin
-from .linear import Linear
+from .int8_linear import quantize_linear_layers, refuse_quantized
 from .losses import token_loss
-from .packed_linear import forget_packed, quantize_linear_layers, refuse_quantized
 from .pipeline_translation import TranslationPipeline  # noqa: F401 (what is imported here is saved beside the weights)
 from .tested_versions import refuse_unknown
 from .text_position import holds_several_texts
@@ -137,7 +137,7 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
     def __init__(self, config: HfTransformerConfig):
         super().__init__(config)
         self.model = HfTransformerModel(config)
-        self.lm_head = Linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
     def quantize_dynamic(self) -> "HfTransformerForConditionalGeneration":
@@ -151,6 +151,27 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         quantize_linear_layers(self)
         return self
 
+    def pack_weights(self) -> "HfTransformerForConditionalGeneration":
+        """Lay out the weights of linear layers on a CPU as oneDNN likes them best, in place, for faster inference; a
+        translation pipeline does it. As with `half()` or `to()`, the weights get new memory, which arrays that shared
+        the old do not see. A packed weight is no copy: whatever reads or changes one other than inference
+        (`state_dict`, `half`, an optimizer, training), through the model or the parameter, makes it an ordinary one
+        again, with the same values; a tied output layer's is held beside its embeddings until then. Returns the model
+        itself.
+
+        Raises:
+            ValueError: if the model is not in eval mode.
+        """
+        if self.training:
+            raise ValueError("the model must be in eval mode to pack its weights, got training mode: call eval()")
+        pack_weights(self)
+        return self
+
+    def unpack_weights(self) -> "HfTransformerForConditionalGeneration":
+        """Make all packed weights ordinary ones; see `pack_weights`. Returns the model itself."""
+        unpack_weights(self)
+        return self
+
     def train(self, mode: bool = True) -> "HfTransformerForConditionalGeneration":
         """See `torch.nn.Module.train`.
 
@@ -159,7 +180,7 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         """
         if mode:  # the weights are about to change
             refuse_quantized(self, "trained")
-            forget_packed(self)
+            unpack_weights(self)
         return super().train(mode)
 
     def resize_encoder_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
@@ -261,7 +282,7 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
             cache=cache,
             **{**kwargs, "return_dict": True},
         )
-        logits, loss = self.lm_head(outputs.last_hidden_state), None
+        logits, loss = linear(self.lm_head, outputs.last_hidden_state), None
         if labels is not None:
             loss = token_loss(
                 logits,
@@ -293,7 +314,7 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, CheckedGenerationMi
         config.is_decoder, config.is_encoder_decoder = True, False
         super().__init__(config)
         self.model = HfTransformerDecoderModel(config)
-        self.lm_head = Linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
     def get_decoder(self) -> nn.Module:
@@ -349,7 +370,7 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, CheckedGenerationMi
             **{**kwargs, "return_dict": True},
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits, loss = self.lm_head(outputs.last_hidden_state[:, kept]), None
+        logits, loss = linear(self.lm_head, outputs.last_hidden_state[:, kept]), None
         predicting = logits
         if shift_labels is None and labels is not None:
             predicting, shift_labels = logits[:, :-1], labels[:, 1:]

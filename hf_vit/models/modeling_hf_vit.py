@@ -17,7 +17,6 @@ from .attention import SelfAttention
 from .checkpoint_conversion import OwnConversionsMixin, rename_heads
 from .configuration_hf_vit import HfViTConfig
 from .layers import MLP, DropPath, LayerScale, drop_path_rates
-from .linear import Linear
 from .losses import classification_loss, distilled_loss
 from .patch_embedding import PatchEmbedding
 from .pooling import AttentionPooling, ClassTokenMeanPooling, Pooler
@@ -282,7 +281,7 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
 
     @staticmethod
     def _head(config, size: int) -> nn.Module:
-        return Linear(size, config.num_labels) if config.num_labels else nn.Identity()
+        return nn.Linear(size, config.num_labels) if config.num_labels else nn.Identity()
 
     @can_return_tuple
     def forward(

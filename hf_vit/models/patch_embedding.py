@@ -5,7 +5,8 @@ import math
 import torch
 from torch import nn
 
-from .linear import Linear
+from .cpu_linear import linear
+from .cpu_paths import strided_convolution_may_be_wrong
 
 
 class PatchEmbedding(nn.Module):
@@ -27,12 +28,14 @@ class PatchEmbedding(nn.Module):
         channels = self.stem.out_channels if self.stem else config.num_channels
         stride = self.stem.stride if self.stem else 1
         self.map_patch_shape = (self.patch_shape[0] // stride, self.patch_shape[1] // stride)
-        self.projection = Linear(channels * math.prod(self.map_patch_shape), config.hidden_size)
+        self.projection = nn.Linear(channels * math.prod(self.map_patch_shape), config.hidden_size)
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the parameters that meet the images, other than quantised weights."""
-        return (next(self.stem.parameters()) if self.stem else self.projection.bias).dtype
+        bias = next(self.stem.parameters()) if self.stem else self.projection.bias
+        # Of torch.ao's quantized layers, which take fp32, it is a method.
+        return bias.dtype if isinstance(bias, torch.Tensor) else torch.float32
 
     def grid_size(self, pixel_values: torch.Tensor) -> tuple[int, int]:
         """(rows, columns) of patches in these images.
@@ -65,7 +68,7 @@ class PatchEmbedding(nn.Module):
         height, width = self.map_patch_shape
         patches = features.reshape(batch_size, channels, rows, height, columns, width)
         patches = patches.permute(0, 2, 4, 1, 3, 5)  # (B, rows, columns, C, h, w)
-        return self.projection(patches.reshape(batch_size, rows * columns, channels * height * width))
+        return linear(self.projection, patches.reshape(batch_size, rows * columns, channels * height * width))
 
 
 def _nearest_multiples(length: int, patch: int) -> list[int]:
@@ -98,7 +101,22 @@ class ConvStem(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.layers(pixel_values)
+        features = pixel_values
+        for layer in self.layers:
+            is_strided = isinstance(layer, nn.Conv2d) and layer.stride[0] > 1
+            convolve = _convolve_by_matmul if is_strided and strided_convolution_may_be_wrong(features) else None
+            features = convolve(layer, features) if convolve else layer(features)
+        return features
+
+
+def _convolve_by_matmul(convolution: nn.Conv2d, features: torch.Tensor) -> torch.Tensor:
+    """`convolution(features)` for a kernel of 3 x 3, stride 2, padding 1 and no bias, as one matmul with the nine
+    pixels that each output sees: (batch, channels, height, width) -> (batch, channels, height / 2, width / 2)."""
+    height, width = features.shape[2] // 2, features.shape[3] // 2
+    padded = nn.functional.pad(features, (1, 1, 1, 1))
+    pixels = [padded[:, :, i : i + 2 * height : 2, j : j + 2 * width : 2] for i in range(3) for j in range(3)]
+    kernel = convolution.weight.permute(0, 2, 3, 1).flatten(1)  # (out channels, 9 * channels)
+    return torch.matmul(kernel, torch.cat(pixels, dim=1).flatten(2)).unflatten(2, (height, width))
 
 
 class ResidualBlock(nn.Module):

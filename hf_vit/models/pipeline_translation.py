@@ -45,6 +45,9 @@ class TranslationPipeline(Pipeline):
     A text gives `[{"translation_text": ...}]`, a list of texts gives one `{"translation_text": ...}` for each; with
     `num_return_sequences` above 1, each text gives a list of that many. An empty text gives an empty translation.
 
+    On a CPU the weights of a model in eval mode are packed when the pipeline is made (see `pack_weights` of
+    `HfTransformerForConditionalGeneration`): translation is faster, and whatever changes a weight unpacks it.
+
     Arguments of the call:
         truncation: cut texts to the tokenizer's `model_max_length`; longer ones are else translated whole, with a
             warning.
@@ -75,6 +78,8 @@ class TranslationPipeline(Pipeline):
         self._check_size("tokenizer", self.model.get_input_embeddings().weight.shape[0])
         if self._has_two_tokenizers:
             self._check_size("target_tokenizer", self.model.get_output_embeddings().out_features)
+        if hasattr(self.model, "pack_weights") and not self.model.training:
+            self.model.pack_weights()
 
     @property
     def _has_two_tokenizers(self) -> bool:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from .attention import attend
+from .cpu_linear import linear
 from .layers import MLP
-from .linear import Linear
 
 
 class MeanPooling(nn.Module):
@@ -66,11 +66,11 @@ class WeightedPooling(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.num_prefix_tokens = config.num_prefix_tokens
-        self.score = Linear(config.hidden_size, 1)
+        self.score = nn.Linear(config.hidden_size, 1)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         patches = tokens[:, self.num_prefix_tokens :]
-        weights = self.score(patches).softmax(1)  # (B, N, 1)
+        weights = linear(self.score, patches).softmax(1)  # (B, N, 1)
         return (weights.transpose(1, 2) @ patches).squeeze(1)
 
 
@@ -90,9 +90,9 @@ class AttentionPooling(nn.Module):
         self.num_attention_heads = config.num_attention_heads
         hidden_size = config.hidden_size
         self.query = nn.Parameter(torch.zeros(1, 1, hidden_size))
-        self.q_proj = Linear(hidden_size, hidden_size)
-        self.kv_proj = Linear(hidden_size, 2 * hidden_size)
-        self.out_proj = Linear(hidden_size, hidden_size)
+        self.q_proj = nn.Linear(hidden_size, hidden_size)
+        self.kv_proj = nn.Linear(hidden_size, 2 * hidden_size)
+        self.out_proj = nn.Linear(hidden_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.mlp = MLP(hidden_size, config.intermediate_size, config.hidden_act)
 
@@ -100,10 +100,12 @@ class AttentionPooling(nn.Module):
         patches = tokens[:, self.num_prefix_tokens :]
         batch_size, num_patches, hidden_size = patches.shape
         heads = (self.num_attention_heads, hidden_size // self.num_attention_heads)
-        query = self.q_proj(self.query).view(1, 1, *heads).transpose(1, 2).expand(batch_size, -1, -1, -1)
-        key, value = self.kv_proj(patches).view(batch_size, num_patches, 2, *heads).permute(2, 0, 3, 1, 4).unbind(0)
+        query = linear(self.q_proj, self.query).view(1, 1, *heads).transpose(1, 2).expand(batch_size, -1, -1, -1)
+        key, value = (
+            linear(self.kv_proj, patches).view(batch_size, num_patches, 2, *heads).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         output, _ = attend(self, query, key, value, implementation=self.config._attn_implementation)
-        pooled = self.out_proj(output.reshape(batch_size, hidden_size))
+        pooled = linear(self.out_proj, output.reshape(batch_size, hidden_size))
         return pooled + self.mlp(self.norm(pooled))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .attention import SelfAttention
-from .linear import Linear
+from .cpu_linear import linear
 from .position_encoding import sincos_table
 
 
@@ -185,13 +185,15 @@ class RelativeXLSelfAttention(SelfAttention):
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
-        self.r_proj = Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.r_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.content_bias = nn.Parameter(torch.zeros(self.num_attention_heads, 1, self.head_dim))
         self.position_bias = nn.Parameter(torch.zeros(self.num_attention_heads, 1, self.head_dim))
 
     def _attend(self, query, key, value, position_bias, **kwargs):
         encodings, rows = position_bias
-        positions = self.r_proj(encodings.to(query.dtype)).unflatten(1, (self.num_attention_heads, -1))  # (R, H, D)
+        positions = linear(self.r_proj, encodings.to(query.dtype)).unflatten(
+            1, (self.num_attention_heads, -1)
+        )  # (R, H, D)
         scores = torch.matmul((query + self.position_bias) * self.head_dim**-0.5, positions.permute(1, 2, 0))
         scores = scores.gather(3, rows.expand(*scores.shape[:2], -1, -1))  # (B, H, N, R) -> (B, H, N, K)
         return super()._attend(query + self.content_bias, key, value, position_bias=scores, **kwargs)

@@ -10,7 +10,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.pytorch_utils import id_tensor_storage
 
 from .configuration_hf_transformer import HfTransformerConfig
-from .packed_linear import refuse_quantized
+from .int8_linear import refuse_quantized
 from .tested_versions import fault_of_code, say_if_untested, say_once
 from .text_position import RelativeXLSelfAttention
 

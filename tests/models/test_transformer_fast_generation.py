@@ -8,8 +8,7 @@ from transformer_tools import ARCHITECTURES, Collector, make_model, pad, tokens
 from transformers import StoppingCriteria
 
 from hf_vit import HfTransformerForConditionalGeneration
-from hf_vit.models import fast_generation, packed_linear
-from hf_vit.models.packed_linear import packed
+from hf_vit.models import fast_generation
 
 every_architecture = pytest.mark.parametrize("options", ARCHITECTURES.values(), ids=ARCHITECTURES)
 
@@ -143,74 +142,6 @@ def test_a_streamer_gets_each_token_as_it_comes(fast_calls):
     streamer = Collector()
     texts = make_ending_model().generate(tokens(1), max_new_tokens=8, streamer=streamer)
     assert streamer.tokens == texts[0].tolist() and streamer.ended and fast_calls
-
-
-def change_in_place(weight):
-    with torch.no_grad():
-        weight.mul_(-1)
-
-
-def take_a_fused_step(weight):
-    """One that leaves most rows, the last among them, as they are, and that PyTorch does not count as a change."""
-    weight.grad = torch.zeros_like(weight)
-    weight.grad[3] = 1
-    torch.optim.AdamW([weight], lr=10.0, weight_decay=0, fused=True).step()
-
-
-CHANGES = {
-    "in place": change_in_place,
-    "behind autograd": lambda weight: weight.data.mul_(-1),
-    "replaced": lambda weight: setattr(weight, "data", -weight.data),
-    "a row behind autograd": lambda weight: weight.data[5].mul_(100),
-    "a fused optimizer": take_a_fused_step,
-}
-
-
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_changed_weights_are_packed_again(fast_calls, change):
-    model = make_ending_model()
-    model.generate(tokens(), max_new_tokens=2)
-    for layer in model.model.decoder.layers:
-        change(layer.mlp.fc2.weight)
-    assert_same_texts(model, fast_calls)
-
-
-def test_training_drops_the_packed_weights(fast_calls):
-    model = make_model()
-    model.generate(tokens(2), max_new_tokens=2)
-    assert model.lm_head in packed_linear._PACKED
-    model.train()
-    assert not any(layer in packed_linear._PACKED for layer in model.modules())
-
-
-def test_packed_layers_equal_the_layers():
-    layer = make_model().lm_head
-    states = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(packed(layer)(states), torch.nn.functional.linear(states, layer.weight, layer.bias))
-
-
-class Subclass(torch.Tensor):
-    """A weight with products of its own."""
-
-
-def change_type(layer):
-    layer.weight = torch.nn.Parameter(layer.weight.data.as_subclass(Subclass))
-
-
-CHANGED_LAYERS = {
-    "hook": lambda layer: layer.register_forward_hook(lambda *args: None),
-    "forward replaced": lambda layer: setattr(layer, "forward", layer.forward),
-    "another type of weight": change_type,
-    "float64": lambda layer: layer.double(),
-    "another device": lambda layer: layer.to("meta"),
-}
-
-
-@pytest.mark.parametrize("change", CHANGED_LAYERS.values(), ids=CHANGED_LAYERS)
-def test_layers_that_are_not_plain_compute_for_themselves(change):
-    layer = make_model().lm_head
-    change(layer)
-    assert packed(layer) is layer
 
 
 class Negated(HfTransformerForConditionalGeneration):

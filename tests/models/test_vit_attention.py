@@ -9,21 +9,21 @@ from transformers import DINOv3ViTConfig
 from transformers.models.dinov3_vit import modeling_dinov3_vit as dinov3
 
 from hf_vit import HfViTForImageClassification, HfViTModel
-from hf_vit.models import attention
+from hf_vit.models import attention, cpu_attention
 
 
 @pytest.fixture
-def batched_products(monkeypatch):
-    """Batched products, a sample or two at a time, wherever they are possible; returns the chunks' sizes."""
+def batched_matmuls(monkeypatch):
+    """Batched matmuls, a sample or two at a time, wherever they are possible; returns the chunks' sizes."""
     sizes = []
-    chunks = attention._chunks
+    chunks = cpu_attention._chunks
 
     def recorded(query, key):
         sizes.append([len(query[chunk]) for chunk in chunks(query, key)])
         return chunks(query, key)
 
-    monkeypatch.setattr(attention, "_chunks", recorded)
-    monkeypatch.setattr(attention, "_products_are_faster", lambda query, key: True)
+    monkeypatch.setattr(cpu_attention, "_chunks", recorded)
+    monkeypatch.setattr(attention, "why_not_matmul_attention", lambda query, key: None)
     return sizes
 
 
@@ -40,10 +40,10 @@ def heads(batch_size, num_heads, num_tokens, head_dim, **kwargs):
     return [part.detach().requires_grad_() for part in qkv.permute(2, 0, 3, 1, 4).unbind(0)]
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "products"])
+@pytest.mark.parametrize("implementation", ["sdpa", "matmuls"])
 def test_implementations_agree_with_the_eager_one(model, images, implementation, request):
     """Outputs and gradients of all parameters in double precision."""
-    chunk_sizes = request.getfixturevalue("batched_products") if implementation == "products" else None
+    chunk_sizes = request.getfixturevalue("batched_matmuls") if implementation == "matmuls" else None
     pixel_values = images(model).double()
     model = model.double().train()
     results = []
@@ -54,7 +54,7 @@ def test_implementations_agree_with_the_eager_one(model, images, implementation,
         outputs.loss.backward()
         results.append((outputs.logits, [parameter.grad for parameter in model.parameters()]))
     torch.testing.assert_close(results[1], results[0], atol=1e-7, rtol=1e-5)  # eager: softmax in fp32
-    if chunk_sizes is not None:  # the bias wants a mask, which the products do not take
+    if chunk_sizes is not None:  # the bias wants a mask, which the matmuls do not take
         assert bool(chunk_sizes) == (
             model.config.position_embedding != "relative_bias" or "attention" in model.config.poolings
         )
@@ -70,16 +70,16 @@ def test_flex_attention_agrees_with_the_eager_one(tiny_model, images, flex_atten
 
 
 @pytest.mark.parametrize("num_queries,num_keys", [(3, 3), (1, 4)])
-def test_gradients_of_the_products_are_the_finite_differences(monkeypatch, num_queries, num_keys):
+def test_gradients_of_the_matmuls_are_the_finite_differences(monkeypatch, num_queries, num_keys):
     torch.manual_seed(0)
     query = heads(3, 2, num_queries, 4, dtype=torch.float64)[0]
     _, key, value = heads(3, 2, num_keys, 4, dtype=torch.float64)
-    monkeypatch.setattr(attention, "_CHUNK_WEIGHTS", 2 * 2 * num_queries * num_keys)
-    assert [len(query[chunk]) for chunk in attention._chunks(query, key)] == [2, 1]
-    assert gradcheck(lambda *states: attention._ChunkedAttention.apply(*states, 0.7), (query, key, value))
+    monkeypatch.setattr(cpu_attention, "_CHUNK_WEIGHTS", 2 * 2 * num_queries * num_keys)
+    assert [len(query[chunk]) for chunk in cpu_attention._chunks(query, key)] == [2, 1]
+    assert gradcheck(lambda *states: cpu_attention._ChunkedAttention.apply(*states, 0.7), (query, key, value))
 
 
-def test_products_in_bf16_are_as_exact_as_the_fused_kernel():
+def test_matmuls_in_bf16_are_as_exact_as_the_fused_kernel():
     torch.manual_seed(0)
     states = heads(4, 2, 33, 8, dtype=torch.float64)
     cotangent = torch.randn(4, 2, 33, 8, dtype=torch.float64)
@@ -93,7 +93,7 @@ def test_products_in_bf16_are_as_exact_as_the_fused_kernel():
     fused = torch.nn.functional.scaled_dot_product_attention
     exact = results(fused, torch.float64)
     errors = []
-    for function in (lambda *inputs: attention._ChunkedAttention.apply(*inputs, 8**-0.5), fused):
+    for function in (lambda *inputs: cpu_attention._ChunkedAttention.apply(*inputs, 8**-0.5), fused):
         rounded = results(function, torch.bfloat16)
         errors.append([(a - b).norm() / b.norm() for a, b in zip(rounded, exact)])
     for ours, theirs in zip(*errors):
@@ -129,16 +129,16 @@ def test_masked_attention_is_trained_in_fp32_on_the_cpu(masked, autocast):
         assert (ours.double() - theirs).norm() < 0.0025 * theirs.norm()
 
 
-def test_bf16_on_the_cpu_takes_the_products(tiny_model, images, monkeypatch):
+def test_bf16_on_the_cpu_takes_the_matmuls(tiny_model, images, monkeypatch):
     """Forward and backward, with the chunks of the real size and of one sample."""
     model = tiny_model().bfloat16().train()
     pixel_values = images(model)
     gradients = []
     applied = []
-    products = attention._ChunkedAttention.apply
-    monkeypatch.setattr(attention._ChunkedAttention, "apply", lambda *args: applied.append(1) or products(*args))
-    for chunk_weights in (attention._CHUNK_WEIGHTS, 1):
-        monkeypatch.setattr(attention, "_CHUNK_WEIGHTS", chunk_weights)
+    apply = cpu_attention._ChunkedAttention.apply
+    monkeypatch.setattr(cpu_attention._ChunkedAttention, "apply", lambda *args: applied.append(1) or apply(*args))
+    for chunk_weights in (cpu_attention._CHUNK_WEIGHTS, 1):
+        monkeypatch.setattr(cpu_attention, "_CHUNK_WEIGHTS", chunk_weights)
         model.zero_grad()
         model(pixel_values, labels=torch.tensor([0, 1, 2])).loss.backward()
         gradients.append([parameter.grad.float() for parameter in model.parameters()])

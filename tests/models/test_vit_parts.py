@@ -1,5 +1,6 @@
 """Patch embedding, poolings, regularisation and losses against closed forms and the same parts of others."""
 
+import copy
 import math
 from functools import partial
 
@@ -12,9 +13,10 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from hf_vit import HfViTForImageClassification, HfViTModel
+from hf_vit.models import cpu_paths
 from hf_vit.models.layers import DropPath, drop_path_rates
 from hf_vit.models.losses import classification_loss, distillation_loss
-from hf_vit.models.patch_embedding import PatchEmbedding
+from hf_vit.models.patch_embedding import PatchEmbedding, _convolve_by_matmul
 from hf_vit.models.pooling import Pooler
 
 # --- patch embedding -------------------------------------------------------------------------------------------------
@@ -24,13 +26,14 @@ from hf_vit.models.pooling import Pooler
 @pytest.mark.parametrize("patch_size", [4, (2, 8), (3, 5)], ids=str)
 @pytest.mark.parametrize("patch_embedding", ["conv", "hybrid"])
 def test_patch_embedding_is_a_convolution(tiny_config, patch_embedding, patch_size, dtype, tolerance):
-    """Whose stride equals its kernel; after the stem, if there is one."""
+    """Whose stride equals its kernel; after the stem, if there is one. That of torch in bf16 is wrong for a kernel and
+    stride of (1, 4) on processors with AMX."""
     torch.manual_seed(0)
     size = {"patch_size": list(patch_size) if isinstance(patch_size, tuple) else patch_size, "image_size": [120, 120]}
     embedding = PatchEmbedding(tiny_config(**size, patch_embedding=patch_embedding, num_channels=2)).to(dtype)
     projection = embedding.projection
     kernel = embedding.map_patch_shape
-    convolution = nn.Conv2d(projection.in_features // math.prod(kernel), 32, kernel, stride=kernel, dtype=dtype)
+    convolution = nn.Conv2d(projection.in_features // math.prod(kernel), 32, kernel, stride=kernel)
     convolution.load_state_dict(
         {name: getattr(projection, name).view_as(value) for name, value in convolution.state_dict().items()}
     )
@@ -38,7 +41,7 @@ def test_patch_embedding_is_a_convolution(tiny_config, patch_embedding, patch_si
     pixel_values = torch.randn(2, 2, 3 * height, 5 * width, dtype=dtype)
     with torch.no_grad():
         features = embedding.stem(pixel_values) if embedding.stem else pixel_values
-        expected = convolution(features)
+        expected = convolution(features.float()).to(dtype)
         got = embedding(pixel_values)
     assert expected.shape == (2, 32, 3, 5) and embedding.grid_size(pixel_values) == (3, 5)
     torch.testing.assert_close(got, expected.flatten(2).transpose(1, 2), atol=tolerance, rtol=tolerance)
@@ -66,6 +69,40 @@ def test_the_stem_is_a_chain_of_convolutions_and_resnets_blocks(
     got = stem(pixel_values)
     assert got.shape == (2, 32, 48 // stem.stride, 96 // stem.stride)
     torch.testing.assert_close(got, chain(pixel_values))
+
+
+@pytest.mark.parametrize("patch_size", [16, 2, 3, (2, 8), (4, 8), (8, 4)], ids=str)
+@pytest.mark.parametrize("columns", [1, 2, 5])
+@pytest.mark.parametrize("by", ["dtype", "autocast"])
+@pytest.mark.parametrize("has_amx", [None, True])
+def test_the_stem_in_bf16_is_that_in_fp32(tiny_config, monkeypatch, patch_size, columns, by, has_amx):
+    """Output and gradients, with images one patch wide too, on this processor, and as on one with AMX."""
+    if has_amx is not None:
+        monkeypatch.setattr(cpu_paths, "_HAS_AMX", has_amx)
+    torch.manual_seed(0)
+    height, width = patch_size if isinstance(patch_size, tuple) else (patch_size, patch_size)
+    size = {"patch_size": [height, width], "image_size": [3 * height, 5 * width]}
+    stem = PatchEmbedding(tiny_config(**size, patch_embedding="hybrid", hidden_size=64)).stem
+    reduced = copy.deepcopy(stem).bfloat16() if by == "dtype" else stem
+    pixel_values = torch.randn(2, 3, 3 * height, columns * width).bfloat16()
+    results = []
+    for module, dtype in ((stem, torch.float32), (reduced, torch.bfloat16 if by == "dtype" else torch.float32)):
+        stem.zero_grad()
+        states = pixel_values.to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=by == "autocast" and bool(results)):
+            output = module(states)
+        output.backward(torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output.dtype))
+        results.append([output, states.grad, *(parameter.grad for parameter in module.parameters())])
+    # Rounding turns some ReLUs round, which gradients feel; a wrong convolution shares nothing with a right one.
+    for i, (expected, got) in enumerate(zip(*results)):
+        assert (got.float() - expected).norm() < (0.4 if i else 0.03) * expected.norm()
+
+
+def test_a_strided_convolution_by_matmul_is_the_convolution():
+    torch.manual_seed(0)
+    for height, width in ((2, 2), (4, 6), (8, 2)):
+        convolution, features = nn.Conv2d(5, 7, 3, 2, 1, bias=False), torch.randn(2, 5, height, width)
+        torch.testing.assert_close(_convolve_by_matmul(convolution, features), convolution(features))
 
 
 # --- pooling ---------------------------------------------------------------------------------------------------------

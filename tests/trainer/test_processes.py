@@ -124,5 +124,8 @@ def test_shared_out_weights_have_the_curve_of_one_process_and_resume(tmp_path, m
     assert config["architectures"] == ["HfViTForImageClassification"]
     alone, shared = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "shared"))
     assert alone.keys() == shared.keys()
+    # AdamW makes steps of the learning rate, 2e-3, of gradients however small, so that rounding shows: beside a run in
+    # fp64, one process has weights that differ by 7e-6 with AVX-512 (of keys' biases, whose gradient is zero) and by
+    # 1e-4 with SSE4.1 and with AVX2. A sample lost or counted twice shows as a part of a step.
     for name, tensor in alone.items():
-        torch.testing.assert_close(shared[name], tensor, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(shared[name], tensor, atol=3e-4, rtol=1e-4)

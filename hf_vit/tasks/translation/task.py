@@ -57,8 +57,10 @@ class GenerationArguments:
 @contextlib.contextmanager
 def _as_loaded(model: torch.nn.Module) -> Iterator[None]:
     """The model as its users load it: without the mixed precision that Accelerate puts around its `forward`, which
-    would change the texts, and keep `generate` from its fast path."""
+    would change the texts, and keep `generate` from its fast path; and with packed weights, as in a pipeline."""
     around = vars(model).pop("forward", None)
+    if hasattr(model, "pack_weights"):
+        model.pack_weights()
     try:
         with torch.autocast(model.device.type, enabled=False):
             yield
