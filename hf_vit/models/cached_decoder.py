@@ -1,5 +1,6 @@
 """The decoder a token at a time, on a CPU, as fast as its weights can be read."""
 
+from functools import lru_cache
 from types import FunctionType
 
 import torch
@@ -270,13 +271,18 @@ def _parts(decoder: nn.Module):
 
 
 def _why_not_module(module: nn.Module) -> list[str]:
-    reasons = [f"has {name} replaced" for name in vars(module) if callable(getattr(type(module), name, None))]
+    reasons = [f"has {name} replaced" for name in _method_names(type(module)) & vars(module).keys()]
     if module.training:
         reasons.append("is in training mode")
     # transformers leaves hooks behind that record attentions and hidden states when they are asked for.
     if any(getattr(hook, "__module__", None) != _RECORDING for hook in hooks_of(module)):
         reasons.append("has hooks")
     return reasons
+
+
+@lru_cache
+def _method_names(module_class: type) -> frozenset[str]:
+    return frozenset(name for name in dir(module_class) if callable(getattr(module_class, name, None)))
 
 
 def _is_own(method) -> bool:

@@ -36,12 +36,14 @@ def linear(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
     """
     if torch.compiler.is_compiling() or not is_untouched_linear(layer):
         return layer(states)
-    weight = layer.weight
-    if type(weight) is PackedParameter or why_not_onednn_linear(states, weight) is not None:
+    weight, bias = layer.weight, layer.bias
+    if type(weight) is PackedParameter:
+        return _multiply(states, weight, bias) if _may_multiply(states, weight, bias) else layer(states)
+    if why_not_onednn_linear(states, weight) is not None:
         return layer(states)
     if torch.is_grad_enabled():
-        return _OneDNNLinear.apply(states, weight, layer.bias)
-    return onednn_linear(states, weight, layer.bias)
+        return _OneDNNLinear.apply(states, weight, bias)
+    return onednn_linear(states, weight, bias)
 
 
 # What may be asked of a packed weight without unpacking it: nothing that reads or changes a number.
@@ -127,10 +129,11 @@ class PackedParameter(nn.Parameter):
 def _may_multiply(input, weight, bias=None) -> bool:
     return (
         type(weight) is PackedParameter
+        and isinstance(input, torch.Tensor)
         and not torch.is_grad_enabled()
-        and input.dtype == weight.dtype
+        and input.dtype == weight._packed.dtype
         and input.numel() > 0
-        and input.shape[-1] == weight.shape[1]
+        and input.shape[-1] == weight._packed.shape[1]
         and not torch.is_autocast_enabled("cpu")
         and is_plain_eager(input, *(() if bias is None else (bias,)))
     )
