@@ -85,7 +85,7 @@ def from_timm(model: nn.Module) -> HfViTForImageClassification:
         hidden_dropout_prob=block.attn.proj_drop.p,
         attention_probs_dropout_prob=block.attn.attn_drop.p,
         drop_path_rate=getattr(model.blocks[-1].drop_path1, "drop_prob", 0.0),
-        layer_scale_init_value=float(block.ls1.gamma[0].abs()) if hasattr(block.ls1, "gamma") else None,
+        layer_scale_init_value=float(block.ls1.gamma.abs().mean()) if hasattr(block.ls1, "gamma") else None,
         layer_norm_eps=block.norm1.eps,
         image_size=list(model.patch_embed.img_size),
         patch_size=list(model.patch_embed.patch_size),

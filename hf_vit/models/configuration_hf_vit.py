@@ -225,8 +225,9 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(f"model_type of the checkpoint must be {cls.model_type!r}, got {model_type!r}")
+        config_dict = {**{name: kwargs[name] for name in _SIZES if name in kwargs}, **config_dict}
         for name in _SIZES:
-            if config_dict.get(name, kwargs.get(name)) is None:
+            if config_dict.get(name) is None:
                 raise ValueError(f"{name} must be in the configuration that is loaded, or be given while loading")
         saved = cls(**config_dict)
         if "pooling" in kwargs:

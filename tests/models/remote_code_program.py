@@ -48,7 +48,7 @@ def model_results(folder):
 
 def image_results(folder):
     """What processor and pipelines make of each picture in the folder."""
-    processor = AutoImageProcessor.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
     processor.save_pretrained(Path(TARGET) / Path(folder).name)
     classify = pipeline("image-classification", model=folder, trust_remote_code=True)
     describe = pipeline("image-feature-extraction", model=folder, trust_remote_code=True)
@@ -63,7 +63,7 @@ def image_results(folder):
     return results
 
 
-results = {}
+results = {"images": {}}
 for folder in sorted(path for path in Path(SOURCE).iterdir() if path.is_dir()):
     if (folder / "model.safetensors").exists():
         results[folder.name] = model_results(str(folder))
@@ -72,5 +72,5 @@ for folder in sorted(path for path in Path(SOURCE).iterdir() if path.is_dir()):
         config.save_pretrained(Path(TARGET) / folder.name)
         results[folder.name] = config.to_dict()
     if (folder / "preprocessor_config.json").exists():
-        results["images"] = image_results(str(folder))
+        results["images"][folder.name] = image_results(str(folder))
 torch.save(results, Path(TARGET) / "results.pt")

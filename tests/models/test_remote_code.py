@@ -1,6 +1,7 @@
 """What is saved works for those who have transformers and not this package."""
 
 import ast
+import json
 import os
 import shutil
 import subprocess
@@ -15,11 +16,14 @@ from transformers import ViTImageProcessor
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import hf_vit
-from hf_vit import HfViTBackbone, HfViTConfig, HfViTForImageClassification, HfViTModel
+from hf_vit import HfViTBackbone, HfViTConfig, HfViTForImageClassification, HfViTImageProcessor, HfViTModel
 
 MODELS = Path(hf_vit.__file__).parent / "models"
 MODES = ["RGB", "L", "LA", "RGBA", "P", "1"]
 SPECIMEN = "attention-rope_2d"
+# It comes with an image processor of ours.
+PHOTO_SPECIMEN = "cls-learned"
+PHOTO_PROCESSOR = HfViTImageProcessor(size={"height": 16, "width": 16}, crop_pct=0.9, crop_mode="border")
 # What the core package does not ask for, and numpy, which transformers brings.
 OPTIONAL = [
     "torchvision",
@@ -106,6 +110,7 @@ def save_everything(folder):
     HfViTConfig.from_variant("deit_tiny_distilled_patch16_224", pooling="max").save_pretrained(folder / "config")
     processor = ViTImageProcessor(size={"height": 16, "width": 16}, do_convert_rgb=True)
     processor.save_pretrained(folder / SPECIMEN)
+    PHOTO_PROCESSOR.save_pretrained(folder / PHOTO_SPECIMEN)
     return models
 
 
@@ -118,6 +123,7 @@ def add_inputs(folder, models):
     for mode in MODES:
         picture(mode).save(folder / SPECIMEN / f"{mode}.png")
         picture(mode).convert("RGB").save(folder / SPECIMEN / f"{mode}-converted.png")
+    picture("RGB").save(folder / PHOTO_SPECIMEN / "photo.png")
 
 
 def run_without_the_package(source, target, hidden, caches):
@@ -191,7 +197,8 @@ def test_pictures_of_every_mode_go_through_processor_and_pipelines(saved, mode):
     # transformers 5.17 drops what is transparent, later versions lay it on white.
     readings = [picture(mode).convert("RGB"), Image.alpha_composite(white, picture(mode).convert("RGBA"))]
     for generation in results:
-        result, converted = generation["images"][mode], generation["images"][f"{mode}-converted"]
+        images = generation["images"][SPECIMEN]
+        result, converted = images[mode], images[f"{mode}-converted"]
         differences = [(result["pixel_values"] - normalised(reading)).abs().max() for reading in readings]
         assert min(differences) < 0.02
         pixel_values = converted["pixel_values"]  # pipelines convert first
@@ -207,5 +214,22 @@ def test_pictures_of_every_mode_go_through_processor_and_pipelines(saved, mode):
 
 
 def test_pillow_serves_where_torchvision_is_missing(saved):
-    backends = [generation["images"]["backend"] for generation in saved[2]]
+    backends = [generation["images"][SPECIMEN]["backend"] for generation in saved[2]]
     assert backends[1] == "ViTImageProcessorPil"
+
+
+def test_our_image_processor_travels(saved):
+    models, (original, *others), results = saved
+    pixel_values = PHOTO_PROCESSOR(picture("RGB"), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        scores = models[PHOTO_SPECIMEN](pixel_values).logits[0].softmax(-1)
+    for generation in results:
+        images = generation["images"][PHOTO_SPECIMEN]
+        assert images["backend"] == "HfViTImageProcessor"
+        torch.testing.assert_close(images["photo"]["pixel_values"], pixel_values)
+        got = {answer["label"]: answer["score"] for answer in images["photo"]["classes"]}
+        assert got == {f"LABEL_{i}": pytest.approx(score, abs=1e-4) for i, score in enumerate(scores.tolist())}
+    for folder in (original, *others[:1]):
+        assert (folder / PHOTO_SPECIMEN / "image_processing_hf_vit.py").is_file()
+        auto_map = json.loads((folder / PHOTO_SPECIMEN / "preprocessor_config.json").read_text())["auto_map"]
+        assert auto_map == {"AutoImageProcessor": "image_processing_hf_vit.HfViTImageProcessor"}

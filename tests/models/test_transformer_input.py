@@ -6,7 +6,12 @@ import pytest
 import torch
 from transformer_tools import SIZES, make_model, tokens
 
-from hf_vit import HfTransformerConfig, HfTransformerForCausalLM, HfTransformerForConditionalGeneration
+from hf_vit import (
+    HfTransformerConfig,
+    HfTransformerForCausalLM,
+    HfTransformerForConditionalGeneration,
+    HfTransformerModel,
+)
 
 
 @pytest.mark.parametrize("position_embedding", ["sinusoidal", "relative", "relative_xl", "rope"])
@@ -89,3 +94,19 @@ def test_initial_weights_follow_the_configuration():
     narrow = HfTransformerForConditionalGeneration(HfTransformerConfig(**sizes, init_std=0.01))
     assert narrow.get_input_embeddings().weight.std().item() == pytest.approx(0.01, rel=0.02)
     assert narrow.model.encoder.layers[0].attention.out_proj.weight.std().item() == pytest.approx(0.01, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "model_class", [HfTransformerModel, HfTransformerForConditionalGeneration, HfTransformerForCausalLM]
+)
+def test_tuples_for_a_configuration_that_asks_for_them(model_class):
+    model = make_model(model_class)
+    inputs = {"input_ids": tokens()}
+    if model_class is not HfTransformerForCausalLM:
+        inputs["decoder_input_ids"] = tokens(seed=2)
+    with torch.no_grad():
+        named = model(**inputs, use_cache=False)
+        model.config.return_dict = False
+        values = model(**inputs, use_cache=False)
+    assert isinstance(values, tuple) and not isinstance(named, tuple)
+    torch.testing.assert_close(values, named.to_tuple(), atol=0, rtol=0)

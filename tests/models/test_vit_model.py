@@ -262,8 +262,11 @@ def test_tuples_hold_the_same_as_named_outputs(model, images):
     with torch.no_grad():
         named = model(images(model), labels=torch.tensor([0, 1, 2]), **options)
         values = model(images(model), labels=torch.tensor([0, 1, 2]), **options, return_dict=False)
-    assert isinstance(values, tuple)
-    torch.testing.assert_close(values, named.to_tuple(), atol=0, rtol=0)
+        model.config.return_dict = False
+        by_configuration = model(images(model), labels=torch.tensor([0, 1, 2]), **options)
+    for got in (values, by_configuration):
+        assert isinstance(got, tuple)
+        torch.testing.assert_close(got, named.to_tuple(), atol=0, rtol=0)
 
 
 def test_the_same_images_give_the_same_logits(tiny_model, architecture, images):
@@ -389,5 +392,7 @@ def test_backbone_returns_a_map_per_stage_for_any_size(tiny_model, architecture,
     outputs = backbone(images(backbone, 2, 3 * height, 5 * width), output_attentions=True)
     assert [feature_map.shape for feature_map in outputs.feature_maps] == [(2, 32, 3, 5)] * 3
     assert outputs.hidden_states is None and len(outputs.attentions) == 2
-    (maps,) = backbone(images(backbone, 2, 3 * height, 5 * width), return_dict=False)
-    assert_close(maps[2], outputs.feature_maps[2])
+    backbone.config.return_dict = False
+    for given in ({}, {"return_dict": False}):
+        (maps,) = backbone(images(backbone, 2, 3 * height, 5 * width), **given)
+        assert_close(maps[2], outputs.feature_maps[2])

@@ -151,7 +151,7 @@ def test_trainer_learns_and_evaluates_the_mean_of_both_heads(tiny_model, example
     assert trainer.state.log_history[-2]["train_loss"] > metrics["eval_loss"]
 
 
-# --- compile, export -------------------------------------------------------------------------------------------------
+# --- compile ---------------------------------------------------------------------------------------------------------
 
 
 def test_compiles_into_one_graph_forward_and_backward(model, images):
@@ -173,17 +173,6 @@ def test_compiled_kernels_give_the_same_logits(model, images):
     with torch.no_grad():
         got, expected = torch.compile(model, fullgraph=True)(images(model)).logits, model(images(model)).logits
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
-
-
-def test_exports_with_a_dynamic_batch(model, images):
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(
-        model, (), {"pixel_values": images(model, 2)}, dynamic_shapes={"pixel_values": {0: batch}}
-    )
-    pixel_values = images(model, 5)
-    with torch.no_grad():
-        got, expected = program.module()(pixel_values=pixel_values).logits, model(pixel_values).logits
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
 # --- placement -------------------------------------------------------------------------------------------------------
@@ -241,3 +230,23 @@ def test_lora_on_attention_trains_saves_and_merges(tiny_model, architecture, ima
         merged = adapted.merge_and_unload()
         torch.testing.assert_close(merged(pixel_values).logits, expected, atol=1e-4, rtol=1e-4)
     assert isinstance(merged, HfViTForImageClassification) and isinstance(merged.vit, HfViTModel)
+
+
+@pytest.mark.parametrize("target_modules", ["all-linear", ["qkv_proj"]], ids=str)
+def test_the_second_head_is_no_class_head_to_an_adapter(tiny_model, images, target_modules):
+    base = tiny_model(use_distillation_token=True)
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    config = peft.LoraConfig(r=4, target_modules=target_modules, modules_to_save=["classifier"])
+    adapted = peft.get_peft_model(base, config).train()
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    whole = {name for name in trained if "lora_" not in name}
+    prefix = "base_model.model.classifier.modules_to_save.default"
+    assert whole == {f"{prefix}.weight", f"{prefix}.bias"}
+    heads = {name.split(".")[2] for name in trained if ".vit." not in name}
+    assert heads == {"classifier"} | ({"distillation_head"} if target_modules == "all-linear" else set())
+    optimizer = torch.optim.SGD([adapted.get_parameter(name) for name in trained], lr=0.1)
+    adapted(pixel_values=images(base), labels=torch.tensor([0, 1, 2])).loss.backward()
+    optimizer.step()
+    after = adapted.unload().state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    assert changed == {"classifier.weight", "classifier.bias"}

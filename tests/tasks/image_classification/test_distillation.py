@@ -72,6 +72,15 @@ def test_a_teacher_whose_processor_cannot_be_followed_is_refused(tmp_path, field
         Teacher(path, NAMES)
 
 
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+def test_a_teacher_of_another_problem_is_refused(tmp_path, problem_type):
+    path, model = save(tmp_path)
+    model.config.problem_type = problem_type
+    model.save_pretrained(path)
+    with pytest.raises(ValueError, match=f"has problem_type '{problem_type}': its classes must exclude each other"):
+        Teacher(path, NAMES)
+
+
 def test_a_view_of_another_size_is_resized_as_the_teachers_processor_does(tmp_path):
     path, model = save(tmp_path)
     pixels = torch.from_numpy(np.array(Image.linear_gradient("L").resize((40, 32)))).expand(1, 3, 32, 40)

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from hf_vit import HfViTConfig, HfViTForImageClassification
+from hf_vit import HfViTConfig, HfViTForImageClassification, HfViTImageProcessor
 from hf_vit.tasks.image_classification.data import class_mapping
 from hf_vit.tasks.image_classification.models import (
     ModelArguments,
@@ -136,6 +136,7 @@ def test_from_scratch(arguments, kind, size):
         ({"config_name": "vit_gigantic_patch16_224"}, ["vit_gigantic_patch16_224", "vit_tiny_patch16_224"]),
         ({"config_overrides": {**VIT, "pooling": "median"}}, ["pooling", "median"]),
         ({"config_overrides": {**VIT, "hidden_size": 17}}, ["hidden_size"]),
+        ({"config_overrides": {**VIT, "problem_type": "regression"}}, ["problem_type", "exclude each other"]),
     ],
 )
 def test_models_that_do_not_exist_are_refused(arguments, words):
@@ -175,3 +176,29 @@ def test_a_centre_crop_is_taken_over_from_the_checkpoint_and_by_flag(tmp_path):
     torch.testing.assert_close(processor(image, return_tensors="pt")["pixel_values"], expected)
     _, whole = build(model_name_or_path=str(tmp_path), eval_crop_ratio=1.0)
     assert not getattr(whole, "do_center_crop", None)
+
+
+def test_a_checkpoint_of_many_labels_becomes_a_classifier_of_one(tmp_path):
+    """Its classes exclude each other, as those of the data do: what applies it takes a softmax."""
+    ViTForImageClassification(
+        ViTConfig(**VIT, num_labels=3, problem_type="multi_label_classification")
+    ).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    model, _ = build(model_name_or_path=str(tmp_path))
+    assert model.config.problem_type is None
+
+
+def test_how_our_processor_crops_is_taken_over_or_refused(tmp_path):
+    HfViTForImageClassification(HfViTConfig(**VIT, num_labels=3)).save_pretrained(tmp_path)
+    fields = {"size": {"height": 32, "width": 32}}
+    HfViTImageProcessor(**fields, crop_pct=0.8).save_pretrained(tmp_path)
+    _, processor = build(model_name_or_path=str(tmp_path))
+    assert InputFormat.of(processor).crop_ratio == pytest.approx(0.8)
+    HfViTImageProcessor(**fields, crop_pct=1.0, crop_mode="squash").save_pretrained(tmp_path)
+    _, processor = build(model_name_or_path=str(tmp_path))
+    assert dict(processor.size) == fields["size"] and not getattr(processor, "do_center_crop", None)
+    HfViTImageProcessor(**fields, crop_mode="border").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="crop_mode 'border', which is not known here: give --eval_crop_ratio"):
+        build(model_name_or_path=str(tmp_path))
+    _, processor = build(model_name_or_path=str(tmp_path), eval_crop_ratio=0.5)
+    assert InputFormat.of(processor).crop_ratio == 0.5
