@@ -79,6 +79,8 @@ def _go_on_by_one(position_ids, attention_mask, slots) -> bool:
     whether they are those of several texts, each of which does."""
     if holds_several_texts(position_ids, attention_mask):
         return True
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
+        return _differ_as_slots(position_ids, attention_mask, slots)
     has_rows = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
     is_padding = attention_mask[:, slots] == 0 if has_rows else torch.zeros_like(position_ids, dtype=torch.bool)
     for expected in (slots[None], text_position_ids(attention_mask, slots)):
@@ -87,6 +89,16 @@ def _go_on_by_one(position_ids, attention_mask, slots) -> bool:
         if (low.amin(1) >= high.amax(1)).all():
             return True
     return False
+
+
+def _differ_as_slots(position_ids, attention_mask, slots) -> bool:
+    """Whether every token is as far from each that it attends to as their slots are; of tokens in a cache nothing is
+    known but their slots."""
+    shift = position_ids - slots  # (B, N)
+    if slots[0] > 0:
+        return bool((shift == shift[:, :1]).all())
+    attended = attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
+    return bool((~attended[:, 0, :, : len(slots)] | (shift[:, :, None] == shift[:, None])).all())
 
 
 class SinusoidalTextPosition(nn.Module):

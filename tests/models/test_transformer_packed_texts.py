@@ -142,3 +142,20 @@ def test_schemes_of_distances_take_positions_that_count_tokens(position_embeddin
     torch.testing.assert_close(model(ROWS, attention_mask=mask, position_ids=position_ids).logits, expected)
     with pytest.raises(ValueError, match=f"position_embedding={position_embedding},"):
         model(ROWS, attention_mask=mask, position_ids=torch.arange(12)[None] // 2)
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_texts_that_share_a_beginning_are_read_as_each_alone(architecture):
+    """A mask of one's own lets three last tokens follow one beginning, all at one index: right, or refused."""
+    model = MODELS[architecture]()
+    row, position_ids = ROWS[:1, :6], torch.tensor([[0, 1, 2, 3, 3, 3]])
+    mask = torch.ones(6, 6, dtype=torch.bool).tril()
+    mask[4, 3] = mask[5, 3] = mask[5, 4] = False
+    if "relative" in architecture:
+        with pytest.raises(ValueError, match=f"position_embedding={model.config.position_embedding},"):
+            model(row, attention_mask=mask[None, None], position_ids=position_ids)
+        return
+    logits = model(row, attention_mask=mask[None, None], position_ids=position_ids).logits
+    for last in (3, 4, 5):
+        alone = model(torch.cat((row[:, :3], row[:, last : last + 1]), 1)).logits
+        torch.testing.assert_close(logits[:, last], alone[:, -1], atol=1e-4, rtol=1e-4)
