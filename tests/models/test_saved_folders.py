@@ -11,18 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from hub_server.saved_run import save_run
 from saved_folders_program import EXPECTED, outputs_of
 from transformers import AutoModelForImageClassification, AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from hf_vit import HfViTForImageClassification
+from hf_vit.cards import write_card
 from hf_vit.cli import app
+from hf_vit.hub import publish as hub
 from hf_vit.hub.doctor import examine
 from hf_vit.hub.own_code import MODELS, is_older, refresh_code
 from hf_vit.hub.staging import staged
 from hf_vit.isolated.fresh_process import fresh_process
 from hf_vit.models import tested_versions
-from hf_vit.models.tested_versions import fault_of_code
+from hf_vit.models.tested_versions import TESTED_TRANSFORMERS, fault_of_code
 
 SAVED = Path(__file__).parents[1] / "fixtures" / "saved_by_0_1_0"
 MINOR = tuple(int(part) for part in transformers.__version__.split(".")[:2])
@@ -133,6 +136,28 @@ def test_what_is_pushed_has_this_packages_code_and_the_folder_keeps_its_own(tmp_
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     with staged(folder) as stage:
         assert [problem for problem in examine(stage) if "5.24" in problem]
+
+
+def test_code_that_was_changed_by_hand_is_not_replaced_unseen(tmp_path):
+    folder = shutil.copytree(SAVED / "translator", tmp_path / "translator")
+    with (folder / "layers.py").open("a") as file:
+        file.write("\n_activate = MLP.activate\nMLP.activate = lambda self, states: 2 * _activate(self, states)\n")
+    refused = pytest.raises(ValueError, match="its own code is of an older version and was changed")
+    with staged(folder, refresh=True) as stage, fresh_process() as process, refused:
+        hub._compare_codes(process, folder, stage)
+
+
+def test_a_card_is_written_anew_with_the_code(tmp_path):
+    folder = save_run(tmp_path / "digits", "alice/digits")
+    write_card(folder)
+    (folder / "tested_versions.py").write_text('TESTED_TRANSFORMERS = ("5.17", "5.18")\n')
+    assert is_older(folder)
+    with staged(folder) as stage:
+        assert [problem for problem in examine(stage) if "not those that the card's snippets" in problem]
+    with staged(folder, refresh=True) as stage:
+        assert examine(stage) == []
+        assert "tested with transformers {} to {}".format(*TESTED_TRANSFORMERS) in (stage / "README.md").read_text()
+    assert is_older(folder)
 
 
 def test_code_of_this_version_is_left_as_it_is(tmp_path, tiny_model):

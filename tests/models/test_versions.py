@@ -126,10 +126,13 @@ def exercise(folder):
     trainer.predict(examples)
 
 
-def test_nothing_deprecated_is_called(tmp_path, caplog):
+def test_nothing_deprecated_is_called(tmp_path, monkeypatch):
+    messages = []
+    for name in ("warning", "warning_once", "warning_advice"):  # the second, transformers' own, speaks once a process
+        monkeypatch.setattr(logging.Logger, name, lambda self, message, *args, **_: messages.append(str(message)))
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
         exercise(tmp_path)
-    messages = [str(each.message) for each in given] + [record.getMessage() for record in caplog.records]
-    assert not [message for message in messages if re.search("past_key_values|`cache|cache_params", message)]
+    messages += [str(each.message) for each in given]
+    assert not [message for message in messages if re.search("past_key_values|`cache`|cache_params", message)]
     assert not [each for each in given if issubclass(each.category, FutureWarning) and "hf_vit" in each.filename]
