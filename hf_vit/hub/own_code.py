@@ -69,7 +69,8 @@ def _config_of(folder: Path) -> PreTrainedConfig | None:
         config = AutoConfig.for_model(model_type)
     except (OSError, KeyError, TypeError, ValueError):
         return None
-    return config if type(config).__module__.startswith(f"{__package__}.models.") else None
+    package = tested_versions.__name__.rpartition(".")[0]
+    return config if type(config).__module__.startswith(f"{package}.") else None
 
 
 def _entries(config: PreTrainedConfig) -> set[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
-from .tested_versions import say_once
+from .tested_versions import fault_of_code, say_once
 
 _SIBLING = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
 
@@ -69,7 +69,7 @@ class CodeVersionMixin:
         own, theirs = code_digest(cls._code_file()), config_dict.get("code_digest")
         if Path(folder, cls._code_file().name).is_file():
             theirs = code_digest(Path(folder, cls._code_file().name))  # which may have been edited
-        if own is not None and own != theirs:
+        if own is not None and own != theirs and fault_of_code(folder) is None:  # of which the model tells
             say_once(
                 f"{folder} has model code other than that of the installed {package}, which runs in "
                 f"its place: to run its own, load it with trust_remote_code=True where {package} is not imported."

@@ -113,7 +113,7 @@ class HfTransformerStack(HfTransformerPreTrainedModel):
             self._check_length(embeddings.shape[1], past_length)
             position_ids = text_position_ids(attention_mask, slots)
         else:
-            check_position_ids(self.config, position_ids, attention_mask, slots, len(embeddings))
+            check_position_ids(self.config, position_ids, attention_mask, slots, len(embeddings), self.input_name)
         attention_kwargs = {}
         if self.token_position is not None:
             embeddings = embeddings + self.token_position(position_ids).to(embeddings.dtype)

@@ -41,7 +41,12 @@ def holds_several_texts(position_ids: torch.Tensor | None, attention_mask: torch
 
 
 def check_position_ids(
-    config, position_ids: torch.Tensor, attention_mask: torch.Tensor | None, slots: torch.Tensor, batch_size: int
+    config,
+    position_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    slots: torch.Tensor,
+    batch_size: int,
+    input_name: str,
 ):
     """Check that given positions are of the tokens' shape and that `config.position_embedding` can express them.
 
@@ -50,6 +55,7 @@ def check_position_ids(
         position_ids: shape (batch or 1, tokens).
         attention_mask, slots: see [`text_position_ids`].
         batch_size: number of rows of tokens.
+        input_name: what the model calls the tokens.
 
     Raises:
         ValueError: if they are not.
@@ -62,6 +68,11 @@ def check_position_ids(
         return
     if config.position_embedding == "learned" and position_ids.device.type == "cpu":
         (low, high), limit = (int(value) for value in position_ids.aminmax()), config.max_position_embeddings
+        # As `generate` counts them for a text that is too long.
+        if high >= limit and torch.equal(position_ids, slots.expand_as(position_ids)):
+            raise ValueError(
+                f"{input_name} must have at most {limit} tokens (max_position_embeddings), got {high + 1}"
+            )
         if low < 0 or high >= limit:
             raise ValueError(
                 f"position_ids must be in [0, {limit}) (max_position_embeddings), got {low if low < 0 else high}"

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 import transformers
-from test_vit_training import train
+from huggingface_trainer import train
 from torch.distributions import Bernoulli, kl_divergence
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 

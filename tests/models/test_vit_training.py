@@ -7,7 +7,7 @@ import peft
 import pytest
 import torch
 from accelerate import infer_auto_device_map
-from transformers import Trainer, TrainingArguments
+from huggingface_trainer import train
 
 from hf_vit import HfViTForImageClassification, HfViTModel
 
@@ -95,33 +95,6 @@ def examples(tiny_config):
     ]
 
 
-def train(model, examples, folder, steps=1, **arguments):
-    arguments = TrainingArguments(
-        output_dir=folder,
-        max_steps=steps,
-        learning_rate=0.1,
-        lr_scheduler_type="constant",
-        max_grad_norm=0,
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-        save_strategy="no",
-        **{"per_device_train_batch_size": 8, "optim": "sgd", **arguments},
-    )
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=examples,
-        eval_dataset=examples,
-        compute_metrics=lambda prediction: {
-            "shape": str(prediction.predictions.shape),
-            "accuracy": (prediction.predictions.argmax(-1) == prediction.label_ids).mean(),
-        },
-    )
-    trainer.train()
-    return trainer
-
-
 @pytest.mark.parametrize("has_teacher", [True, False])
 def test_trainer_accumulates_the_gradients_of_the_whole_batch(tiny_model, examples, tmp_path, has_teacher):
     if not has_teacher:
@@ -193,7 +166,9 @@ def test_layers_may_lie_elsewhere(model, images, tmp_path, place):
     )
     assert (placed.vit.layers[1].mlp.fc1.weight.device.type == "meta") == (place == "disk")
     with torch.no_grad():
-        torch.testing.assert_close(placed(images(model)).logits, model(images(model)).logits, atol=0, rtol=0)
+        # Hooks that fetch weights keep linear layers from oneDNN, which rounds otherwise.
+        tolerance = 1e-6 if place == "disk" else 0
+        torch.testing.assert_close(placed(images(model)).logits, model(images(model)).logits, atol=tolerance, rtol=0)
 
 
 def test_no_residual_branch_is_split_between_devices(model):
