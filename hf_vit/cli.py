@@ -1,29 +1,71 @@
-"""The `hf-vit` command: publish, fetch, convert and examine models. Names are those of the `hf` command."""
+"""The `hf-vit` command: train, score, publish, fetch, convert and examine models. Names are those of the `hf` command.
+
+Commands load what they need when they run: the help is quick, and what an extra brings is asked for where it is used.
+"""
+
+from __future__ import annotations
 
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+
+from hf_vit.extras import MissingExtraError, extra
 
 try:
-    import typer
-    from transformers.utils.logging import disable_progress_bar
+    with extra("hub"):
+        import typer
+except MissingExtraError as error:
+    sys.exit(f"hf-vit: error: {error}")
 
-    from hf_vit.cards import check_card, write_card
-    from hf_vit.conversion.convert import convert as convert_checkpoint
-    from hf_vit.hub import publish as hub
-    from hf_vit.hub.doctor import examine
-    from hf_vit.hub.staging import staged
-    from hf_vit.isolated.fresh_process import fresh_process
-    from hf_vit.translate import load_translator, print_translations
-except ImportError as error:
-    sys.exit(f'hf-vit needs {error.name}: pip install "hf_vit[hub]"')
+from hf_vit.hub import publish as hub
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},  # --num_beams as --num-beams
+)
+_UsageError: Any = typer.BadParameter.__base__  # of click, which is a part of typer in newer versions alone
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a model, for instance the output_dir of a run.")]
 RepoId = Annotated[str, typer.Argument(help="NAMESPACE/NAME on the Hub, or NAME alone for one's own.")]
 Token = Annotated[str | None, typer.Option(help="A token of the Hub; that of `hf auth login` or HF_TOKEN by default.")]
+
+# Of commands that read their words themselves, `--help` too.
+_WHOLE: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def _words(context: typer.Context) -> list[str]:
+    """The words after the command, which is the program's name in help and errors."""
+    sys.argv = [context.command_path, *context.args]
+    return context.args
+
+
+@app.command(context_settings=_WHOLE)
+def train(context: typer.Context) -> None:
+    """Train a model by a recipe, in one process or, as Accelerate's launcher is told, in many."""
+    from hf_vit.train import launch
+
+    launch(_words(context))
+
+
+@app.command(context_settings=_WHOLE)
+def score(context: typer.Context) -> None:
+    """Score a saved or published model on a data set."""
+    with extra("train"):
+        from hf_vit.score import main
+
+    main(_words(context))
+
+
+@app.command(context_settings=_WHOLE)
+def study(context: typer.Context) -> None:
+    """Compare variants of a recipe over several seeds."""
+    with extra("train"):
+        from hf_vit.study import main
+
+    main(_words(context))
 
 
 @app.command()
@@ -64,6 +106,10 @@ def doctor(
     load: Annotated[bool, typer.Option(help="Load it too, without this package, running the code in it.")] = True,
 ) -> None:
     """Say what keeps a folder from being published. Exits with 1 if anything does."""
+    from hf_vit.hub.doctor import examine
+    from hf_vit.hub.staging import staged
+    from hf_vit.isolated.fresh_process import fresh_process
+
     with staged(folder) as stage:
         problems = examine(stage)
         if load and not problems:
@@ -81,6 +127,9 @@ def card(
     check: Annotated[bool, typer.Option("--check", help="Change nothing; exit with 1 if it is not so.")] = False,
 ) -> None:
     """Write the model card from the folder's records. Runs the code in the folder, unless it only checks."""
+    with extra("hub"):
+        from hf_vit.cards.card import check_card, write_card
+
     if check:
         _report(check_card(folder), "the card says what the records say")
     else:
@@ -94,6 +143,8 @@ def convert(
     revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit.")] = None,
 ) -> None:
     """Write a ViT or DeiT of timm or transformers, a Marian or a T5 as a model of this package."""
+    from hf_vit.conversion.convert import convert as convert_checkpoint
+
     _check_source(source)
     print(convert_checkpoint(source, folder, revision))
 
@@ -103,12 +154,15 @@ def translate(
     model: Annotated[str, typer.Argument(help="A translation model: its id on the Hub, or its folder.")],
     text: Annotated[str | None, typer.Argument(help="What to translate; each line of standard input if none.")] = None,
     num_beams: Annotated[
-        int | None,
-        typer.Option("--num-beams", "--num_beams", min=1, help="Beams of the search; the model's own by default."),
+        int | None, typer.Option(min=1, help="Beams of the search; the model's own by default.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit.")] = None,
 ) -> None:
     """Translate a text, or every line of standard input as it comes. Runs no code of the model's repository."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from hf_vit.translate import load_translator, print_translations
+
     _check_source(model)
     options = {} if num_beams is None else {"num_beams": num_beams}
     disable_progress_bar()  # of loading: the terminal is the translation's
@@ -132,11 +186,20 @@ def _report(problems: list[str], all_well: str) -> None:
 
 
 def main() -> None:
+    """Runs a command line. Errors are one line, `hf-vit COMMAND: error: ...`; the status of a wrong word is 2, of
+    anything else that failed 1."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    words = sys.argv[1:] or ["--help"]
+    program = " ".join(["hf-vit", *words[:1]])
     try:
-        app()
-    except (ValueError, OSError, hub.HubError) as error:
-        sys.exit(f"hf-vit: {error}")
+        sys.exit(app(words, standalone_mode=False))
+    except _UsageError as error:
+        print(f"{error.ctx.command_path if error.ctx else program}: error: {error.format_message()}", file=sys.stderr)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(f"{program}: interrupted")
+    except (ValueError, OSError, hub.HubError, MissingExtraError) as error:
+        sys.exit(f"{program}: error: {error}")
 
 
 if __name__ == "__main__":

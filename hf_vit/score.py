@@ -39,7 +39,6 @@ SCORE_FILE = "score.json"
 @dataclass
 class ScoreArguments:
     _argument_group_name: ClassVar[str] = "Score"
-    key: ClassVar[str] = "score"
 
     model_name_or_path: str = argument(None, help="The classifier: a folder or a model of the Hub.")
     model_revision: str | None = argument(None, help="Branch, tag or commit of model_name_or_path.")

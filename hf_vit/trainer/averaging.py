@@ -16,7 +16,6 @@ from hf_vit.config import argument, check_range
 @dataclass
 class EmaArguments:
     _argument_group_name: ClassVar[str] = "Averaged weights"
-    key: ClassVar[str] = "ema"
     replaces: ClassVar[dict[str, tuple[str, ...]]] = {
         "ema_decay": ("num_averaged_epochs",),
         "num_averaged_epochs": ("ema_decay",),

@@ -22,7 +22,6 @@ STATE_FILE = "trainer_state.json"
 @dataclass
 class CheckpointArguments:
     _argument_group_name: ClassVar[str] = "Checkpoints"
-    key: ClassVar[str] = "checkpoint"
 
     checkpointing_steps: str = argument("epoch", help="Save every so many optimizer steps, or `epoch`.")
     checkpoints_total_limit: int = argument(1, help="Latest checkpoints kept; the best one is kept beside them.")

@@ -18,7 +18,6 @@ _NEEDS_METRICS = ("reduce_lr_on_plateau", "greedy")
 @dataclass
 class OptimizationArguments:
     _argument_group_name: ClassVar[str] = "Optimization"
-    key: ClassVar[str] = "optimization"
     replaces: ClassVar[dict[str, tuple[str, ...]]] = {
         "num_train_epochs": ("max_train_steps",),
         "warmup_steps": ("warmup_ratio",),

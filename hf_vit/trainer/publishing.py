@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 @dataclass
 class HubArguments:
     _argument_group_name: ClassVar[str] = "Hub"
-    key: ClassVar[str] = "hub"
 
     push_to_hub: bool = argument(False, help="Publish the model, with the token of `hf auth login` or HF_TOKEN.")
     hub_model_id: str | None = argument(None, help="NAMESPACE/NAME, or NAME; the name of output_dir when not given.")

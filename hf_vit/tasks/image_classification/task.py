@@ -12,20 +12,19 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 from hf_vit import HfViTConfig
-from hf_vit.config import Arguments
 from hf_vit.models.losses import distilled_loss
+from hf_vit.tasks.image_classification.arguments import ImageClassificationArguments
 from hf_vit.tasks.image_classification.augment import (
-    AugmentationArguments,
     BatchMix,
     EvaluationTransform,
     TrainTransform,
     normalize,
 )
-from hf_vit.tasks.image_classification.data import DataArguments, ImageView, class_mapping, load_labelled_images
-from hf_vit.tasks.image_classification.distillation import DistillationArguments, TeacherEnsemble
-from hf_vit.tasks.image_classification.losses import ClassificationLoss, LossArguments
+from hf_vit.tasks.image_classification.data import ImageView, class_mapping, load_labelled_images
+from hf_vit.tasks.image_classification.distillation import TeacherEnsemble
+from hf_vit.tasks.image_classification.losses import ClassificationLoss
 from hf_vit.tasks.image_classification.metrics import classification_metrics, head_logits, output_statistics
-from hf_vit.tasks.image_classification.models import ModelArguments, build_model, build_processor
+from hf_vit.tasks.image_classification.models import build_model, build_processor
 from hf_vit.tasks.image_classification.streaming import ImageStream, load_streamed_images
 from hf_vit.tasks.image_classification.teacher_cache import cached_logits
 from hf_vit.tasks.task import Task
@@ -39,11 +38,10 @@ class ImageClassification(Task):
     """The task `image_classification`; `training.loop` says what a task offers."""
 
     name = "image_classification"
-    argument_groups = (DataArguments, ModelArguments, AugmentationArguments, LossArguments, DistillationArguments)
     sample_unit = "images"
     best_metric = "accuracy"
 
-    def __init__(self, arguments: Arguments):
+    def __init__(self, arguments: ImageClassificationArguments):
         self.arguments = arguments
         self.seed = arguments.run.seed
         if arguments.data.streaming:

@@ -5,53 +5,24 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
-from hf_vit.config import Arguments, argument, check_range
 from hf_vit.models.losses import token_loss
 from hf_vit.tasks.task import Task
-from hf_vit.tasks.translation.data import IGNORED, Collator, TextDataArguments, TextPairs, load_parallel_texts
+from hf_vit.tasks.translation.arguments import TranslationArguments
+from hf_vit.tasks.translation.data import IGNORED, Collator, TextPairs, load_parallel_texts
 from hf_vit.tasks.translation.metrics import perplexity, text_metrics, token_statistics
-from hf_vit.tasks.translation.models import TextModelArguments, build_text_model
-from hf_vit.text.tokenization import TokenizerArguments, Tokenizers, load_tokenizers, train_tokenizers
+from hf_vit.tasks.translation.models import build_text_model
+from hf_vit.text.tokenization import Tokenizers, load_tokenizers, train_tokenizers
 from hf_vit.trainer.sampler import EpochBatchSampler, TokenBatchSampler
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class GenerationArguments:
-    _argument_group_name: ClassVar[str] = "Loss and generation"
-    key: ClassVar[str] = "generation"
-
-    label_smoothing_factor: float | None = argument(
-        None, help="Part of each target that is spread over the vocabulary; none, or the checkpoint's, when not given."
-    )
-    num_beams: int | None = argument(
-        None,
-        help="Beams that the saved model generates with, one or the checkpoint's when not given; the result is "
-        "measured with one beam, and with these.",
-    )
-    generation_max_length: int = argument(
-        128,
-        help="Most tokens that are generated for a text in evaluation, and by the saved model unless it is told or a "
-        "checkpoint brought a limit of its own.",
-    )
-    metric_for_best_model: str = argument(
-        "bleu", help="Decides which checkpoint is the best.", choices=("bleu", "chrf", "exact_match")
-    )
-
-    def __post_init__(self):
-        check_range("label_smoothing_factor", self.label_smoothing_factor, 0, 0.99)
-        check_range("num_beams", self.num_beams, 1)
-        check_range("generation_max_length", self.generation_max_length, 1)
 
 
 @contextlib.contextmanager
@@ -71,10 +42,9 @@ class Translation(Task):
     """The task `translation`; `training.loop` says what a task offers."""
 
     name = "translation"
-    argument_groups = (TextDataArguments, TokenizerArguments, TextModelArguments, GenerationArguments)
     sample_unit = "sentences"
 
-    def __init__(self, arguments: Arguments):
+    def __init__(self, arguments: TranslationArguments):
         self.arguments = arguments
         self.seed = arguments.run.seed
         self.best_metric = arguments.generation.metric_for_best_model
