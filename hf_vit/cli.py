@@ -18,8 +18,6 @@ try:
 except MissingExtraError as error:
     sys.exit(f"hf-vit: error: {error}")
 
-from hf_vit.hub import publish as hub
-
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
@@ -77,10 +75,13 @@ def push(
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     tag: Annotated[str | None, typer.Option(help="A new tag for the commit.")] = None,
     collection: Annotated[str | None, typer.Option(help="The title of a collection to put the model into.")] = None,
-    commit_message: Annotated[str, typer.Option(help="The first line of the commit.")] = hub.COMMIT_MESSAGE,
+    commit_message: Annotated[str, typer.Option(help="The first line of the commit.")] = "Upload model",
     token: Token = None,
 ) -> None:
     """Check a model's folder, publish it in one commit, and check what arrived. Runs the code in the folder."""
+    with extra("hub"):
+        from hf_vit import hub
+
     destination = hub.Destination(repo_id, private, revision, create_pr, tag, collection, token)
     commit = hub.push(folder, destination, commit_message=commit_message)
     print(f"{commit.pr_url or commit.commit_url}\nLoaded back from the Hub, its outputs are the same.")
@@ -97,6 +98,9 @@ def pull(
     token: Token = None,
 ) -> None:
     """Download a model's repository and print its folder. Runs nothing of it."""
+    with extra("hub"):
+        from hf_vit import hub
+
     print(hub.pull(repo_id, revision=revision, local_dir=local_dir, token=token))
 
 
@@ -106,9 +110,10 @@ def doctor(
     load: Annotated[bool, typer.Option(help="Load it too, without this package, running the code in it.")] = True,
 ) -> None:
     """Say what keeps a folder from being published. Exits with 1 if anything does."""
-    from hf_vit.hub.doctor import examine
-    from hf_vit.hub.staging import staged
-    from hf_vit.isolated.fresh_process import fresh_process
+    with extra("hub"):
+        from hf_vit.hub.doctor import examine
+        from hf_vit.hub.staging import staged
+        from hf_vit.isolated.fresh_process import fresh_process
 
     with staged(folder) as stage:
         problems = examine(stage)
@@ -198,8 +203,18 @@ def main() -> None:
         sys.exit(2)
     except typer.Abort:
         sys.exit(f"{program}: interrupted")
-    except (ValueError, OSError, hub.HubError, MissingExtraError) as error:
+    except Exception as error:
+        if not _is_told(error):
+            raise
         sys.exit(f"{program}: error: {error}")
+
+
+def _is_told(error: Exception) -> bool:
+    """Whether an error's message says all that helps; another's traceback is wanted."""
+    if isinstance(error, (ValueError, OSError, MissingExtraError)):
+        return True
+    hub = sys.modules.get("hf_vit.hub")
+    return hub is not None and isinstance(error, hub.HubError)
 
 
 if __name__ == "__main__":
