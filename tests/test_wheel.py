@@ -79,6 +79,7 @@ def test_it_trains_cards_and_studies(installed):
     assert len(installed("hf-vit", "study", "mine.yaml", "--dry_run").splitlines()) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [["-m", "hf_vit.train"], [str(ROOT / "training" / "train.py")]],
