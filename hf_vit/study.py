@@ -21,8 +21,9 @@ import yaml
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from hf_vit.cards.records import RUN_FILE, write_atomically
 from hf_vit.config import argument, closest
+from hf_vit.files import write_atomically
+from hf_vit.record import RUN_FILE, Record, read_record
 from hf_vit.train import parse
 from hf_vit.trainer.checkpoint import CHECKPOINTS
 
@@ -97,22 +98,21 @@ def run_command(study: dict[str, Any], variant: str, seed: int, folder: Path) ->
     return [*command, "--overwrite_output_dir"] if (folder / RUN_FILE).is_file() else command
 
 
-def finished_run(folder: Path) -> dict[str, Any] | None:
-    """The records of the run in `folder`, or None while it is not finished."""
-    path = folder / RUN_FILE
-    run = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return run if run.get("status") == "finished" else None
+def finished_run(folder: Path) -> Record | None:
+    """The record of the run in `folder`, or None while it is not finished."""
+    run = read_record(folder) if (folder / RUN_FILE).is_file() else None
+    return run if run is not None and run.status == "finished" else None
 
 
-def check_arguments(run: dict[str, Any], argv: list[str], folder: Path) -> None:
+def check_arguments(run: Record, argv: list[str], folder: Path) -> None:
     """Raises a ValueError if a finished run was not made with what these arguments of train.py and their recipe say
     now, but for where it lies and how it went on."""
     wanted = parse(argv).to_dict()
     for name, value in json.loads(json.dumps(wanted)).items():
-        if name in _MAY_DIFFER or run["arguments"].get(name, value) == value:
+        if name in _MAY_DIFFER or run.arguments.get(name, value) == value:
             continue
         raise ValueError(
-            f"{folder} holds a run with other arguments, --{name} {run['arguments'][name]}, not {value}: "
+            f"{folder} holds a run with other arguments, --{name} {run.arguments[name]}, not {value}: "
             "choose another --output_dir"
         )
 
@@ -132,18 +132,25 @@ def train_one(study: dict[str, Any], variant: str, seed: int, folder: Path) -> d
         run = finished_run(folder)
         if done.returncode or run is None:
             raise RuntimeError(f"{variant}, seed {seed} failed:\n{(done.stdout + done.stderr)[-2000:]}")
-    metrics = run["result"]["metrics"]
     return {
         "variant": variant,
         "seed": seed,
-        **{name: metrics[name] for name in study["metrics"]},
-        "num_parameters": run["model"]["num_parameters"],
-        "training_s": round(run["duration_s"]["training"], 1),
-        "split": run["result"]["split"],
-        "num_examples": run["result"]["num_examples"],
-        "versions": run["versions"],
-        "hardware": run["hardware"],
+        **{name: _metric(run, name) for name in study["metrics"]},
+        "num_parameters": run.model.num_parameters,
+        "training_s": round(run.duration_s.training, 1),
+        "split": run.result.split,
+        "num_examples": run.result.num_examples,
+        "versions": run.versions,
+        "hardware": run.hardware.to_dict(),
     }
+
+
+def _metric(run: Record, name: str) -> float:
+    value = run.result.metrics.to_dict().get(name)
+    if not isinstance(value, float):
+        measured = [name for name, value in run.result.metrics.to_dict().items() if isinstance(value, float)]
+        raise ValueError(f"metrics: {name!r} was not measured; {closest(name, measured)}")
+    return value
 
 
 def summarise(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

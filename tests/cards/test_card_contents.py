@@ -81,7 +81,7 @@ def test_the_figure_of_cross_attention_has_room_for_its_tokens(tmp_path, source,
 
 
 @pytest.mark.parametrize(
-    "name, value, said", [("exact_match", 0.5, f"50.00{NBSP}% exact match"), ("bleu", 30, "30 BLEU")]
+    "name, value, said", [("exact_match", 0.5, f"50.00{NBSP}% exact match"), ("bleu", 30.25, "30.25 BLEU")]
 )
 def test_a_metric_is_written_as_within_a_sentence(tmp_path, name, value, said):
     result = {"split": "test", "metrics": {name: value}}
