@@ -5,8 +5,10 @@ Commands load what they need when they run: the help is quick, and what an extra
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -171,11 +173,15 @@ def translate(
     _check_source(model)
     options = {} if num_beams is None else {"num_beams": num_beams}
     disable_progress_bar()  # of loading: the terminal is the translation's
-    texts = [text]
-    if text is None:
+    print_translations(load_translator(model, revision), _lines() if text is None else [text], **options)
+
+
+def _lines() -> Iterator[str]:
+    """Lines of standard input as they come, in UTF-8 whatever the locale is."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-        texts = (line.rstrip("\n") for line in sys.stdin)
-    print_translations(load_translator(model, revision), texts, **options)
+    for line in sys.stdin:
+        yield line.rstrip("\n")
 
 
 def _check_source(source: str) -> None:

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -107,7 +107,7 @@ class RunArguments:
 
     recipe: str = argument(DEFAULT_RECIPE, help="A recipe of a task, or the path of a YAML file.")
     task: str = argument("image_classification", help="What is trained.")
-    output_dir: str | None = argument(None, help="Where the run is written; outputs/RECIPE when not given.")
+    output_dir: str = argument(None, help="Where the run is written; outputs/RECIPE when not given.")
     overwrite_output_dir: bool = argument(False, help="Replace the run that output_dir holds.")
     seed: int = argument(42, help="Seed of initialisation, sampling and augmentation.")
     dry_run: bool = argument(False, help="Print model, parameters, data, steps and schedule, then exit.")
@@ -206,13 +206,13 @@ class _Parser(HfArgumentParser):
 
     def __init__(self, groups: Iterable[type], **kwargs: Any):
         kwargs.setdefault("usage", "%(prog)s [--recipe NAME] [--argument VALUE ...]")
-        super().__init__(groups, allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
+        super().__init__(cast(Any, groups), allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
         self._types = {name: hint for group in self.dataclass_types for name, hint in get_type_hints(group).items()}
         self._action_of: dict[str, argparse.Action] = {}
         for action in self._actions:
             self._action_of.setdefault(action.dest, action)  # --no_NAME comes after --NAME
             if action.default is None and action.dest != "help":
-                action.type = _or_none(action.type or str)
+                action.type = _or_none(cast(Callable[[str], Any], action.type or str))
                 action.choices = action.choices and [*action.choices, None]
         self.defaults = {name: self.get_default(name) for name in self.names}
 

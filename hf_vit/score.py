@@ -20,9 +20,9 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
 import hf_vit  # noqa: F401  registers our models
-from hf_vit.cards import figures
-from hf_vit.cards.records import write_atomically
 from hf_vit.config import argument, check_range, parse_groups
+from hf_vit.files import write_atomically
+from hf_vit.tasks.image_classification import figures
 from hf_vit.tasks.image_classification.augment import EvaluationTransform, normalize
 from hf_vit.tasks.image_classification.data import DataArguments, ImageView, LabelledImages, load_labelled_split
 from hf_vit.tasks.image_classification.metrics import classification_metrics, output_statistics

@@ -32,7 +32,7 @@ class SourceArguments:
         None, help="Batches that each of these processes loads ahead; 2 when not given."
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range("train_val_split", self.train_val_split, 0, 0.9)
         check_range("card_num_samples", self.card_num_samples, 0)
         check_range("dataloader_num_workers", self.dataloader_num_workers, 0)

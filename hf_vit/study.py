@@ -1,9 +1,9 @@
 """Compares variants of a recipe over several seeds: `hf-vit study PATH`, in a clone `python training/study.py NAME`.
 
-A study is a YAML file: a `recipe`, `seeds`, `metrics` (the first one is drawn), `arguments` that hold for every run,
-`variants`, each with the arguments that make it one, and `percent`, those of the metrics that are fractions to be
-shown in per cent. Every run is a whole run of `hf_vit.train` in its own folder, so a study that was stopped goes on
-where it was. The results are a JSON file, a Markdown table of mean and standard deviation, and a picture.
+A study is a YAML file: a `recipe`, `seeds`, `metrics` (the first one is drawn), `arguments` that hold for every run
+and `variants`, each with the arguments that make it one. Every run is a whole run of `hf_vit.train` in its own folder,
+so a study that was stopped goes on where it was. The results are a JSON file, a Markdown table of mean and standard
+deviation, and a picture; what a task's record calls a percentage is shown as one.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from matplotlib.figure import Figure
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from hf_vit.cards.records import RUN_FILE, write_atomically
+from hf_vit.cards.facts import metrics_of
 from hf_vit.config import argument, closest, read_yaml
+from hf_vit.files import write_atomically
+from hf_vit.record import RUN_FILE, Record, read_record
 from hf_vit.train import parse
 from hf_vit.trainer.checkpoint import CHECKPOINTS
 
 _MAY_DIFFER = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint"}
 _NEEDED = {"title", "recipe", "seeds", "metrics", "variants"}
-_DEFAULTS: dict[str, Any] = {"arguments": {}, "percent": []}
 
 
 @dataclass
@@ -61,16 +62,12 @@ def load_study(name_or_path: str, studies: Path | None = None) -> dict[str, Any]
     study = read_yaml(path.read_text(encoding="utf-8"))
     if not isinstance(study, dict):
         raise ValueError(f"study {path.name} must hold `name: value` lines, found {type(study).__name__}")
-    allowed = sorted({*_NEEDED, *_DEFAULTS})
+    allowed = sorted({*_NEEDED, "arguments"})
     for unknown in sorted(set(study) - set(allowed)):
         raise ValueError(f"unknown field {unknown!r} in study {path.name}; {closest(unknown, allowed)}")
     for missing in sorted(_NEEDED - set(study)):
         raise ValueError(f"study {path.name} has no field {missing!r}")
-    study = {**_DEFAULTS, **study, "name": path.stem}
-    for name in study["percent"]:
-        if name not in study["metrics"]:
-            raise ValueError(f"percent in study {path.name} must name metrics of it, found {name!r}")
-    return study
+    return {"arguments": {}, **study, "name": path.stem}
 
 
 def merged(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -111,28 +108,27 @@ def run_words(study: dict[str, Any], variant: str, seed: int, folder: Path) -> l
     return [*words, "--overwrite_output_dir"] if (folder / RUN_FILE).is_file() else words
 
 
-def finished_run(folder: Path) -> dict[str, Any] | None:
-    """The records of the run in `folder`, or None while it is not finished."""
-    path = folder / RUN_FILE
-    run = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return run if run.get("status") == "finished" else None
+def finished_run(folder: Path) -> Record | None:
+    """The record of the run in `folder`, or None while it is not finished."""
+    run = read_record(folder) if (folder / RUN_FILE).is_file() else None
+    return run if run is not None and run.status == "finished" else None
 
 
-def check_arguments(run: dict[str, Any], argv: list[str], folder: Path) -> None:
+def check_arguments(run: Record, argv: list[str], folder: Path) -> None:
     """Raises a ValueError if a finished run was not made with what these arguments of train.py and their recipe say
     now, but for where it lies and how it went on."""
     wanted = parse(argv).to_dict()
     for name, value in json.loads(json.dumps(wanted)).items():
-        if name in _MAY_DIFFER or run["arguments"].get(name, value) == value:
+        if name in _MAY_DIFFER or run.arguments.get(name, value) == value:
             continue
         raise ValueError(
-            f"{folder} holds a run with other arguments, --{name} {run['arguments'][name]}, not {value}: "
+            f"{folder} holds a run with other arguments, --{name} {run.arguments[name]}, not {value}: "
             "choose another --output_dir"
         )
 
 
-def train_one(study: dict[str, Any], variant: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Trains one run if it has not been trained yet; returns its row of the results.
+def train_one(study: dict[str, Any], variant: str, seed: int, folder: Path) -> Record:
+    """Trains one run if it has not been trained yet; returns its record.
 
     Raises:
         RuntimeError: the run failed; the message holds the end of its output.
@@ -147,17 +143,29 @@ def train_one(study: dict[str, Any], variant: str, seed: int, folder: Path) -> d
         run = finished_run(folder)
         if done.returncode or run is None:
             raise RuntimeError(f"{variant}, seed {seed} failed:\n{(done.stdout + done.stderr)[-2000:]}")
-    metrics = run["result"]["metrics"]
+    return run
+
+
+def row_of(study: dict[str, Any], variant: str, seed: int, run: Record) -> dict[str, Any]:
+    """A run's row of the results.
+
+    Raises:
+        ValueError: it has not measured one of the study's metrics.
+    """
+    measured = {metric.name: metric.value for metric in metrics_of(run.result.metrics)}
+    for name in study["metrics"]:
+        if name not in measured:
+            raise ValueError(f"metrics: {name!r} was not measured; {closest(name, sorted(measured))}")
     return {
         "variant": variant,
         "seed": seed,
-        **{name: metrics[name] for name in study["metrics"]},
-        "num_parameters": run["model"]["num_parameters"],
-        "training_s": round(run["duration_s"]["training"], 1),
-        "split": run["result"]["split"],
-        "num_examples": run["result"]["num_examples"],
-        "versions": run["versions"],
-        "hardware": run["hardware"],
+        **{name: measured[name] for name in study["metrics"]},
+        "num_parameters": run.model.num_parameters,
+        "training_s": round(run.duration_s.training, 1),
+        "split": run.result.split,
+        "num_examples": run.result.num_examples,
+        "versions": run.versions,
+        "hardware": run.hardware.to_dict(),
     }
 
 
@@ -180,20 +188,20 @@ def _shown(mean: float, std: float | None, *, percent: bool) -> str:
     return f"{scale * mean:.{digits}f}{spread}{unit}"
 
 
-def table(study: dict[str, Any], summary: list[dict[str, Any]]) -> str:
-    """Markdown: mean ± standard deviation of each metric."""
+def table(study: dict[str, Any], summary: list[dict[str, Any]], percent: Container[str]) -> str:
+    """Markdown: mean ± standard deviation of each metric, of those named by `percent` in per cent."""
     lines = ["| Variant | " + " | ".join(study["metrics"]) + " | Parameters | Runs |"]
     lines.append("|---|" + "---:|" * (len(study["metrics"]) + 2))
     for entry in summary:
-        values = " | ".join(_shown(**entry[name], percent=name in study["percent"]) for name in study["metrics"])
+        values = " | ".join(_shown(**entry[name], percent=name in percent) for name in study["metrics"])
         lines.append(f"| `{entry['variant']}` | {values} | {entry['num_parameters']:,} | {entry['num_runs']} |")
     return "\n".join(lines) + "\n"
 
 
-def draw(study: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> None:
+def draw(study: dict[str, Any], rows: list[dict[str, Any]], percent: Container[str], path: Path) -> None:
     """Every run as a dot, the mean of each variant as a bar across them."""
     name = study["metrics"][0]
-    scale = 100 if name in study["percent"] else 1
+    scale = 100 if name in percent else 1
     variants = list(study["variants"])
     figure = Figure(figsize=(7, 0.5 * len(variants) + 1.4), layout="constrained")
     axes = figure.subplots()
@@ -223,7 +231,7 @@ def main(argv: Sequence[str] | None = None, studies: Path | None = None, results
     words = list(sys.argv[1:] if argv is None else argv)
     if words and not words[0].startswith("-"):
         words = ["--study", *words]
-    parser = HfArgumentParser(StudyArguments, allow_abbrev=False, description=(__doc__ or "").partition(":")[0])
+    parser = HfArgumentParser(cast(Any, StudyArguments), allow_abbrev=False, description=(__doc__ or "").partition(":")[0])
     arguments, words = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
     try:
         study = load_study(arguments.study or "", studies)
@@ -249,15 +257,17 @@ def _run(study: dict[str, Any], runs: dict[tuple[str, int], Path], results_dir: 
     results_dir.mkdir(parents=True, exist_ok=True)
     rows = []
     for (variant, seed), folder in tqdm(runs.items(), unit="run"):
-        rows.append(train_one(study, variant, seed, folder))
+        run = train_one(study, variant, seed, folder)
+        percent = {metric.name for metric in metrics_of(run.result.metrics) if metric.kind == "percent"}
+        rows.append(row_of(study, variant, seed, run))
         done = [entry for entry in study["variants"] if any(row["variant"] == entry for row in rows)]
         so_far = {**study, "variants": {entry: study["variants"][entry] for entry in done}}
         summary = summarise(so_far, rows)
         content = {"study": study, "summary": summary, "runs": rows}
         write_atomically(results_dir / f"{study['name']}.json", (json.dumps(content, indent=1) + "\n").encode())
-        write_atomically(results_dir / f"{study['name']}.md", table(so_far, summary).encode())
-        draw(so_far, rows, results_dir / f"{study['name']}.png")
-    print(table(study, summary))
+        write_atomically(results_dir / f"{study['name']}.md", table(so_far, summary, percent).encode())
+        draw(so_far, rows, percent, results_dir / f"{study['name']}.png")
+    print((results_dir / f"{study['name']}.md").read_text(encoding="utf-8"))
     print(f"The results are in {results_dir}/{study['name']}.json, .md and .png")
 
 

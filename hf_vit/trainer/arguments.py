@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hf_vit.config import Arguments
+from hf_vit.source_arguments import SourceArguments
 from hf_vit.trainer.authors import AuthorArguments
 from hf_vit.trainer.averaging import EmaArguments
 from hf_vit.trainer.checkpoint import CheckpointArguments
@@ -16,8 +17,9 @@ from hf_vit.trainer.tracking import TrackingArguments
 @dataclass(kw_only=True)
 class TrainingArguments(Arguments):
     """What the loop reads. A task's `arguments.py` derives its own from it, with a field for each of its groups:
-    `data`, of `SourceArguments` or a class derived from it, `model`, ..."""
+    `data`, of a class derived from `SourceArguments`, `model`, ..."""
 
+    data: SourceArguments
     optimization: OptimizationArguments
     ema: EmaArguments
     checkpoint: CheckpointArguments

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 from accelerate import Accelerator
 
-from hf_vit.cards.records import RUN_FILE, TEMPORARY, sync
 from hf_vit.config import argument, check_range
+from hf_vit.files import TEMPORARY, sync
+from hf_vit.record import RUN_FILE
 
 CHECKPOINTS = "checkpoints"
 STATE_FILE = "trainer_state.json"

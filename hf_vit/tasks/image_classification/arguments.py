@@ -45,7 +45,7 @@ class DataArguments(SourceArguments):
         choices=("error", "skip"),
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if (self.dataset_name is None) == (self.train_dir is None):
             raise ValueError("give either --dataset_name or --train_dir")

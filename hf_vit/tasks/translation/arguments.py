@@ -40,7 +40,7 @@ class TextDataArguments(SourceArguments):
         "length; when not given, batches have per_device_train_batch_size pairs.",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if (self.dataset_name is None) == (self.train_file is None):
             raise ValueError("give either --dataset_name or --train_file")
@@ -85,7 +85,7 @@ class GenerationArguments:
         "bleu", help="Decides which checkpoint is the best.", choices=("bleu", "chrf", "exact_match")
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range("label_smoothing_factor", self.label_smoothing_factor, 0, 0.99)
         check_range("num_beams", self.num_beams, 1)
         check_range("generation_max_length", self.generation_max_length, 1)
