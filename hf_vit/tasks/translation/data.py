@@ -62,8 +62,7 @@ class TextDataArguments(SourceArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if (self.dataset_name is None) == (self.train_file is None):
-            raise ValueError("give either --dataset_name or --train_file")
+        self._check_origin()
         for name in ("source_lang", "target_lang"):
             if getattr(self, name) is None:
                 raise ValueError(f"--{name} is needed: the language's name in the data")
@@ -72,16 +71,30 @@ class TextDataArguments(SourceArguments):
         for split, files in self.files.items():
             if len(files) > 2:
                 raise ValueError(f"--{split}_file takes one file of JSON lines or two of text, found {len(files)}")
-            if self.train_file is None:
-                raise ValueError(f"--{split}_file goes with --train_file")
         for name in ("max_source_length", "max_target_length", "max_tokens_per_batch"):
             check_range(name, getattr(self, name), 1)
+
+    def _check_origin(self) -> None:
+        if (self.dataset_name is None) == (self.train_file is None):
+            raise ValueError("give either --dataset_name or --train_file")
+        for split in self.files:
+            if self.train_file is None:
+                raise ValueError(f"--{split}_file goes with --train_file")
 
     @property
     def files(self) -> dict[str, list[str]]:
         """The files of each split that has some."""
         found = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
         return {split: files for split, files in found.items() if files}
+
+
+@dataclass
+class ScoredTextArguments(TextDataArguments):
+    """The same for one split of them, which needs no others."""
+
+    def _check_origin(self) -> None:
+        if (self.dataset_name is None) == (not self.files):
+            raise ValueError("give either --dataset_name or files, such as --test_file")
 
 
 @dataclass
@@ -146,6 +159,31 @@ def load_parallel_texts(arguments: TextDataArguments, seed: int) -> ParallelText
     limit_samples(splits, arguments, seed)
     languages = (arguments.source_lang, arguments.target_lang)
     return ParallelTexts(name, revision_of(info), info.license or None, *languages, splits, {"empty": left_out})
+
+
+def load_parallel_split(arguments: ScoredTextArguments, split: str) -> ParallelTexts:
+    """One split of the data set of `arguments`, as it names it, with all its pairs.
+
+    Raises:
+        ValueError: there is no such split, or it has no pair; otherwise as `load_parallel_texts`.
+    """
+    if arguments.files:
+        name = arguments.files.get(split, [None])[0]
+        found = {each: _read_files(each, files, arguments) for each, files in arguments.files.items() if each == split}
+        known = list(arguments.files)
+    else:
+        name = arguments.dataset_name
+        options = {"revision": arguments.dataset_revision, "built_in": BUILT_IN}
+        found = load_source(name, arguments.dataset_config_name, **options)
+        known = list(found)
+    if split not in found:
+        raise ValueError(f"--split {split!r} is not in the data; its splits: {', '.join(known)}")
+    if len(found[split]) == 0:
+        raise ValueError(f"the {split} split of {name!r} is empty")
+    info, splits = found[split].info, {split: _two_columns(found[split], split, arguments)}
+    limit_samples(splits, arguments, seed=0)
+    languages = (arguments.source_lang, arguments.target_lang)
+    return ParallelTexts(name, revision_of(info), info.license or None, *languages, splits)
 
 
 def _read_files(split: str, files: list[str], arguments: TextDataArguments) -> Dataset:
