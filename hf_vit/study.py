@@ -231,7 +231,9 @@ def main(argv: Sequence[str] | None = None, studies: Path | None = None, results
     words = list(sys.argv[1:] if argv is None else argv)
     if words and not words[0].startswith("-"):
         words = ["--study", *words]
-    parser = HfArgumentParser(cast(Any, StudyArguments), allow_abbrev=False, description=(__doc__ or "").partition(":")[0])
+    parser = HfArgumentParser(
+        cast(Any, StudyArguments), allow_abbrev=False, description="Compares variants of a recipe."
+    )
     arguments, words = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
     try:
         study = load_study(arguments.study or "", studies)

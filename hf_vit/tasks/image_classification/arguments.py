@@ -61,6 +61,18 @@ class DataArguments(SourceArguments):
         check_range("shuffle_buffer_size", self.shuffle_buffer_size, 1)
 
 
+@dataclass
+class ClassOrderArguments:
+    _argument_group_name: ClassVar[str] = "Classes"
+
+    class_order: str = argument(
+        "name",
+        help="Match the model's classes to the data's by their names, or take them in the same order where names are "
+        "spelled otherwise.",
+        choices=("name", "index"),
+    )
+
+
 @dataclass(kw_only=True)
 class ImageClassificationArguments(TrainingArguments):
     data: DataArguments

@@ -42,8 +42,7 @@ class TextDataArguments(SourceArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.dataset_name is None) == (self.train_file is None):
-            raise ValueError("give either --dataset_name or --train_file")
+        self._check_origin()
         for name in ("source_lang", "target_lang"):
             if getattr(self, name) is None:
                 raise ValueError(f"--{name} is needed: the language's name in the data")
@@ -52,16 +51,30 @@ class TextDataArguments(SourceArguments):
         for split, files in self.files.items():
             if len(files) > 2:
                 raise ValueError(f"--{split}_file takes one file of JSON lines or two of text, found {len(files)}")
-            if self.train_file is None:
-                raise ValueError(f"--{split}_file goes with --train_file")
         for name in ("max_source_length", "max_target_length", "max_tokens_per_batch"):
             check_range(name, getattr(self, name), 1)
+
+    def _check_origin(self) -> None:
+        if (self.dataset_name is None) == (self.train_file is None):
+            raise ValueError("give either --dataset_name or --train_file")
+        for split in self.files:
+            if self.train_file is None:
+                raise ValueError(f"--{split}_file goes with --train_file")
 
     @property
     def files(self) -> dict[str, list[str]]:
         """The files of each split that has some."""
         found = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
         return {split: files for split, files in found.items() if files}
+
+
+@dataclass
+class ScoredTextArguments(TextDataArguments):
+    """The same for one split of them, which needs no others."""
+
+    def _check_origin(self) -> None:
+        if (self.dataset_name is None) == (not self.files):
+            raise ValueError("give either --dataset_name or files, such as --test_file")
 
 
 @dataclass
@@ -89,6 +102,26 @@ class GenerationArguments:
         check_range("label_smoothing_factor", self.label_smoothing_factor, 0, 0.99)
         check_range("num_beams", self.num_beams, 1)
         check_range("generation_max_length", self.generation_max_length, 1)
+
+
+@dataclass
+class ScoredGenerationArguments:
+    _argument_group_name: ClassVar[str] = "Generation"
+
+    num_beams: int | None = argument(
+        None, help="Beams that are measured beside greedy decoding; those that the model generates with by default."
+    )
+    generation_max_length: int | None = argument(
+        None, help="Most tokens that are generated for a text; the model's own limit, or 128, when not given."
+    )
+    num_hypotheses: int = argument(
+        0, help="Keep so many translations of each text with their scores in predictions.jsonl, at most num_beams."
+    )
+
+    def __post_init__(self) -> None:
+        check_range("num_beams", self.num_beams, 1)
+        check_range("generation_max_length", self.generation_max_length, 1)
+        check_range("num_hypotheses", self.num_hypotheses, 0)
 
 
 @dataclass(kw_only=True)

@@ -23,7 +23,7 @@ from hf_vit.sources import (
     revision_of,
     split_off_validation,
 )
-from hf_vit.tasks.translation.arguments import TextDataArguments
+from hf_vit.tasks.translation.arguments import ScoredTextArguments, TextDataArguments
 from hf_vit.tasks.translation.dates import load_dates
 from hf_vit.text.tokenization import Tokenizers
 
@@ -93,6 +93,31 @@ def load_parallel_texts(arguments: TextDataArguments, seed: int) -> ParallelText
     limit_samples(splits, arguments, seed)
     languages = (arguments.source_lang, arguments.target_lang)
     return ParallelTexts(name, revision_of(info), info.license or None, *languages, splits, {"empty": left_out})
+
+
+def load_parallel_split(arguments: ScoredTextArguments, split: str) -> ParallelTexts:
+    """One split of the data set of `arguments`, as it names it, with all its pairs.
+
+    Raises:
+        ValueError: there is no such split, or it has no pair; otherwise as `load_parallel_texts`.
+    """
+    if arguments.files:
+        name = arguments.files.get(split, [None])[0]
+        found = {each: _read_files(each, files, arguments) for each, files in arguments.files.items() if each == split}
+        known = list(arguments.files)
+    else:
+        name = arguments.dataset_name
+        options = {"revision": arguments.dataset_revision, "built_in": BUILT_IN}
+        found = load_source(name, arguments.dataset_config_name, **options)
+        known = list(found)
+    if split not in found:
+        raise ValueError(f"--split {split!r} is not in the data; its splits: {', '.join(known)}")
+    if len(found[split]) == 0:
+        raise ValueError(f"the {split} split of {name!r} is empty")
+    info, splits = found[split].info, {split: _two_columns(found[split], split, arguments)}
+    limit_samples(splits, arguments, seed=0)
+    languages = (arguments.source_lang, arguments.target_lang)
+    return ParallelTexts(name, revision_of(info), info.license or None, *languages, splits)
 
 
 def _read_files(split: str, files: list[str], arguments: TextDataArguments) -> Dataset:

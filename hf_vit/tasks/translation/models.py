@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from hf_vit.config import Options, argument
-from hf_vit.tasks.image_classification.models import check_fields
+from hf_vit.tasks.models import check_fields
 from hf_vit.text.tokenization import Tokenizers
 
 
