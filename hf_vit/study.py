@@ -1,59 +1,71 @@
-"""Compares variants of a recipe over several seeds: `python training/study.py NAME|PATH`.
+"""Compares variants of a recipe over several seeds: `hf-vit study PATH`, in a clone `python training/study.py NAME`.
 
 A study is a YAML file: a `recipe`, `seeds`, `metrics` (the first one is drawn), `arguments` that hold for every run
-and `variants`, each with the arguments that make it one. Every run is a whole `train.py` run in its own folder, so a
-study that was stopped goes on where it was. The results are a JSON file, a Markdown table of mean and standard
-deviation, and a picture.
+and `variants`, each with the arguments that make it one. Every run is a whole run of `hf_vit.train` in its own folder,
+so a study that was stopped goes on where it was. The results are a JSON file, a Markdown table of mean and standard
+deviation, and a picture; what a task's record calls a percentage is shown as one.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
 import subprocess
 import sys
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import matplotlib
-import yaml
+from matplotlib.figure import Figure
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from hf_vit.cards.records import RUN_FILE, write_atomically
-from hf_vit.config import argument, closest
+from hf_vit.cards.facts import metrics_of
+from hf_vit.config import argument, closest, read_yaml
+from hf_vit.files import write_atomically
+from hf_vit.record import RUN_FILE, Record, read_record
 from hf_vit.train import parse
 from hf_vit.trainer.checkpoint import CHECKPOINTS
 
-STUDIES_DIR = Path("training/studies")  # of a clone
 _MAY_DIFFER = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint"}
-_FIELDS = {"title", "recipe", "seeds", "metrics", "arguments", "variants"}
+_NEEDED = {"title", "recipe", "seeds", "metrics", "variants"}
 
 
 @dataclass
 class StudyArguments:
-    study: str = argument(None, help="A study of training/studies, or the path of a YAML file.")
+    study: str = argument(None, help="The path of a study, a YAML file; in a clone also a name in training/studies.")
     output_dir: str | None = argument(None, help="Where the runs are written; outputs/studies/STUDY when not given.")
-    results_dir: str = argument("benchmarks/results", help="Where the table, the picture and the JSON are written.")
+    results_dir: str | None = argument(
+        None, help="Where the table, the picture and the JSON are written; output_dir when not given."
+    )
+    dry_run: bool = argument(False, help="Print the command of each run that is missing, then exit.")
 
 
-def load_study(name_or_path: str) -> dict[str, Any]:
+def load_study(name_or_path: str, studies: Path | None = None) -> dict[str, Any]:
     """The study's fields.
 
+    Args:
+        studies: a folder of studies, which can be named without path and suffix.
+
     Raises:
-        ValueError: there is no such study, or a field is missing or unknown.
+        ValueError: there is no such study, or a field is missing, unknown or not what it should be.
     """
     path = Path(name_or_path)
+    known = {file.stem: file for file in studies.glob("*.yaml")} if studies else {}
     if path.suffix not in (".yaml", ".yml"):
-        path = STUDIES_DIR / f"{name_or_path}.yaml"
+        path = known.get(name_or_path, path)
     if not path.is_file():
-        studies = [study.stem for study in STUDIES_DIR.glob("*.yaml")]
-        raise ValueError(f"study {name_or_path!r} not found; {closest(name_or_path, studies)}")
-    study = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for unknown in sorted(set(study) - _FIELDS):
-        raise ValueError(f"unknown field {unknown!r} in study {path.name}; {closest(unknown, sorted(_FIELDS))}")
-    for missing in sorted(_FIELDS - {"arguments"} - set(study)):
+        hint = closest(name_or_path, sorted(known)) if known else "give the path of a YAML file"
+        raise ValueError(f"study {name_or_path!r} not found; {hint}")
+    study = read_yaml(path.read_text(encoding="utf-8"))
+    if not isinstance(study, dict):
+        raise ValueError(f"study {path.name} must hold `name: value` lines, found {type(study).__name__}")
+    allowed = sorted({*_NEEDED, "arguments"})
+    for unknown in sorted(set(study) - set(allowed)):
+        raise ValueError(f"unknown field {unknown!r} in study {path.name}; {closest(unknown, allowed)}")
+    for missing in sorted(_NEEDED - set(study)):
         raise ValueError(f"study {path.name} has no field {missing!r}")
     return {"arguments": {}, **study, "name": path.stem}
 
@@ -85,64 +97,75 @@ def run_arguments(words: list[str]) -> dict[str, list[str]]:
     return arguments
 
 
-def run_command(study: dict[str, Any], variant: str, seed: int, folder: Path) -> list[str]:
-    """The command of one run, which goes on from its last checkpoint if it has one."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "-m", "hf_vit.train"]
-    command += ["--recipe", study["recipe"], "--seed", str(seed), "--output_dir", str(folder)]
+def run_words(study: dict[str, Any], variant: str, seed: int, folder: Path) -> list[str]:
+    """The arguments of one run, which goes on from its last checkpoint if it has one."""
+    words = ["--recipe", study["recipe"], "--seed", str(seed), "--output_dir", str(folder)]
     for name, value in merged(study["arguments"], study["variants"][variant] or {}).items():
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-        command += [f"--{name}", *map(str, values)]
+        words += [f"--{name}", *map(str, values)]
     if any((folder / CHECKPOINTS).glob("step_*")):
-        return [*command, "--resume_from_checkpoint", "latest"]
-    return [*command, "--overwrite_output_dir"] if (folder / RUN_FILE).is_file() else command
+        return [*words, "--resume_from_checkpoint", "latest"]
+    return [*words, "--overwrite_output_dir"] if (folder / RUN_FILE).is_file() else words
 
 
-def finished_run(folder: Path) -> dict[str, Any] | None:
-    """The records of the run in `folder`, or None while it is not finished."""
-    path = folder / RUN_FILE
-    run = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return run if run.get("status") == "finished" else None
+def finished_run(folder: Path) -> Record | None:
+    """The record of the run in `folder`, or None while it is not finished."""
+    run = read_record(folder) if (folder / RUN_FILE).is_file() else None
+    return run if run is not None and run.status == "finished" else None
 
 
-def check_arguments(run: dict[str, Any], argv: list[str], folder: Path) -> None:
+def check_arguments(run: Record, argv: list[str], folder: Path) -> None:
     """Raises a ValueError if a finished run was not made with what these arguments of train.py and their recipe say
     now, but for where it lies and how it went on."""
     wanted = parse(argv).to_dict()
     for name, value in json.loads(json.dumps(wanted)).items():
-        if name in _MAY_DIFFER or run["arguments"].get(name, value) == value:
+        if name in _MAY_DIFFER or run.arguments.get(name, value) == value:
             continue
         raise ValueError(
-            f"{folder} holds a run with other arguments, --{name} {run['arguments'][name]}, not {value}: "
+            f"{folder} holds a run with other arguments, --{name} {run.arguments[name]}, not {value}: "
             "choose another --output_dir"
         )
 
 
-def train_one(study: dict[str, Any], variant: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Trains one run if it has not been trained yet; returns its row of the results.
+def train_one(study: dict[str, Any], variant: str, seed: int, folder: Path) -> Record:
+    """Trains one run if it has not been trained yet; returns its record.
 
     Raises:
         RuntimeError: the run failed; the message holds the end of its output.
         ValueError: it was trained with other arguments.
     """
-    run, command = finished_run(folder), run_command(study, variant, seed, folder)
+    run, words = finished_run(folder), run_words(study, variant, seed, folder)
     if run is not None:
-        check_arguments(run, command[5:], folder)
+        check_arguments(run, words, folder)
     else:
+        command = [sys.executable, "-m", "accelerate.commands.launch", "-m", "hf_vit.train", *words]
         done = subprocess.run(command, capture_output=True, text=True)
         run = finished_run(folder)
         if done.returncode or run is None:
             raise RuntimeError(f"{variant}, seed {seed} failed:\n{(done.stdout + done.stderr)[-2000:]}")
-    metrics = run["result"]["metrics"]
+    return run
+
+
+def row_of(study: dict[str, Any], variant: str, seed: int, run: Record) -> dict[str, Any]:
+    """A run's row of the results.
+
+    Raises:
+        ValueError: it has not measured one of the study's metrics.
+    """
+    measured = {metric.name: metric.value for metric in metrics_of(run.result.metrics)}
+    for name in study["metrics"]:
+        if name not in measured:
+            raise ValueError(f"metrics: {name!r} was not measured; {closest(name, sorted(measured))}")
     return {
         "variant": variant,
         "seed": seed,
-        **{name: metrics[name] for name in study["metrics"]},
-        "num_parameters": run["model"]["num_parameters"],
-        "training_s": round(run["duration_s"]["training"], 1),
-        "split": run["result"]["split"],
-        "num_examples": run["result"]["num_examples"],
-        "versions": run["versions"],
-        "hardware": run["hardware"],
+        **{name: measured[name] for name in study["metrics"]},
+        "num_parameters": run.model.num_parameters,
+        "training_s": round(run.duration_s.training, 1),
+        "split": run.result.split,
+        "num_examples": run.result.num_examples,
+        "versions": run.versions,
+        "hardware": run.hardware.to_dict(),
     }
 
 
@@ -159,36 +182,35 @@ def summarise(study: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[st
     return summary
 
 
-def _shown(value: dict[str, float | None], name: str) -> str:
-    scale, unit = (100, " %") if "accuracy" in name else (1, "")
-    digits = 2 if unit else 4
-    spread = "" if value["std"] is None else f" ± {scale * value['std']:.{digits}f}"
-    return f"{scale * value['mean']:.{digits}f}{spread}{unit}"
+def _shown(mean: float, std: float | None, *, percent: bool) -> str:
+    scale, unit, digits = (100, " %", 2) if percent else (1, "", 4)
+    spread = "" if std is None else f" ± {scale * std:.{digits}f}"
+    return f"{scale * mean:.{digits}f}{spread}{unit}"
 
 
-def table(study: dict[str, Any], summary: list[dict[str, Any]]) -> str:
-    """Markdown: mean ± standard deviation of each metric."""
+def table(study: dict[str, Any], summary: list[dict[str, Any]], percent: Container[str]) -> str:
+    """Markdown: mean ± standard deviation of each metric, of those named by `percent` in per cent."""
     lines = ["| Variant | " + " | ".join(study["metrics"]) + " | Parameters | Runs |"]
     lines.append("|---|" + "---:|" * (len(study["metrics"]) + 2))
     for entry in summary:
-        values = " | ".join(_shown(entry[name], name) for name in study["metrics"])
+        values = " | ".join(_shown(**entry[name], percent=name in percent) for name in study["metrics"])
         lines.append(f"| `{entry['variant']}` | {values} | {entry['num_parameters']:,} | {entry['num_runs']} |")
     return "\n".join(lines) + "\n"
 
 
-def draw(study: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> None:
+def draw(study: dict[str, Any], rows: list[dict[str, Any]], percent: Container[str], path: Path) -> None:
     """Every run as a dot, the mean of each variant as a bar across them."""
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     name = study["metrics"][0]
-    scale = 100 if "accuracy" in name else 1
+    scale = 100 if name in percent else 1
     variants = list(study["variants"])
-    figure, axes = pyplot.subplots(figsize=(7, 0.5 * len(variants) + 1.4), layout="constrained")
-    for place, variant in enumerate(variants):
+    figure = Figure(figsize=(7, 0.5 * len(variants) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    for position, variant in enumerate(variants):
         values = [scale * row[name] for row in rows if row["variant"] == variant]
-        axes.scatter(values, [place] * len(values), color="#0072B2", alpha=0.7, zorder=3)
-        axes.plot([statistics.mean(values)] * 2, [place - 0.3, place + 0.3], color="#D55E00", linewidth=3, zorder=4)
+        axes.scatter(values, [position] * len(values), color="#0072B2", alpha=0.7, zorder=3)
+        axes.plot(
+            [statistics.mean(values)] * 2, [position - 0.3, position + 0.3], color="#D55E00", linewidth=3, zorder=4
+        )
     axes.set_yticks(range(len(variants)), variants)
     axes.invert_yaxis()
     axes.grid(axis="x", color="#e0e0e0")
@@ -196,38 +218,58 @@ def draw(study: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel(f"{rows[0]['split']} {name}" + (" (%)" if scale == 100 else ""))
     axes.set_title(f"{study['title']}\neach seed (dot) and the mean (bar)", fontsize=10, loc="left")
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
-def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    if argv and not argv[0].startswith("-"):
-        argv = ["--study", *argv]
-    parser = HfArgumentParser(StudyArguments, allow_abbrev=False)
-    arguments, words = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+def main(argv: Sequence[str] | None = None, studies: Path | None = None, results_dir: Path | None = None) -> None:
+    """Trains what is missing of a study and writes its results; exits with status 2 and one line if that fails.
+
+    Args:
+        argv: the command line, `sys.argv[1:]` when None.
+        studies: see `load_study`.
+        results_dir: where the results go unless the command line says it, the runs' folder when None.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and not words[0].startswith("-"):
+        words = ["--study", *words]
+    parser = HfArgumentParser(
+        cast(Any, StudyArguments), allow_abbrev=False, description="Compares variants of a recipe."
+    )
+    arguments, words = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
     try:
-        study = load_study(arguments.study or "")
+        study = load_study(arguments.study or "", studies)
         study["arguments"] = merged(study["arguments"], run_arguments(words))
-    except ValueError as error:
-        sys.exit(f"study.py: error: {error}")
-    output_dir = Path(arguments.output_dir or Path("outputs/studies") / study["name"])
-    results_dir = Path(arguments.results_dir)
+        output_dir = Path(arguments.output_dir or Path("outputs/studies") / study["name"])
+        runs = {
+            (variant, seed): output_dir / variant / f"seed_{seed}"
+            for seed in study["seeds"]
+            for variant in study["variants"]
+        }
+        if arguments.dry_run:
+            for (variant, seed), folder in runs.items():
+                if finished_run(folder) is None:
+                    print(shlex.join(["hf-vit", "train", *run_words(study, variant, seed, folder)]))
+        else:
+            _run(study, runs, Path(arguments.results_dir or results_dir or output_dir))
+    except (RuntimeError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+
+
+def _run(study: dict[str, Any], runs: dict[tuple[str, int], Path], results_dir: Path) -> None:
+    """Trains each run that is missing and, after each, writes the results so far."""
     results_dir.mkdir(parents=True, exist_ok=True)
-    runs = [(variant, seed) for seed in study["seeds"] for variant in study["variants"]]
     rows = []
-    for variant, seed in tqdm(runs, unit="run"):
-        try:
-            rows.append(train_one(study, variant, seed, output_dir / variant / f"seed_{seed}"))
-        except (RuntimeError, ValueError) as error:
-            sys.exit(f"study.py: error: {error}")
+    for (variant, seed), folder in tqdm(runs.items(), unit="run"):
+        run = train_one(study, variant, seed, folder)
+        percent = {metric.name for metric in metrics_of(run.result.metrics) if metric.kind == "percent"}
+        rows.append(row_of(study, variant, seed, run))
         done = [entry for entry in study["variants"] if any(row["variant"] == entry for row in rows)]
         so_far = {**study, "variants": {entry: study["variants"][entry] for entry in done}}
         summary = summarise(so_far, rows)
         content = {"study": study, "summary": summary, "runs": rows}
         write_atomically(results_dir / f"{study['name']}.json", (json.dumps(content, indent=1) + "\n").encode())
-        write_atomically(results_dir / f"{study['name']}.md", table(so_far, summary).encode())
-        draw(so_far, rows, results_dir / f"{study['name']}.png")
-    print(table(study, summary))
+        write_atomically(results_dir / f"{study['name']}.md", table(so_far, summary, percent).encode())
+        draw(so_far, rows, percent, results_dir / f"{study['name']}.png")
+    print((results_dir / f"{study['name']}.md").read_text(encoding="utf-8"))
     print(f"The results are in {results_dir}/{study['name']}.json, .md and .png")
 
 

@@ -1,5 +1,6 @@
 """Flags and recipes: who wins, what is refused and what the refusal says."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -128,6 +129,72 @@ def test_bad_flags_are_refused_by_name(capsys, argv, words):
 def test_bad_recipes_are_refused_by_name(capsys, recipe, text, words):
     message = refuse(capsys, "--recipe", recipe(text))
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "expected"),
+    [
+        ("learning_rate: 1", "learning_rate", 1.0),
+        ("learning_rate: '3e-4'", "learning_rate", 3e-4),
+        ("checkpointing_steps: 100", "checkpointing_steps", "100"),
+        ("image_size: 32", "image_size", [32]),
+        ("image_std: [1, 0.5, 2]", "image_std", [1.0, 0.5, 2.0]),
+        ("class_names: [1, -x, --y]", "class_names", ["1", "-x", "--y"]),
+        ("card_description: --not a flag", "card_description", "--not a flag"),
+        ("use_ema_weights: no", "use_ema_weights", False),
+        ("max_grad_norm: null", "max_grad_norm", None),
+        ("ema_decay: none", "ema_decay", None),
+        ("mixed_precision: 'no'", "mixed_precision", "no"),
+        ("lr_scheduler_kwargs: {min_lr: 1e-5}", "lr_scheduler_kwargs", {"min_lr": 1e-5}),
+        ("lr_scheduler_kwargs: min_lr=1e-5", "lr_scheduler_kwargs", {"min_lr": 1e-5}),
+    ],
+)
+def test_a_recipes_values_are_of_their_arguments_types(recipe, text, name, expected):
+    value = parse("--recipe", recipe(f"dataset_name: x\n{text}\n")).to_dict()[name]
+    assert value == expected and isinstance(value, type(expected))
+    if isinstance(value, list):
+        assert [type(each) for each in value] == [type(each) for each in expected]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("seed: 2.5", ["seed must be a whole number, found 2.5"]),
+        ("seed: true", ["seed must be a whole number, found True"]),
+        ("seed: null", ["seed must be a whole number, found None"]),
+        ("learning_rate: [1, 2]", ["learning_rate must be a number, found [1, 2]"]),
+        ("learning_rate: {a: 1}", ["learning_rate must be a number, found {'a': 1}"]),
+        ("use_ema_weights: 1", ["use_ema_weights must be true or false, found 1"]),
+        ("config_overrides: 3", ["config_overrides must be a mapping, found 3"]),
+        ("image_size: [big]", ["image_size must be a whole number, found 'big'"]),
+        ("mixed_precision: no", ["mixed_precision must be a text, found False", "quote it"]),
+        ("mixed_precision: fp8", ["mixed_precision must be one of no, bf16, fp16", "found 'fp8'"]),
+        ("hub_strategy: never", ["hub_strategy must be one of end, every_save, checkpoint", "found 'never'"]),
+        ("seed: 1\nseed: 2", ["not valid YAML", "'seed' comes twice"]),
+        ("config_overrides: {a: 1, a: 2}", ["not valid YAML", "'a' comes twice"]),
+        ("seed: [1", ["not valid YAML"]),
+        ("recipe: digits", ["a recipe cannot name another recipe"]),
+    ],
+)
+def test_a_recipes_values_of_other_types_are_refused(capsys, recipe, line, words):
+    message = refuse(capsys, "--recipe", recipe(f"dataset_name: x\n{line}\n"))
+    assert len(message.splitlines()) == 1
+    assert all(word in message for word in ["mine", *words]), message
+
+
+def test_a_key_value_flag_takes_small_numbers_as_they_are_written():
+    arguments = parse("--lr_scheduler_kwargs", "min_lr=1e-5,num_cycles=2")
+    assert arguments.optimization.lr_scheduler_kwargs == {"min_lr": 1e-5, "num_cycles": 2}
+
+
+def test_the_arguments_of_a_task_are_fields_that_a_type_checker_knows():
+    groups = train.arguments_of("translation").group_types()
+    assert list(groups)[:5] == ["run", "data", "tokenizer", "model", "generation"]
+    arguments = parse("--recipe", "dates")
+    for name, kind in groups.items():
+        assert type(getattr(arguments, name)) is kind
+    names = [field.name for kind in groups.values() for field in dataclasses.fields(kind)]
+    assert list(arguments.to_dict()) == names and len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["hf_vit.train", "training_runs"])
+_SERVER.set_forkserver_preload(["hf_vit.trainer.loop", "hf_vit.tasks.image_classification.task", "training_runs"])
 
 # The smallest model, and no more data than a few steps need.
 TINY = [

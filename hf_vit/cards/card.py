@@ -15,15 +15,11 @@ from hf_vit.cards import measure, records
 from hf_vit.cards.facts import CardFacts
 from hf_vit.cards.figures import digest_of
 from hf_vit.cards.format import FILTERS
+from hf_vit.files import write_atomically
+from hf_vit.record import RUN_FILE
 
 CARD_FILE = "README.md"
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
-
-
-class _Unmeasured(jinja2.Undefined):
-    """What the records do not hold: a template may ask whether it is there, and fails when it prints it."""
-
-    __str__ = jinja2.Undefined._fail_with_undefined_error
 
 
 def write_card(folder: str | os.PathLike) -> Path:
@@ -51,8 +47,8 @@ def write_card(folder: str | os.PathLike) -> Path:
     images = {filename: image for filename, image in images.items() if image is not None}
     content = render(facts)
     for filename, image in images.items():
-        records.write_atomically(folder / filename, image)
-    return records.write_atomically(folder / CARD_FILE, content.encode("utf-8"))
+        write_atomically(folder / filename, image)
+    return write_atomically(folder / CARD_FILE, content.encode("utf-8"))
 
 
 def check_card(folder: str | os.PathLike) -> list[str]:
@@ -70,7 +66,7 @@ def check_card(folder: str | os.PathLike) -> list[str]:
         raise ValueError(f"folder: {folder} holds no {CARD_FILE}")
     problems = []
     has_weights = any(folder.glob("*.safetensors"))  # a card may be kept apart from its model
-    if has_weights and facts.measured and facts.measured.get("files_sha256") != records.fingerprint(folder):
+    if has_weights and facts.measured.model_fields_set and facts.measured.files_sha256 != records.fingerprint(folder):
         problems.append("the model's files are not those that the card's snippets were executed with")
     for filename, draw in facts.figures.items():
         digest = draw.digest(facts)
@@ -87,24 +83,18 @@ def facts_of(folder: Path) -> CardFacts:
     Raises:
         ValueError: as `write_card`.
     """
-    try:
-        found = records.Records.from_folder(folder)
-        task = found.run["task"]
-        if task not in tasks.names():
-            raise ValueError(
-                f"task: found {task!r} in {records.RUN_FILE}, a card can be written for {', '.join(tasks.names())}"
-            )
-        return tasks.class_of(task, "card", CardFacts).from_records(found)
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        path = folder / records.RUN_FILE
-        raise ValueError(f"folder: {path} is not what a run writes: {type(error).__name__}: {error}") from error
+    found = records.Records.from_folder(folder)
+    task = found.run.task
+    if task not in tasks.names():
+        raise ValueError(f"task: found {task!r} in {RUN_FILE}, a card can be written for {', '.join(tasks.names())}")
+    return tasks.class_of(task, "card", CardFacts).from_records(found)
 
 
 def render(facts: CardFacts) -> str:
     """The whole text of the card, metadata block included. The same facts give the same text, byte for byte."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([tasks.folder_of(facts.task), Path(__file__).parent]),
-        undefined=_Unmeasured,
+        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -118,14 +108,14 @@ def render(facts: CardFacts) -> str:
 def metadata(facts: CardFacts) -> ModelCardData:
     """The block the Hub reads: licence, tags, data set, and every measured metric as it stands in the records."""
     task = facts.task.replace("_", "-")
-    dataset = _hub_id(facts.data_name, facts.data_revision)
+    dataset = _hub_id(facts.data_name, facts.data.revision)
     results = [
         EvalResult(
             task_type=task,
             dataset_type=dataset or re.sub(r"[^a-z0-9_.-]+", "-", facts.data_name.lower()),
             dataset_name=facts.data_name,
             dataset_split=facts.split,
-            dataset_revision=facts.data_revision,
+            dataset_revision=facts.data.revision,
             metric_type=metric.name,
             metric_name=metric.label,
             metric_value=metric.value,
@@ -137,9 +127,9 @@ def metadata(facts: CardFacts) -> ModelCardData:
         license=facts.license,
         library_name="transformers",
         pipeline_tag=task,
-        base_model=_hub_id(facts.base_model, facts.base_model_revision),
+        base_model=_hub_id(facts.base_model, facts.model.base_model_revision),
         datasets=[dataset] if dataset else None,
-        metrics=["accuracy"] if facts.accuracy is not None else None,
+        metrics=facts.hub_metrics or None,
         tags=[task, "hf_vit"],
         model_name=facts.name,
         eval_results=results or None,
@@ -164,7 +154,7 @@ def _emissions(facts: CardFacts) -> dict | None:
         "emissions": 1000 * facts.co2,  # grams
         "source": "codecarbon",
         "training_type": "fine-tuning" if facts.base_model else "pre-training",
-        "hardware_used": facts.hardware.get("device_name"),
+        "hardware_used": facts.hardware.device_name,
     }
     return {name: value for name, value in emissions.items() if value is not None}
 

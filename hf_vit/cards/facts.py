@@ -1,10 +1,11 @@
 """The facts of a card: a dataclass filled from a run's records. This one is shared; each task adds its own to it."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
+from hf_vit import record, tasks
 from hf_vit.cards import citations
 from hf_vit.cards.format import local
 from hf_vit.cards.records import Records
@@ -21,7 +22,6 @@ _NOT_HYPER_PARAMETER_PREFIXES = (
     "report_",
     "measure_",
 )
-_FRACTIONS = ("accuracy", "precision", "recall", "f1", "calibration_error")
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Argument:
 
 
 @dataclass(frozen=True)
-class Split:
-    """One split of the data. `class_counts[i]` examples bear label `i`."""
+class Curve:
+    """A panel of the learning curves: a metric of each epoch, multiplied by `scale`, under a title."""
 
-    name: str
-    num_examples: int
-    class_counts: list[int] = field(default_factory=list)
-    fingerprint: str | None = None
+    title: str
+    label: str
+    metric: str
+    scale: float = 1
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,15 @@ class Snippet:
 class CardFacts(ABC):
     """Everything a card may say. A field that is None or empty was not measured and is left out of the card.
 
-    Times are in seconds, memory in bytes, accuracies fractions in [0, 1], `speed` in examples per second, `energy` in
-    kWh and `co2` in kg of CO2 equivalents. `evaluated_split` is the one that was followed during training. `measured`
-    holds what was found when the model was run for its card, see `measure`.
+    Times are in seconds, memory in bytes, `speed` in examples per second, `energy` in kWh and `co2` in kg of CO2
+    equivalents. `evaluated_split` is the one that was followed during training. `measured` holds what was found when
+    the model was run for its card, see `measure`.
     """
 
     figures: ClassVar[dict] = {}  # file name -> function of `figures`
+    curves: ClassVar[list[Curve]] = []  # beside that of the loss
     unit: ClassVar[str] = "examples"  # what one example of the data is called, plural
+    architecture_labels: ClassVar[dict[str, str]] = {}  # of the configuration's fields that a card shows
 
     folder: Path
     task: str
@@ -82,23 +84,19 @@ class CardFacts(ABC):
     author: dict[str, str]
     license: str | None
 
-    model_class: str | None
-    num_parameters: int | None
-    num_trainable_parameters: int | None
+    model: record.Model
     config: dict
     base_model: str | None
-    base_model_revision: str | None
-    measured: dict
+    measured: record.Measurement
 
     data_name: str | None
-    data_revision: str | None
-    data_license: str | None
-    splits: list[Split]
+    data: record.Data
+    splits: dict[str, record.Split]
 
     split: str | None
     num_examples: int | None
     metrics: list[Metric]
-    epochs: list[dict]
+    epochs: list[record.Epoch]
     evaluated_split: str | None
 
     arguments: list[Argument]
@@ -109,12 +107,12 @@ class CardFacts(ABC):
     peak_memory: int | None
     energy: float | None
     co2: float | None
-    hardware: dict
+    hardware: record.Hardware
 
     command: str | None
     recipe: str | None
     git_commit: str | None
-    versions: dict
+    versions: dict[str, str]
     citations: list[citations.Paper]
 
     @classmethod
@@ -124,61 +122,46 @@ class CardFacts(ABC):
     @classmethod
     def read(cls, records: Records) -> dict[str, Any]:
         """The fields of this class by name; a task's class adds its own to those of the shared one."""
-        run = records.run
-        arguments, model, data = run.get("arguments", {}), run.get("model", {}), run.get("data", {})
-        result, durations, cost = run.get("result", {}), run.get("duration_s", {}), run.get("cost", {})
-        splits = [
-            Split(name, info["num_examples"], info.get("class_counts", []), info.get("fingerprint"))
-            for name, info in data.get("splits", {}).items()
-            if "num_examples" in info
-        ]
-        repo_id = arguments.get("hub_model_id") or PurePath(arguments.get("output_dir", "")).name or run["task"]
+        run, arguments, data, result = records.run, records.arguments, records.run.data, records.run.result
+        repo_id = arguments.get("hub_model_id") or PurePath(arguments.get("output_dir", "")).name or run.task
         base_model = local(arguments["model_name_or_path"]) if "model_name_or_path" in arguments else None
-        epochs = [epoch for epoch in run.get("epochs", []) if "epoch" in epoch]
-        speed_key = f"{cls.unit}_per_second"
-        speeds = [epoch[speed_key] for epoch in epochs if speed_key in epoch]
+        speeds = [epoch.samples_per_second for epoch in run.epochs if epoch.samples_per_second is not None]
         return {
             "folder": records.folder,
-            "task": run["task"],
+            "task": run.task,
             "name": repo_id.rpartition("/")[2],
             "repo_id": repo_id,
-            "status": run.get("status", "finished"),
+            "status": run.status,
             "author": records.author,
             # The code in the folder is under Apache-2.0. So are weights trained from scratch unless their author says
             # otherwise; those that began as someone else's may not be.
             "license": records.author.get("license") or (None if base_model else "apache-2.0"),
-            "model_class": model.get("class"),
-            "num_parameters": model.get("num_parameters"),
-            "num_trainable_parameters": model.get("num_trainable_parameters"),
+            "model": run.model,
             "config": records.config,
             "base_model": base_model,
-            "base_model_revision": model.get("base_model_revision"),
-            "measured": run.get("card", {}),
-            "data_name": local(data["name"]) if "name" in data else None,
-            "data_revision": data.get("revision"),
-            "data_license": data.get("license"),
-            "splits": splits,
-            "split": result.get("split"),
-            "num_examples": result.get("num_examples"),
-            "metrics": scalar_metrics(result.get("metrics", {})),
-            "epochs": epochs,
-            "evaluated_split": next(
-                (name for name in ("validation", "test") if name in data.get("splits", {})), result.get("split")
-            ),
-            "arguments": _hyper_parameters(arguments, run.get("non_default_arguments", [])),
-            "seed": run.get("seed"),
-            "training_duration": durations.get("training"),
-            "total_duration": durations.get("total"),
+            "measured": run.card,
+            "data_name": None if data.name is None else local(data.name),
+            "data": data,
+            "splits": {name: split for name, split in data.splits.items() if split.num_examples is not None},
+            "split": result.split,
+            "num_examples": result.num_examples,
+            "metrics": metrics_of(result.metrics),
+            "epochs": [epoch for epoch in run.epochs if epoch.epoch is not None],
+            "evaluated_split": next((name for name in ("validation", "test") if name in data.splits), result.split),
+            "arguments": _hyper_parameters(arguments, run.non_default_arguments),
+            "seed": run.seed,
+            "training_duration": run.duration_s.training,
+            "total_duration": run.duration_s.total,
             "speed": sum(speeds) / len(speeds) if speeds else None,
-            "peak_memory": run.get("peak_memory_bytes"),
-            "energy": cost.get("energy_kwh"),
-            "co2": cost.get("co2_kg"),
-            "hardware": run.get("hardware", {}),
-            "command": run.get("command"),
-            "recipe": run.get("recipe"),
-            "git_commit": run.get("git_commit"),
-            "versions": run.get("versions", {}),
-            "citations": citations.of_methods(records.config, arguments),
+            "peak_memory": run.peak_memory_bytes,
+            "energy": run.cost.energy_kwh,
+            "co2": run.cost.co2_kg,
+            "hardware": run.hardware,
+            "command": run.command,
+            "recipe": run.recipe,
+            "git_commit": run.git_commit,
+            "versions": {name: version for name, version in run.versions.items() if version is not None},
+            "citations": citations.of_methods(records.config, arguments, tasks.folder_of(run.task)),
         }
 
     @property
@@ -187,9 +170,15 @@ class CardFacts(ABC):
         return "auto_map" in self.config
 
     @property
-    def accuracy(self) -> float | None:
-        """The result's accuracy, or None when it was not measured."""
-        return next((metric.value for metric in self.metrics if metric.name == "accuracy"), None)
+    def hub_metrics(self) -> list[str]:
+        """The metrics of the result that the Hub lists models by, by its names."""
+        return []
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The design choices that the configuration states, by the label a card gives them."""
+        labels = self.architecture_labels
+        return {label: self.config[name] for name, label in labels.items() if self.config.get(name)}
 
     @property
     def changed_arguments(self) -> list[Argument]:
@@ -206,26 +195,31 @@ class CardFacts(ABC):
         return []
 
     @property
-    def pictures(self) -> list[str]:
-        """The images of the folder on which a figure shows what the model attends to."""
+    def attended(self) -> list[str]:
+        """The inputs for which a figure shows what the model attends to: texts, or names of files of the folder."""
         return []
 
     @property
     def snippets(self) -> list[Snippet]:
         """`examples` with the output recorded for exactly that code."""
-        outputs = self.measured.get("outputs", {})
+        outputs = self.measured.outputs
         return [Snippet(example.title, example.code, outputs.get(example.code)) for example in self.examples]
 
 
-def scalar_metrics(values: dict) -> list[Metric]:
-    """The single numbers among recorded metrics: accuracy first, then the other fractions, then the rest."""
+def metrics_of(measured: record.Metrics) -> list[Metric]:
+    """The numbers among recorded metrics, those that the schema declares first."""
     metrics = []
-    for name, value in values.items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            kind = "percent" if any(word in name for word in _FRACTIONS) and 0 <= value <= 1 else "number"
-            label = name.replace("_", " ").replace("top5", "top-5").replace("loss", "loss (nats)")
-            metrics.append(Metric(name, label[:1].upper() + label[1:], value, kind))
-    return sorted(metrics, key=lambda metric: (metric.name != "accuracy", metric.kind == "number"))
+    for name, field_info in type(measured).model_fields.items():
+        value = getattr(measured, name)
+        if isinstance(value, float):
+            kind = (field_info.json_schema_extra or {}).get("kind", "number")
+            metrics.append(Metric(name, field_info.title or _sentence(name), value, kind))
+    others = (measured.model_extra or {}).items()
+    return metrics + [Metric(name, _sentence(name), value, "number") for name, value in others]
+
+
+def _sentence(name: str) -> str:
+    return name[:1].upper() + name[1:].replace("_", " ")
 
 
 def _hyper_parameters(arguments: dict, changed: list[str]) -> list[Argument]:

@@ -4,15 +4,14 @@ import logging
 import os
 import shutil
 import tempfile
-import threading
-from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from hf_vit.cards.records import RUN_FILE
 from hf_vit.hub.doctor import LAST_CHECKPOINT, published_files
 from hf_vit.hub.publish import COMMIT_MESSAGE, Destination, create_repository, explained, push
 from hf_vit.hub.staging import write_card_for
+from hf_vit.record import RUN_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +38,8 @@ class BackgroundPush:
             self.repo_id = create_repository(destination)
         self.output_dir = Path(output_dir)
         self._destination = replace(destination, repo_id=self.repo_id)
-        self._lock = threading.Lock()
-        self._waiting: tuple[tempfile.TemporaryDirectory, Callable[[], None]] | None = None
-        self._thread: threading.Thread | None = None
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hf_vit-push")
+        self._last: tuple[Future[None], tempfile.TemporaryDirectory] | None = None
 
     def push(
         self,
@@ -84,25 +82,11 @@ class BackgroundPush:
             finally:
                 snapshot.cleanup()
 
-        with self._lock:
-            replaced, self._waiting = self._waiting, (snapshot, work)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work)
-                self._thread.start()
-        if replaced is not None:
-            replaced[0].cleanup()
+        if self._last is not None and self._last[0].cancel():  # it was still waiting
+            self._last[1].cleanup()
+        self._last = self._worker.submit(work), snapshot
 
     def wait(self) -> None:
         """Returns when the last folder handed over was pushed or has failed to be."""
-        thread = self._thread
-        if thread is not None:
-            thread.join()
-
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                waiting, self._waiting = self._waiting, None
-                if waiting is None:
-                    self._thread = None
-                    return
-            waiting[1]()
+        if self._last is not None:
+            self._last[0].result()

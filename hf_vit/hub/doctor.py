@@ -1,7 +1,9 @@
 """What keeps a model's folder from being published, found without running anything in it."""
 
 import ast
+import functools
 import json
+import logging
 import os
 import re
 import zipfile
@@ -10,6 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from huggingface_hub import ModelCard, get_token
 from huggingface_hub.utils import filter_repo_objects
+from kingfisher_sdk import Scanner
+from picklescan.scanner import scan_file_path
 from safetensors import safe_open
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -18,6 +22,8 @@ from hf_vit.cards import check_card
 from hf_vit.cards.records import read_author
 from hf_vit.models.tested_versions import fault_of_code
 
+logging.getLogger("picklescan").setLevel(logging.CRITICAL)  # it warns of every file that is no pickle
+
 CARD_FILE = "README.md"
 LAST_CHECKPOINT = "last-checkpoint"  # a run's state, for resuming it; transformers' Trainer has it under this name
 NOT_PUBLISHED = (".*", "*/.*", "*__pycache__*", "checkpoints/*", "checkpoint-*/*", "logs/*")
@@ -25,10 +31,6 @@ NOT_PUBLISHED = (".*", "*/.*", "*__pycache__*", "checkpoints/*", "checkpoint-*/*
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")  # hold any text there is
 _INPUT_FILES = ("preprocessor_config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
-_TOKENS = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{30,}|api_org_[A-Za-z0-9]{30,}|gh[opsru]_[A-Za-z0-9]{30,}|github_pat_\w{30,}"
-    r"|sk-[\w-]{20,}|AKIA[0-9A-Z]{16})\b|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-)
 _ADDRESSES = re.compile(r"\b(?!git@)[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 # A path starts a word or follows a quote, a bracket, an equals sign or a comma; the slashes of a URL do not.
 _PATHS = re.compile(
@@ -196,17 +198,32 @@ def _pickles(folder: Path, files: list[str], config: dict) -> Iterator[str]:
                 yield f"{name} is a pickle, which can run any code when it is opened: remove it or use safetensors"
         except zipfile.BadZipFile as error:
             yield f"{name} is a damaged ZIP archive: {error}"
+        except Exception as error:  # picklescan's of an archive that it cannot open
+            yield f"{name} cannot be searched for pickles: {error}"
 
 
 def _is_pickle(path: Path) -> bool:
+    """Whether it is one by its name, or by what it holds: a pickle of protocols 0 and 1 is known by what it imports,
+    for one that imports nothing runs nothing."""
     if path.suffix in _PICKLE_SUFFIXES:
         return True
     with path.open("rb") as file:
         head = file.read(4)
     if head[:4] == b"PK\3\4":
         with zipfile.ZipFile(path) as archive:
-            return any(name.endswith(".pkl") for name in archive.namelist())
-    return head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
+            if any(PurePosixPath(name).suffix in _PICKLE_SUFFIXES for name in archive.namelist()):
+                return True
+    elif head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+        return True
+    found = scan_file_path(path)
+    # Many a text begins as a pickle would and then is none: "import os" imports what stands on the next line.
+    return bool(found.issues_count or (found.globals and not found.scan_err))
+
+
+@functools.cache
+def _secret_scanner() -> Scanner:
+    """The scanner; its rules are compiled once a process and kept in the user's cache."""
+    return Scanner()
 
 
 def _private(folder: Path, files: list[str], config: dict) -> Iterator[str]:
@@ -216,11 +233,14 @@ def _private(folder: Path, files: list[str], config: dict) -> Iterator[str]:
     public_paths = set(map(str, labels.values())) if isinstance(labels, dict) else set()
     own_token = get_token()
     for name in files:
-        for number, line in enumerate(_lines(folder / name), start=1):
+        lines = _lines(folder / name)
+        secrets = {found.secret: found for found in _secret_scanner().scan("\n".join(lines)) if found.visible}
+        for secret, found in secrets.items():
+            place, kind = f"{name} line {found.location['line']}", found.rule_id.rpartition(".")[2]
+            yield f"{place} holds what looks like a secret token: {secret[:7]}… ({kind})"
+        for number, line in enumerate(lines, start=1):
             place = f"{name} line {number}"
-            for found in _TOKENS.findall(line):
-                yield f"{place} holds what looks like a secret token: {found[:7]}…"
-            if own_token and own_token in line and not _TOKENS.search(line):
+            if own_token and own_token in line and own_token not in secrets:
                 yield f"{place} holds your Hub token"
             if PurePosixPath(name).name in _VOCABULARIES:
                 continue

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from hf_vit.cards.records import write_atomically
+from hf_vit.files import write_atomically
 from hf_vit.models import tested_versions
 from hf_vit.models.tested_versions import TESTED_TRANSFORMERS, range_of_code
 

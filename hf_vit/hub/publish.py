@@ -113,7 +113,7 @@ def push(
                 return _publish(stage, destination, commit_message)
         with explained(destination, folder):
             _repeated(_api(destination).whoami)  # a wrong token is known before the model is loaded
-        with fresh_process(destination.token) as process:
+        with fresh_process(token=destination.token) as process:
             if is_older(folder):
                 _compare_codes(process, folder, stage)
             try:

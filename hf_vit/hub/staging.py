@@ -13,12 +13,12 @@ from transformers.utils import CONFIG_NAME
 from hf_vit.cards import write_card
 from hf_vit.cards.card import facts_of
 from hf_vit.cards.format import local
-from hf_vit.cards.records import RUN_FILE, amend_run, write_atomically
+from hf_vit.cards.records import amend_run
+from hf_vit.files import write_atomically
 from hf_vit.hub.doctor import published_files
 from hf_vit.hub.own_code import is_older, refresh_code
 from hf_vit.models.code_version import code_digest
-
-_RUN_FIELDS_WITH_PATHS = ("command", "recipe", "arguments", "teachers")
+from hf_vit.record import RUN_FILE, read_record
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def staged(folder: str | os.PathLike, *, refresh: bool = False) -> Iterator[Path
             except OSError:  # not everyone may make links on Windows
                 shutil.copy2(folder / name, stage / name)
         stage.mkdir(exist_ok=True)
-        _cut_paths(stage / RUN_FILE)
+        _cut_paths(stage)
         if refresh and is_older(stage):
             refresh_with_card(stage)
         _note_edited_code(stage / CONFIG_NAME)
@@ -74,22 +74,18 @@ def _note_edited_code(path: Path) -> None:
         write_atomically(path, content.encode("utf-8"))
 
 
-def _cut_paths(path: Path) -> None:
-    """Cuts the absolute paths that a run's records hold of its arguments, as its card does."""
+def _cut_paths(folder: Path) -> None:
+    """Cuts the absolute paths that a run's record holds of its arguments, as its card does."""
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return  # `examine` says so
-    if not isinstance(run, dict):
-        return
-    cut = {name: local(run[name]) for name in _RUN_FIELDS_WITH_PATHS if name in run}
-    if isinstance(run.get("arguments"), dict):
-        authors = {name: value for name, value in run["arguments"].items() if name.startswith("card_")}
-        cut["arguments"] = {**cut["arguments"], **authors}  # shown on the card as they are
-    if isinstance(run.get("data"), dict) and "name" in run["data"]:
-        cut["data"] = {**run["data"], "name": local(run["data"]["name"])}
-    content = json.dumps({**run, **cut}, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, content.encode("utf-8"))
+        record = read_record(folder)
+    except ValueError:
+        return  # there is none, or `examine` says what is wrong with it
+    authors = {name: value for name, value in record.arguments.items() if name.startswith("card_")}
+    content = record.with_paths(local)
+    if authors:
+        content["arguments"].update(authors)  # shown on the card as they are
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(folder / RUN_FILE, text.encode("utf-8"))
 
 
 def name_in_card(stage: Path, repo_id: str) -> None:
@@ -100,6 +96,6 @@ def name_in_card(stage: Path, repo_id: str) -> None:
 
 def write_card_for(folder: Path, repo_id: str) -> None:
     """Records where a run's model goes, and writes its card. May execute the code in the folder, see `write_card`."""
-    arguments = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("arguments", {})
+    arguments = read_record(folder).arguments
     amend_run(folder, "arguments", {**arguments, "hub_model_id": repo_id})
     write_card(folder)

@@ -38,6 +38,8 @@ AUTO_MAP = {
     "AutoModelForImageClassification": "modeling_hf_vit.HfViTForImageClassification",
     "AutoBackbone": "modeling_hf_vit.HfViTBackbone",
 }
+# Of a processor's own configuration: a model may be saved beside another's.
+PROCESSOR_AUTO_MAP = {"AutoImageProcessor": "image_processing_hf_vit.HfViTImageProcessor"}
 
 # hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: table 1 of ViT (2010.11929) and of DeiT
 # (2012.12877).

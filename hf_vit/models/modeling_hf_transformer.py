@@ -25,6 +25,12 @@ from .text_position import holds_several_texts
 from .transformer_pretrained import HfTransformerPreTrainedModel
 
 
+def _stem(stack: nn.Module) -> list[nn.Module]:
+    """The parts of an encoder or decoder below its layers."""
+    parts = (stack.embed_tokens, stack.token_position, stack.attention_position)
+    return [part for part in parts if part is not None]
+
+
 class HfTransformerModel(HfTransformerPreTrainedModel):
     """The body of the encoder-decoder Transformer.
 
@@ -51,6 +57,13 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
         self.encoder.embed_tokens = value
         if self.config.share_encoder_decoder_embeddings:
             self.decoder.embed_tokens = value
+
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """Modules from the input up, those of both stems first, then those of each layer, the decoder's above the
+        encoder's, whose output each of them reads; the rest belongs to the head."""
+        layers = [[layer] for layer in (*self.encoder.layers, *self.decoder.layers)]
+        layers[len(self.encoder.layers) - 1].append(self.encoder.norm)
+        return [_stem(self.encoder) + _stem(self.decoder), *layers]
 
     @can_return_tuple
     def forward(
@@ -319,6 +332,11 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, CheckedGenerationMi
 
     def get_decoder(self) -> nn.Module:
         return self.model.decoder
+
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """As those of [`HfTransformerModel`], of the decoder alone."""
+        decoder = self.get_decoder()
+        return [_stem(decoder), *([layer] for layer in decoder.layers)]
 
     @can_return_tuple
     def forward(

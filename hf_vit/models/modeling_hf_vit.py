@@ -254,6 +254,12 @@ class HfViTModel(HfViTPreTrainedModel):
         """The final norm if it has not been applied to the tokens, else nothing: (..., hidden_size)."""
         return self.norm(pooled) if self.config.norm_after_pooling else pooled
 
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """Modules from the input up, those of the stem first, then those of each layer; the rest belongs to the
+        head."""
+        stem = [self.embeddings, self.relative_position_bias]
+        return [[module for module in stem if module is not None], *([layer] for layer in self.layers)]
+
 
 class HfViTForImageClassification(HfViTPreTrainedModel):
     """The Vision Transformer with a linear classifier on the pooled vector and, with a distillation token, a second

@@ -22,7 +22,6 @@ _BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 @dataclass
 class TokenizerArguments:
     _argument_group_name: ClassVar[str] = "Tokenizer"
-    key: ClassVar[str] = "tokenizer"
 
     tokenizer_name: str | None = argument(
         None, help="An existing tokenizer of the Hub or a folder; the model's own when model_name_or_path is given."

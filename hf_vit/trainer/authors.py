@@ -16,7 +16,6 @@ class AuthorArguments:
     """The card reads these from the run's records; a file `RECIPE.card.yaml` beside the recipe may hold them too."""
 
     _argument_group_name: ClassVar[str] = "Model card"
-    key: ClassVar[str] = "author"
 
     card_description: str | None = argument(None, help="What the model is, in a few sentences (Markdown).")
     card_intended_use: str | None = argument(None, help="What it is meant for.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar
 
 import torch
@@ -16,7 +17,6 @@ from hf_vit.config import argument, check_range
 @dataclass
 class EmaArguments:
     _argument_group_name: ClassVar[str] = "Averaged weights"
-    key: ClassVar[str] = "ema"
     replaces: ClassVar[dict[str, tuple[str, ...]]] = {
         "ema_decay": ("num_averaged_epochs",),
         "num_averaged_epochs": ("ema_decay",),
@@ -40,30 +40,61 @@ class EmaArguments:
         return self.ema_decay is not None or self.num_averaged_epochs is not None
 
 
+class WeightAverage(AveragedModel):
+    """An average of a model's parameters and buffers, whose number of updates is known without asking the device.
+
+    Args:
+        share: number of an update, from 1, to the share that the weights then have in the average, in [0, 1].
+    """
+
+    def __init__(self, model: nn.Module, share: Callable[[int], float]):
+        super().__init__(model, use_buffers=True)  # its counter, `n_averaged`, stays on the CPU
+        self.share = share
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the weights in as they are after another step."""
+        update = int(self.n_averaged) + 1
+        weight = 1.0 if update == 1 else self.share(update)
+        kinds: dict[tuple[torch.device, torch.dtype], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        pairs = zip(chain(self.module.parameters(), self.module.buffers()), chain(model.parameters(), model.buffers()))
+        for averaged, current in pairs:
+            averages, weights = kinds.setdefault((averaged.device, averaged.dtype), ([], []))
+            averages.append(averaged)
+            weights.append(current.detach().to(averaged.device))
+        for averages, weights in kinds.values():
+            if weight < 1 and averages[0].is_floating_point():
+                torch._foreach_lerp_(averages, weights, weight)
+            elif weight:
+                torch._foreach_copy_(averages, weights)
+        self.n_averaged += 1
+
+
 def averaged_model(
-    model: nn.Module, arguments: EmaArguments, num_steps: int, steps_per_epoch: int
-) -> AveragedModel | None:
+    model: nn.Module, arguments: EmaArguments, num_steps: int, steps_per_epoch: int, sharding: str | None = None
+) -> WeightAverage | None:
     """An average of `model`'s parameters and buffers, updated with `update_parameters(model)` after every step.
 
     None when none is wanted.
+
+    Args:
+        sharding: how processes share the weights out, None if they do not.
+
+    Raises:
+        ValueError: an average is wanted of weights that are shared out.
     """
+    if sharding is not None and arguments.averages:
+        raise ValueError(
+            f"weights cannot be averaged where processes share them out ({sharding}): leave out --ema_decay and "
+            "--num_averaged_epochs"
+        )
     if arguments.ema_decay is not None:
         share = ema_share(arguments.ema_decay)
     elif arguments.num_averaged_epochs is not None:
         share = last_epochs_share(arguments.num_averaged_epochs, num_steps, steps_per_epoch)
     else:
         return None
-
-    @torch.no_grad()
-    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], num_updates: torch.Tensor) -> None:
-        weight = share(int(num_updates) + 1)
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, weight)
-        elif weight:
-            torch._foreach_copy_(averaged, current)
-
-    averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-    return averaged.requires_grad_(False).eval()
+    return WeightAverage(model, share).requires_grad_(False).eval()
 
 
 def ema_share(decay: float) -> Callable[[int], float]:

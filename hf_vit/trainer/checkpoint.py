@@ -6,14 +6,18 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from accelerate import Accelerator
+from torch.utils.data import DataLoader
 
-from hf_vit.cards.records import RUN_FILE, TEMPORARY, sync
-from hf_vit.config import argument, check_range
+from hf_vit.config import Arguments, argument, check_range
+from hf_vit.files import TEMPORARY, sync
+from hf_vit.record import RUN_FILE
+from hf_vit.trainer.loaders import dealt_by
 
 CHECKPOINTS = "checkpoints"
 STATE_FILE = "trainer_state.json"
@@ -22,7 +26,6 @@ STATE_FILE = "trainer_state.json"
 @dataclass
 class CheckpointArguments:
     _argument_group_name: ClassVar[str] = "Checkpoints"
-    key: ClassVar[str] = "checkpoint"
 
     checkpointing_steps: str = argument("epoch", help="Save every so many optimizer steps, or `epoch`.")
     checkpoints_total_limit: int = argument(1, help="Latest checkpoints kept; the best one is kept beside them.")
@@ -59,10 +62,60 @@ class TrainingState:
     epoch: int = 0
     batch: int = 0
     loss_sum: float = 0.0
+    terms: dict[str, tuple[float, float]] = field(default_factory=dict)  # sum and number of each term of the loss
     best_metric: float | None = None
     best_step: int | None = None
     training_seconds: float = 0.0
     epochs: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether the last step is one that an evaluated epoch ended with."""
+        return self.step <= (self.epochs[-1]["step"] if self.epochs else 0)
+
+    @property
+    def losses(self) -> tuple[float, dict[str, tuple[float, float]]]:
+        """What this process has added up in this epoch."""
+        return self.loss_sum, self.terms
+
+    def add(self, values: Mapping[str, Sequence[float]]) -> None:
+        """Count the batches of a step: the losses, under "", and their terms."""
+        self.loss_sum += sum(values[""])
+        for name, found in values.items():
+            if name:
+                total, number = self.terms.get(name, (0.0, 0))
+                self.terms[name] = (total + sum(found), number + len(found))
+
+    def mean_terms(self) -> dict[str, float]:
+        """Means over the epoch's batches that have the term."""
+        return {name: total / number for name, (total, number) in sorted(self.terms.items())}
+
+    def share(self, losses: Sequence[tuple[float, dict[str, tuple[float, float]]]]) -> None:
+        """Take the means of what the processes have added up, each of them given."""
+        count = len(losses)
+        self.loss_sum = sum(loss_sum for loss_sum, _ in losses) / count
+        names = {name for _, terms in losses for name in terms}
+        pairs = {name: [terms[name] for _, terms in losses if name in terms] for name in sorted(names)}
+        self.terms = {
+            name: (sum(total for total, _ in found) / count, sum(number for _, number in found) / count)
+            for name, found in pairs.items()
+        }
+
+    def note_best(self, name: str, mode: str, metrics: Mapping[str, Any]) -> None:
+        """Take the metric for the best so far if it is; of equal ones the first is.
+
+        Args:
+            mode: "max" or "min".
+        """
+        value = metrics[name]
+        is_better = self.best_metric is None or (
+            value > self.best_metric if mode == "max" else value < self.best_metric
+        )
+        if is_better:
+            self.best_metric, self.best_step = value, self.step
+
+    def next_epoch(self) -> None:
+        self.epoch, self.batch, self.loss_sum, self.terms = self.epoch + 1, 0, 0.0, {}
 
 
 def fsync_tree(folder: Path) -> None:
@@ -118,6 +171,30 @@ def prepare_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> No
             f"--output_dir {str(output_dir)!r} is not empty: choose another, or add --overwrite_output_dir or "
             "--resume_from_checkpoint latest"
         )
+
+
+def run_facts(
+    described: Mapping[str, Any], schedule: Any, train_loader: DataLoader, arguments: Arguments, sharding: str | None
+) -> dict[str, Any]:
+    """Facts that a checkpoint must share with the run that resumes it; see `Checkpointer`.
+
+    Args:
+        described: the task's description.
+        schedule: of `train_loader`, which is prepared.
+        sharding: how processes share the weights out, None if they do not.
+    """
+    options = arguments.optimization
+    return {
+        "model": described["model"],
+        "data": {name: split["fingerprint"] for name, split in described["data"]["splits"].items()},
+        "layout": {"distributed_type": sharding or "replicated", "torch_compile": options.torch_compile},
+        "batch": {"global_batch_size": schedule.samples_per_step},
+        "position": {
+            "seed": arguments.run.seed,
+            "gradient_accumulation_steps": options.gradient_accumulation_steps,
+            **dealt_by(train_loader),
+        },
+    }
 
 
 class Checkpointer:
@@ -217,6 +294,23 @@ class Checkpointer:
                 facts = ", ".join(f"{key} {saved[name].get(key)!r}, here {value[key]!r}" for key in different)
                 raise ValueError(f"--resume_from_checkpoint {str(path)!r} is of another {name}: {facts}")
         return state
+
+    def check_best(self, state: TrainingState, split: str) -> None:
+        """Raise `ValueError` where the best weights could not be taken at the end.
+
+        Args:
+            split: the one that decides which are the best.
+        """
+        if split == "test":
+            raise ValueError(
+                "--load_best_model_at_end needs a validation split (--train_val_split): chosen on the test split, the "
+                "best weights would have no honest result"
+            )
+        if state.best_step is not None and not self.path_of(state.best_step).is_dir():
+            raise ValueError(
+                f"--load_best_model_at_end: the best checkpoint of the run to resume, of step {state.best_step}, is "
+                f"not in {self.folder}: resume in its own --output_dir"
+            )
 
     def load(self, path: Path) -> None:
         """Weights, optimizer, schedule, averages and generators of this process."""

@@ -1,32 +1,81 @@
-"""Predictions of a whole split, each sample once, on any number of processes."""
+"""One pass over a split on all processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+
+if TYPE_CHECKING:
+    from hf_vit.tasks.task import Batch, Evaluator
 
 
 @torch.inference_mode()
-def gather_predictions(
+def evaluate(
     accelerator: Accelerator,
-    batches: Iterable[Any],
-    step: Callable[[Any], dict[str, torch.Tensor]],
+    model: torch.nn.Module,
+    loader: DataLoader,
+    evaluator: Evaluator,
     after_batch: Callable[[], None] = lambda: None,
-) -> dict[str, np.ndarray]:
-    """What `step` gives for every sample of a prepared loader, in order, on every process.
+) -> tuple[dict[str, Any], int]:
+    """Metrics of a split, the same on every process, and its number of samples.
 
     Args:
-        step: a batch to tensors with first dimension B; runs under the accelerator's precision.
+        loader: prepared by `prepare_evaluation_loader`.
         after_batch: called after each, on every process; what it raises ends the evaluation.
     """
-    parts: list[dict[str, torch.Tensor]] = []
-    for batch in batches:
+    num_samples, counted = len(loader.dataset), 0
+    for number, batch in enumerate(loader):
+        own = _own_samples(batch, number, accelerator, num_samples)
         with accelerator.autocast():
-            result = step(batch)
-        parts.append(accelerator.gather_for_metrics(result))
+            outputs = evaluator.step(model, batch if own is None else own)
+        if own is not None:
+            evaluator.update(own, outputs)
+            counted += len(own["sample_key"])
         after_batch()
-    return {name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]}
+    if accelerator.num_processes > 1:
+        _add_up_over_processes(evaluator)
+        counted = sum(gather_object([counted]))
+    if counted != num_samples:
+        raise RuntimeError(f"{num_samples} samples were to be evaluated, and {counted} were")
+    return evaluator.compute(), counted
+
+
+def _own_samples(batch: Batch, number: int, accelerator: Accelerator, num_samples: int) -> Batch | None:
+    """The samples of this process's batch that no other batch has; None where there are none.
+
+    Accelerate deals batches of one size out in turn, and fills the last ones up with samples from the beginning.
+    """
+    size = len(batch["sample_key"])
+    start = (number * accelerator.num_processes + accelerator.process_index) * size
+    if accelerator.num_processes == 1 or start + size <= num_samples:
+        return batch
+    return {name: column[: num_samples - start] for name, column in batch.items()} if start < num_samples else None
+
+
+def _add_up_over_processes(evaluator: Evaluator) -> None:
+    total: dict[str, Any] = {}
+    for share in gather_object([evaluator.state]):
+        _add(total, share)
+    _replace(evaluator.state, total)
+
+
+def _add(total: dict[str, Any], share: Mapping[str, Any]) -> None:
+    for name, value in share.items():
+        if isinstance(value, Mapping):
+            _add(total.setdefault(name, {}), value)
+        else:
+            total[name] = total[name] + value if name in total else value
+
+
+def _replace(state: dict[str, Any], total: Mapping[str, Any]) -> None:
+    """Put the totals into the very dicts that `state` is made of: an evaluator's parts share them."""
+    for name, value in total.items():
+        if isinstance(value, Mapping):
+            _replace(state.setdefault(name, {}), value)
+        else:
+            state[name] = value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ from torch import nn
 from transformers import SchedulerType, get_scheduler
 
 from hf_vit.config import Options, argument, check_range
+from hf_vit.trainer.layers import parameter_depths
 
 _NEEDS_METRICS = ("reduce_lr_on_plateau", "greedy")
 
@@ -18,7 +19,6 @@ _NEEDS_METRICS = ("reduce_lr_on_plateau", "greedy")
 @dataclass
 class OptimizationArguments:
     _argument_group_name: ClassVar[str] = "Optimization"
-    key: ClassVar[str] = "optimization"
     replaces: ClassVar[dict[str, tuple[str, ...]]] = {
         "num_train_epochs": ("max_train_steps",),
         "warmup_steps": ("warmup_ratio",),
@@ -81,34 +81,18 @@ def _decays(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     return is_weight and "position" not in name
 
 
-def _depths(model: nn.Module) -> dict[int, int]:
-    """Each parameter's layer by its id: 0 before the first block, blocks from 1, one more for what follows them.
-
-    The blocks are the members of that list of modules which holds most of the model.
-    """
-    sizes: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        for match in re.finditer(r"\.?(?=\d+\.)", name):
-            sizes[name[: match.start()]] = sizes.get(name[: match.start()], 0) + parameter.numel()
-    blocks = max(sizes, key=sizes.get, default="")
-    depths, num_blocks = {}, 0
-    for name, parameter in model.named_parameters():
-        match = re.match(rf"{re.escape(blocks)}\.?(\d+)\.", name)
-        if match:
-            depths[id(parameter)] = int(match[1]) + 1
-            num_blocks = max(num_blocks, int(match[1]) + 1)
-        else:
-            depths[id(parameter)] = num_blocks + 1 if num_blocks else 0
-    return depths
-
-
 def parameter_groups(model: nn.Module, arguments: OptimizationArguments, learning_rate: float) -> list[dict]:
     """The trainable parameters in groups of equal weight decay and learning rate.
 
-    With `layer_decay` the learning rate falls by that factor from the head to each layer below (BEiT).
+    With `layer_decay` the learning rate falls by that factor from the head to each layer below (BEiT, 2106.08254).
+
+    Raises:
+        ValueError: `layer_decay` is not 1 and nothing says which layer a parameter belongs to.
     """
-    depths = _depths(model)
-    deepest = max(depths.values())
+    depths: dict[int, int] = {}
+    if arguments.layer_decay != 1:
+        depths = parameter_depths(model)
+    deepest = max(depths.values(), default=0)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen = set()
     for module_name, module in model.named_modules():
@@ -116,24 +100,27 @@ def parameter_groups(model: nn.Module, arguments: OptimizationArguments, learnin
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
                 decay = arguments.weight_decay if _decays(module, f"{module_name}.{name}", parameter) else 0.0
-                rate = learning_rate * arguments.layer_decay ** (deepest - depths[id(parameter)])
+                rate = learning_rate * arguments.layer_decay ** (deepest - depths.get(id(parameter), deepest))
                 groups.setdefault((decay, rate), []).append(parameter)
     return [{"params": parameters, "weight_decay": d, "lr": lr} for (d, lr), parameters in groups.items()]
 
 
 def build_optimizer(
-    model: nn.Module, arguments: OptimizationArguments, global_batch_size: int
+    arguments: OptimizationArguments,
+    global_batch_size: float,
+    groups: Callable[[OptimizationArguments, float], list[dict]],
 ) -> torch.optim.Optimizer:
     """AdamW, its update fused into one kernel.
 
     Args:
         global_batch_size: samples in one optimizer step, to scale the learning rate by where that is asked for.
+        groups: the arguments and the learning rate to the groups of parameters, as `Task.parameter_groups`.
     """
     learning_rate = arguments.learning_rate
     if arguments.lr_base_batch_size is not None:
         learning_rate *= global_batch_size / arguments.lr_base_batch_size
     return torch.optim.AdamW(
-        parameter_groups(model, arguments, learning_rate),
+        groups(arguments, learning_rate),
         lr=learning_rate,
         betas=(arguments.adam_beta1, arguments.adam_beta2),
         eps=arguments.adam_epsilon,

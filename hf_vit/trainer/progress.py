@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from tqdm import tqdm
+
 
 class Meter:
     """Counts from its creation.
@@ -55,3 +57,8 @@ class Meter:
     @property
     def wait_fraction(self) -> float:
         return self.waited / self.elapsed
+
+
+def progress_bar(num_steps: int, step: int, is_main: bool) -> tqdm:
+    """A bar of optimizer steps on the terminal of the main process."""
+    return tqdm(total=num_steps, initial=step, unit="step", dynamic_ncols=True, disable=None if is_main else True)

@@ -12,8 +12,6 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_vit.config import argument
-from hf_vit.hub.background import BackgroundPush
-from hf_vit.hub.publish import Destination
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +19,6 @@ logger = logging.getLogger(__name__)
 @dataclass
 class HubArguments:
     _argument_group_name: ClassVar[str] = "Hub"
-    key: ClassVar[str] = "hub"
 
     push_to_hub: bool = argument(False, help="Publish the model, with the token of `hf auth login` or HF_TOKEN.")
     hub_model_id: str | None = argument(None, help="NAMESPACE/NAME, or NAME; the name of output_dir when not given.")
@@ -61,6 +58,10 @@ class Publisher:
         if options.push_to_hub:
             repo_id = options.hub_model_id or output_dir.resolve().name
             _validate(repo_id)
+            # Beside its arguments, which every help reads, the Hub is for the runs that go there.
+            from hf_vit.hub.background import BackgroundPush
+            from hf_vit.hub.publish import Destination
+
             destination = Destination(repo_id, private=options.hub_private_repo or None, revision=options.hub_revision)
             self._push = BackgroundPush(destination, output_dir)
             options.hub_model_id = self._push.repo_id

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from hf_vit.cards.records import RUN_FILE, write_atomically
 from hf_vit.config import Arguments
+from hf_vit.files import write_atomically
+from hf_vit.record import RUN_FILE, SCHEMA_VERSION, Record, read_record, record_from
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "torchvision", "hf_vit")
 
@@ -78,34 +79,46 @@ def _plain(value: Any) -> Any:
 
 
 class RunRecord:
-    """The content of run.json; `write` puts it into a folder atomically."""
+    """The record of the run under way; `write` puts it into a folder atomically.
+
+    Raises:
+        ValueError: what it is to hold is not in the schema, here as in `update`.
+    """
 
     def __init__(self, arguments: Arguments, accelerator: Accelerator, described: dict[str, Any]):
         self.accelerator = accelerator
-        self.content: dict[str, Any] = {
-            "task": arguments.run.task,
-            "status": "running",
-            "command": shlex.join(["accelerate", "launch", "training/train.py", *arguments.command]),
-            "recipe": arguments.run.recipe,
-            "arguments": arguments.to_dict(),
-            "non_default_arguments": arguments.explicit,
-            "seed": arguments.run.seed,
-            **environment(accelerator),
-            **described,
-            "epochs": [],
-        }
+        self._record = record_from(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "task": arguments.run.task,
+                "status": "running",
+                "command": shlex.join(["accelerate", "launch", "training/train.py", *arguments.command]),
+                "recipe": arguments.run.recipe,
+                "arguments": arguments.to_dict(),
+                "non_default_arguments": arguments.explicit,
+                "seed": arguments.run.seed,
+                **environment(accelerator),
+                **described,
+                "epochs": [],
+            }
+        )
         self._earlier_peak = 0
+
+    @property
+    def content(self) -> Record:
+        """What is known by now, under the names of the schema."""
+        return self._record
 
     def go_on(self, folder: Path) -> None:
         """Keep the peak memory of the parts of the run that came before, which this process cannot know."""
-        path = folder / RUN_FILE
-        if path.is_file():
-            self._earlier_peak = json.loads(path.read_text(encoding="utf-8")).get("peak_memory_bytes") or 0
+        if (folder / RUN_FILE).is_file():
+            self._earlier_peak = read_record(folder).peak_memory_bytes or 0
 
     def update(self, **values: Any) -> None:
+        """Set fields of the record, as JSON has them."""
         peak = max(self._earlier_peak, peak_memory_bytes(self.accelerator.device))
-        self.content.update(values, peak_memory_bytes=peak)
+        self._record = record_from({**self._record.to_dict(), **values, "peak_memory_bytes": peak})
 
     def write(self, folder: Path) -> None:
-        text = json.dumps(self.content, indent=1, default=_plain, ensure_ascii=False)
+        text = json.dumps(self._record.to_dict(), indent=1, default=_plain, ensure_ascii=False)
         write_atomically(folder / RUN_FILE, (text + "\n").encode())

@@ -23,7 +23,7 @@ class Interruption:
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
-        self._received = 0
+        self.received = 0  # by this process
 
     def __enter__(self) -> Interruption:
         self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
@@ -34,12 +34,12 @@ class Interruption:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
+        self.received = number
         signal.signal(number, self._previous[number])
 
     def signal(self) -> int:
         """The signal that any process received, 0 for none; all processes call it at the same step."""
         if self.accelerator.num_processes == 1:
-            return self._received
-        received = torch.tensor([self._received], device=self.accelerator.device)
+            return self.received
+        received = torch.tensor([self.received], device=self.accelerator.device)
         return int(self.accelerator.gather(received).max())

@@ -16,7 +16,6 @@ from hf_vit.trainer.energy import check_energy
 @dataclass
 class TrackingArguments:
     _argument_group_name: ClassVar[str] = "Tracking"
-    key: ClassVar[str] = "tracking"
 
     with_tracking: bool = argument(False, help="Report to the trackers of report_to.")
     report_to: list[str] = argument(

@@ -8,38 +8,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from hf_vit.cards import check_card, write_card
-from hf_vit.cards.citations import of_methods
 from hf_vit.cards.records import fingerprint
-from hf_vit.train import parse
-
-
-@pytest.mark.parametrize(
-    "flags, papers",
-    [
-        ("", set()),
-        ("--mixup_alpha 0.8", {"1710.09412"}),
-        ("--mixup_alpha 0.8 --mixup_prob 0", set()),
-        ("--mixup_alpha 0.8 --cutmix_alpha 1", {"1710.09412", "1905.04899"}),
-        ("--mixup_alpha 0.8 --cutmix_alpha 1 --mixup_switch_prob 1", {"1905.04899"}),
-        ("--auto_augment randaugment --random_erasing_prob 0.2", {"1909.13719", "1708.04896"}),
-        ("--auto_augment trivialaugment --repeated_augmentation 3", {"2103.10158", "1901.09335"}),
-        ("--auto_augment autoaugment_cifar10 --label_smoothing_factor 0.1", {"1805.09501", "1512.00567"}),
-        ("--auto_augment three_augment --train_crop simple_random_crop --loss_type bce", {"2204.07118"}),
-        ("--train_crop random_resized_crop --ema_decay 0.99", {"1409.4842", "2411.18704"}),
-        ("--ema_decay 0.99 --no_use_ema_weights", set()),
-        ("--teacher someone/teacher", {"1503.02531"}),
-        ("--teacher someone/teacher --distillation_type hard", {"2012.12877"}),
-        (
-            "--lr_base_batch_size 256 --layer_decay 0.75 --train_only attention",
-            {"1706.02677", "2003.10555", "2203.09795"},
-        ),
-    ],
-)
-def test_citations_follow_the_flags_of_training(tmp_path, flags, papers):
-    recipe = tmp_path / "plain.yaml"
-    recipe.write_text("dataset_name: someone/images")
-    arguments = parse(["--recipe", str(recipe), *flags.split()]).to_dict()
-    assert {paper.arxiv for paper in of_methods({}, arguments)} == papers | {"1711.05101", "1608.03983"}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +81,7 @@ def test_the_figure_of_cross_attention_has_room_for_its_tokens(tmp_path, source,
 
 
 @pytest.mark.parametrize(
-    "name, value, said", [("exact_match", 0.5, f"50.00{NBSP}% exact match"), ("bleu", 30, "30 BLEU")]
+    "name, value, said", [("exact_match", 0.5, f"50.00{NBSP}% exact match"), ("bleu", 30.25, "30.25 BLEU")]
 )
 def test_a_metric_is_written_as_within_a_sentence(tmp_path, name, value, said):
     result = {"split": "test", "metrics": {name: value}}

@@ -157,7 +157,7 @@ def test_the_command_line_shows_no_traceback(tmp_path, monkeypatch, argv):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")
     monkeypatch.setattr("sys.argv", ["hf-vit", *argv])
-    with pytest.raises(SystemExit, match=f"^hf-vit: folder: .*{argv[1]}"):
+    with pytest.raises(SystemExit, match=f"^hf-vit {argv[0]}: error: folder: .*{argv[1]}"):
         main()
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hf_vit.cards.records import write_atomically
+from hf_vit.files import write_atomically
 from hf_vit.trainer.checkpoint import (
     CheckpointArguments,
     Checkpointer,

@@ -22,7 +22,6 @@ TRAIN_CROPS = ("resize", "random_resized_crop", "simple_random_crop", "random_cr
 @dataclass
 class AugmentationArguments:
     _argument_group_name: ClassVar[str] = "Augmentation"
-    key: ClassVar[str] = "augmentation"
 
     train_crop: str = argument(
         "resize",

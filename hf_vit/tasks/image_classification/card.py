@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
-from hf_vit.cards import figures
-from hf_vit.cards.facts import CardFacts, Metric, Snippet, Split, scalar_metrics
+from hf_vit.cards.facts import CardFacts, Curve, Metric, Snippet, metrics_of
+from hf_vit.cards.figures import learning_curves
 from hf_vit.cards.format import local
 from hf_vit.cards.records import Records
+from hf_vit.tasks.image_classification import figures
+from hf_vit.tasks.image_classification.record import ClassScore, Data, Measurement, Sample, Split, Teacher
 
 MAX_TABLE_ROWS = 30  # a longer table of classes is cut to its best and worst ends
 TABLE_END_ROWS = 10
-_SCORES = ("precision", "recall", "f1", "support")
 
 _ARCHITECTURE = {
     "patch_size": "Patch size",
@@ -56,17 +57,6 @@ for answer in classifier({image}, top_k={top_k}):
 
 
 @dataclass(frozen=True)
-class ClassScore:
-    """How one class fared: fractions in [0, 1]; `support` is its number of examples."""
-
-    label: str
-    precision: float
-    recall: float
-    f1: float
-    support: int
-
-
-@dataclass(frozen=True)
 class Confusion:
     """`count` examples of class `label`, a fraction `share` of that class, were taken for class `prediction`."""
 
@@ -77,36 +67,29 @@ class Confusion:
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """A model that taught this one; `accuracy` is its own on the split of the result, a fraction in [0, 1]."""
-
-    name: str
-    revision: str | None = None
-    accuracy: float | None = None
-
-
-@dataclass(frozen=True)
 class ImageClassificationFacts(CardFacts):
-    """Facts of an image classifier.
+    """Facts of an image classifier; see `record` for those that are of its record.
 
-    `heads` holds the metrics of each head by its name, from `heads` among the metrics of the result; empty for a model
-    with one head. `teachers` come from `teachers` in the records, a list of dicts with `name` and, where known,
-    `revision` and `accuracy`, or else from the argument of that name.
-    `confusion_matrix[i][j]` examples of class `i` were taken for class `j`. `calibration` holds one dict with
-    `confidence`, `accuracy` and `num_examples` for each bin of confidence. `samples` are images of the evaluated
-    split, each a dict with `file` (relative to the folder), `label`, `prediction` and `score`.
+    `heads` holds the metrics of each head by its name; empty for a model with one head. `teachers` come from the
+    record, or else from the argument of that name. `calibration` and `samples` are as JSON has them.
     """
 
     unit: ClassVar[str] = "images"
+    curves: ClassVar[list[Curve]] = [Curve("Accuracy", "accuracy (%)", "accuracy", 100)]
+    architecture_labels: ClassVar[dict[str, str]] = _ARCHITECTURE
     figures: ClassVar[dict] = {
         "samples.png": figures.samples,
-        "curves.png": figures.learning_curves,
+        "curves.png": learning_curves,
         "confusion_matrix.png": figures.confusion_matrix,
         "reliability.png": figures.reliability_diagram,
         "attention.png": figures.attention,
         "positions.png": figures.positions,
     }
 
+    data: Data
+    splits: dict[str, Split]
+    measured: Measurement
+    accuracy: float | None
     heads: dict[str, list[Metric]]
     teachers: list[Teacher]
     class_names: list[str]
@@ -114,31 +97,30 @@ class ImageClassificationFacts(CardFacts):
     confusion_matrix: list[list[int]]
     calibration: list[dict]
     samples: list[dict]
-    preprocessing: dict
 
     @classmethod
     def read(cls, records: Records) -> dict[str, Any]:
-        result = records.run.get("result", {})
-        metrics = result.get("metrics", {})
-        names = records.run.get("data", {}).get("class_names") or records.config.get("id2label", {}).values()
-        confusion_matrix = metrics.get("confusion_matrix", [])
-        taught_by = records.run.get("arguments", {}).get("teacher") or []
-        teachers = records.run.get("teachers") or [{"name": name} for name in taught_by]
-        rows = [row for row in metrics.get("per_class", []) if all(key in row for key in ("label", *_SCORES))]
+        shared = super().read(records)
+        data, result = records.run.data, records.run.result
+        metrics = result.metrics
+        names = data.class_names or [str(name) for name in records.config.get("id2label", {}).values()]
+        teachers = records.run.teachers or [Teacher(name=name) for name in records.arguments.get("teacher") or []]
         return {
-            **super().read(records),
-            "heads": {name: scalar_metrics(values) for name, values in metrics.get("heads", {}).items()},
-            "teachers": [
-                Teacher(local(teacher["name"]), teacher.get("revision"), teacher.get("accuracy"))
-                for teacher in teachers
-            ],
-            "class_names": [str(name) for name in names],
-            "per_class": [ClassScore(str(row["label"]), *(row[key] for key in _SCORES)) for row in rows],
-            "confusion_matrix": confusion_matrix if len(confusion_matrix) == len(names) else [],
-            "calibration": metrics.get("calibration", []),
-            "samples": [sample for sample in result.get("samples", []) if _is_sample(sample, records.folder)],
-            "preprocessing": records.preprocessor,
+            **shared,
+            "metrics": _fractions_first(shared["metrics"]),
+            "accuracy": metrics.accuracy,
+            "heads": {name: _fractions_first(metrics_of(of_head)) for name, of_head in metrics.heads.items()},
+            "teachers": [teacher.model_copy(update={"name": local(teacher.name)}) for teacher in teachers],
+            "class_names": names,
+            "per_class": metrics.per_class,
+            "confusion_matrix": metrics.confusion_matrix if len(metrics.confusion_matrix) == len(names) else [],
+            "calibration": [bin.to_dict() for bin in metrics.calibration],
+            "samples": [sample.to_dict() for sample in result.samples if _is_there(sample, records.folder)],
         }
+
+    @property
+    def hub_metrics(self) -> list[str]:
+        return [] if self.accuracy is None else ["accuracy"]
 
     @property
     def examples(self) -> list[Snippet]:
@@ -159,13 +141,8 @@ class ImageClassificationFacts(CardFacts):
         return [sample["file"] for sample in self.samples[:1]]
 
     @property
-    def pictures(self) -> list[str]:
+    def attended(self) -> list[str]:
         return [sample["file"] for sample in self.samples[: figures.MAX_PICTURES]]
-
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """The design choices that the configuration states, by the label a card gives them."""
-        return {label: self.config[name] for name, label in _ARCHITECTURE.items() if self.config.get(name)}
 
     @property
     def head_table(self) -> dict[str, list[Metric]]:
@@ -203,11 +180,12 @@ class ImageClassificationFacts(CardFacts):
         return ranked[:TABLE_END_ROWS] + ranked[-TABLE_END_ROWS:]
 
     @property
-    def counted_splits(self) -> list[Split]:
+    def counted_splits(self) -> dict[str, Split]:
         """The splits whose classes were counted; none when the table of classes would be long."""
         if len(self.class_names) > MAX_TABLE_ROWS:
-            return []
-        return [split for split in self.splits if 0 < len(split.class_counts) == len(self.class_names)]
+            return {}
+        counted = {name: split for name, split in self.splits.items() if split.class_counts}
+        return {name: split for name, split in counted.items() if len(split.class_counts) == len(self.class_names)}
 
     @property
     def confusions(self) -> list[Confusion]:
@@ -235,11 +213,14 @@ class ImageClassificationFacts(CardFacts):
     @property
     def train_class_range(self) -> tuple[int, int] | None:
         """Sizes of the smallest and the largest class in the train split."""
-        counts = next((split.class_counts for split in self.splits if split.name == "train"), None)
-        return (min(counts), max(counts)) if counts else None
+        train = self.splits.get("train")
+        return (min(train.class_counts), max(train.class_counts)) if train and train.class_counts else None
 
 
-def _is_sample(sample: dict, folder: Path) -> bool:
-    """Whether everything about a sample is recorded and its image is in the folder itself, not above it."""
-    whole = all(key in sample for key in ("file", "label", "prediction", "score"))
-    return whole and (folder / sample["file"]).is_file() and ".." not in PurePath(sample["file"]).parts
+def _fractions_first(metrics: list[Metric]) -> list[Metric]:
+    return sorted(metrics, key=lambda metric: metric.kind != "percent")
+
+
+def _is_there(sample: Sample, folder: Path) -> bool:
+    """Whether the sample's image is in the folder itself, not above it."""
+    return (folder / sample.file).is_file() and ".." not in PurePath(sample.file).parts

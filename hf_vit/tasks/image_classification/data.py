@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import datasets
 import numpy as np
@@ -15,10 +15,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image
 from PIL import Image as PILImage
 from sklearn.model_selection import train_test_split
 
-from hf_vit.config import argument, check_range
 from hf_vit.sample_keys import SampleKey
 from hf_vit.sources import (
-    SourceArguments,
     limit_samples,
     load_folder,
     load_source,
@@ -26,6 +24,7 @@ from hf_vit.sources import (
     revision_of,
     split_off_validation,
 )
+from hf_vit.tasks.image_classification.arguments import DataArguments
 from hf_vit.vision.bad_samples import find_bad_samples
 from hf_vit.vision.columns import find_class_names, find_image_column, find_label_column, label_namer
 from hf_vit.vision.decoding import decode_pixels, encoded
@@ -33,53 +32,6 @@ from hf_vit.vision.decoding import decode_pixels, encoded
 logger = logging.getLogger(__name__)
 
 _FINGERPRINT_IMAGES = 256
-
-
-@dataclass
-class DataArguments(SourceArguments):
-    replaces: ClassVar[dict[str, tuple[str, ...]]] = {
-        "dataset_name": ("train_dir", "validation_dir"),
-        "train_dir": ("dataset_name", "dataset_config_name", "dataset_revision"),
-    }
-
-    dataset_name: str | None = argument(
-        None, help="A dataset of the Hub, a local folder (parquet, imagefolder, saved to disk) or `sklearn_digits`."
-    )
-    train_dir: str | None = argument(None, help="Local folder with the training images, instead of dataset_name.")
-    validation_dir: str | None = argument(None, help="Local folder with the validation images.")
-    image_column_name: str | None = argument(None, help="Column of images; found by its type when not given.")
-    label_column_name: str | None = argument(None, help="Column of labels; found by its type when not given.")
-    class_names: list[str] | None = argument(
-        None, help="Names of the classes in the order of their labels, where the data does not hold them."
-    )
-    keep_in_memory: bool = argument(
-        False, help="Decode all images once, at the start, and keep them (3 bytes a pixel): for small data."
-    )
-    streaming: bool = argument(False, help="Read the training images as a stream of shards, without a copy on disk.")
-    train_samples_per_epoch: int | None = argument(
-        None, help="streaming: the length of an epoch; that of the training split where it is known."
-    )
-    shuffle_buffer_size: int = argument(1000, help="streaming: samples among which the next one is drawn.")
-    on_bad_sample: str = argument(
-        "error",
-        help="At an image that cannot be decoded stop, or look at all images first and leave such ones out.",
-        choices=("error", "skip"),
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if (self.dataset_name is None) == (self.train_dir is None):
-            raise ValueError("give either --dataset_name or --train_dir")
-        if self.validation_dir is not None and self.train_dir is None:
-            raise ValueError("--validation_dir goes with --train_dir")
-        if self.streaming and self.on_bad_sample == "skip":
-            raise ValueError("--on_bad_sample skip looks at all images first, which --streaming cannot")
-        if self.streaming and self.max_train_samples is not None:
-            raise ValueError("--max_train_samples does not go with --streaming: give --train_samples_per_epoch")
-        if self.streaming and self.keep_in_memory:
-            raise ValueError("--keep_in_memory holds all images, --streaming only those under way: give one of them")
-        check_range("train_samples_per_epoch", self.train_samples_per_epoch, 1)
-        check_range("shuffle_buffer_size", self.shuffle_buffer_size, 1)
 
 
 def load_sklearn_digits() -> DatasetDict:

@@ -30,7 +30,6 @@ STEPS = {
 @dataclass
 class DistillationArguments:
     _argument_group_name: ClassVar[str] = "Distillation"
-    key: ClassVar[str] = "distillation"
 
     teacher: list[str] | None = argument(
         None, help="Teachers: any that AutoModelForImageClassification loads; several form an ensemble."

@@ -15,7 +15,6 @@ from hf_vit.models.losses import classification_loss
 @dataclass
 class LossArguments:
     _argument_group_name: ClassVar[str] = "Loss"
-    key: ClassVar[str] = "loss"
 
     loss_type: str = argument(
         "cross_entropy",

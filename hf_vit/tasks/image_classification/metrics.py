@@ -1,28 +1,23 @@
-"""Metrics of classification as `evaluate` modules that need no network.
-
-They take what one pass over the logits leaves of each sample (`statistics`), not the logits: for 1,000 classes and
-50,000 samples that is 2 MB instead of 200.
-"""
+"""Metrics of classification, counted from what one pass over the logits leaves of each sample (`statistics`)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import datasets
-import evaluate
 import numpy as np
 import torch
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from hf_vit.tasks.metrics import INTEGER, NUMBER, Counter, Metric
 
 TOP_K = 5
 # Of a model with a distillation token: the fields of its outputs, ours and those of transformers' DeiT.
 HEADS = {"class": ("class_logits", "cls_logits"), "distillation": ("distillation_logits",)}
-_INTEGER, _NUMBER = datasets.Value("int64"), datasets.Value("float32")
 
 
 def statistics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the metrics need of each sample, on the device of the logits.
+    """Return what the metrics need of each sample, on the device of the logits.
 
     Args:
         logits: (B, num_classes).
@@ -44,54 +39,78 @@ def head_logits(outputs: Any) -> dict[str, torch.Tensor]:
     return {head: logits for head, logits in named if logits is not None}
 
 
-def output_statistics(outputs: Any, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """`statistics` of a model's `logits` and, named `HEAD/...`, of each head where there are two."""
-    found = statistics(outputs.logits, labels)
-    for head, logits in head_logits(outputs).items():
-        found.update({f"{head}/{name}": value for name, value in statistics(logits, labels).items()})
-    return found
+class TopKCounter(Counter):
+    def __init__(self, k: int = 1):
+        self.k = k
+        self.state = {"hits": 0, "count": 0}
 
+    def update(self, predictions: np.ndarray, references: np.ndarray) -> None:
+        hits = (np.asarray(predictions)[:, : self.k] == np.asarray(references)[:, None]).any(axis=1)
+        self.state["hits"] += int(hits.sum())
+        self.state["count"] += len(hits)
 
-class Metric(evaluate.Metric):
-    """A metric of this package, without files and locks."""
-
-    description: ClassVar[str]
-    inputs: ClassVar[Mapping[str, Any]] = {"predictions": _INTEGER, "references": _INTEGER}
-
-    def __init__(self, **kwargs):
-        # No file and no lock for predictions that fit in memory.
-        super().__init__(keep_in_memory=True, **kwargs)
-
-    def _info(self) -> evaluate.MetricInfo:
-        numbers = all(feature in (_INTEGER, _NUMBER) for feature in self.inputs.values())
-        return evaluate.MetricInfo(
-            description=self.description,
-            citation="",
-            inputs_description=str(dict(self.inputs)),
-            features=datasets.Features(self.inputs),
-            format="numpy" if numbers else None,
-        )
+    def compute(self) -> dict[str, Any]:
+        name = "accuracy" if self.k == 1 else f"top{self.k}_accuracy"
+        return {name: self.state["hits"] / self.state["count"]}
 
 
 class TopKAccuracy(Metric):
     """`predictions` are classes from the likeliest on, at least `k` of them."""
 
     description = "Part of the samples whose class is among the k likeliest."
-    inputs: ClassVar = {"predictions": datasets.List(_INTEGER), "references": _INTEGER}
+    counter = TopKCounter
+    inputs: ClassVar = {"predictions": datasets.List(INTEGER), "references": INTEGER}
 
-    def _compute(self, predictions, references, k: int = 1):
-        hits = (np.asarray(predictions)[:, :k] == np.asarray(references)[:, None]).any(axis=1)
-        return {"accuracy" if k == 1 else f"top{k}_accuracy": float(hits.mean())}
+
+class LogLikelihoodCounter(Counter):
+    def __init__(self) -> None:
+        self.state = {"sum": 0.0, "count": 0}
+
+    def update(self, predictions: np.ndarray) -> None:
+        self.state["sum"] += float(predictions.sum(dtype=np.float64))
+        self.state["count"] += len(predictions)
+
+    def compute(self) -> dict[str, Any]:
+        return {"loss": -self.state["sum"] / self.state["count"]}
 
 
 class NegativeLogLikelihood(Metric):
     """`predictions` are the log-probabilities that were given to the true classes."""
 
     description = "Mean negative log-likelihood of the true class, in nats: the cross entropy."
-    inputs: ClassVar = {"predictions": _NUMBER}
+    counter = LogLikelihoodCounter
+    inputs: ClassVar = {"predictions": NUMBER}
 
-    def _compute(self, predictions):
-        return {"loss": -float(predictions.astype(np.float64).mean())}
+
+class CalibrationCounter(Counter):
+    def __init__(self, num_bins: int = 15):
+        self.num_bins = num_bins
+        self.state = {
+            "counts": np.zeros(num_bins, np.int64),
+            "hits": np.zeros(num_bins, np.int64),
+            "confidence": np.zeros(num_bins),
+        }
+
+    def update(self, predictions: np.ndarray, references: np.ndarray, confidences: np.ndarray) -> None:
+        # Bins are open below and closed above, as in the paper.
+        bins = np.clip(np.ceil(confidences * self.num_bins).astype(int) - 1, 0, self.num_bins - 1)
+        self.state["counts"] += np.bincount(bins, minlength=self.num_bins)
+        self.state["hits"] += np.bincount(bins[predictions == references], minlength=self.num_bins)
+        weights = confidences.astype(np.float64)
+        self.state["confidence"] += np.bincount(bins, weights=weights, minlength=self.num_bins)
+
+    def compute(self) -> dict[str, Any]:
+        counts, hits, confidence = (self.state[name] for name in ("counts", "hits", "confidence"))
+        rows = [
+            {
+                "confidence": float(confidence[i] / counts[i]),
+                "accuracy": float(hits[i] / counts[i]),
+                "num_examples": int(counts[i]),
+            }
+            for i in np.flatnonzero(counts)
+        ]
+        error = float(np.abs(hits - confidence).sum() / counts.sum())
+        return {"expected_calibration_error": error, "calibration": rows}
 
 
 class ExpectedCalibrationError(Metric):
@@ -101,75 +120,84 @@ class ExpectedCalibrationError(Metric):
         "Mean gap between confidence and accuracy over bins of equal width, weighted by their samples "
         "(Guo et al., arXiv 1706.04599)."
     )
-    inputs: ClassVar = {"predictions": _INTEGER, "references": _INTEGER, "confidences": _NUMBER}
-
-    def _compute(self, predictions, references, confidences, num_bins: int = 15):
-        # Bins are open below and closed above, as in the paper.
-        bins = np.clip(np.ceil(confidences * num_bins).astype(int) - 1, 0, num_bins - 1)
-        counts = np.bincount(bins, minlength=num_bins)
-        hits = np.bincount(bins, weights=predictions == references, minlength=num_bins)
-        confidence = np.bincount(bins, weights=confidences.astype(np.float64), minlength=num_bins)
-        rows = [
-            {"confidence": confidence[i] / counts[i], "accuracy": hits[i] / counts[i], "num_examples": int(counts[i])}
-            for i in np.flatnonzero(counts)
-        ]
-        return {
-            "expected_calibration_error": float(np.abs(hits - confidence).sum() / len(references)),
-            "calibration": rows,
-        }
+    counter = CalibrationCounter
+    inputs: ClassVar = {"predictions": INTEGER, "references": INTEGER, "confidences": NUMBER}
 
 
-class PerClassReport(Metric):
-    description = "Precision, recall, F1 and support of each class, and the macro average of F1."
+class ConfusionCounter(Counter):
+    def __init__(self, num_classes: int):
+        self.state = {"matrix": np.zeros((num_classes, num_classes), np.int64)}
 
-    def _compute(self, predictions, references, class_names: Sequence[str]):
-        labels = np.arange(len(class_names))
-        values = precision_recall_fscore_support(references, predictions, labels=labels, zero_division=0)
-        rows = [
-            {"label": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
-            for name, p, r, f, n in zip(class_names, *values)
-        ]
-        return {"f1_macro": float(values[2].mean()), "per_class": rows}
+    def update(self, predictions: np.ndarray, references: np.ndarray) -> None:
+        np.add.at(self.state["matrix"], (references, predictions), 1)
+
+    def compute(self) -> dict[str, Any]:
+        return {"confusion_matrix": self.state["matrix"].tolist()}
 
 
 class ConfusionMatrix(Metric):
     description = "Counts by true class (row) and predicted class (column)."
-
-    def _compute(self, predictions, references, num_classes: int):
-        return {"confusion_matrix": confusion_matrix(references, predictions, labels=np.arange(num_classes)).tolist()}
+    counter = ConfusionCounter
 
 
-def classification_metrics(
-    gathered: Mapping[str, np.ndarray], class_names: Sequence[str], *, detailed: bool = False
-) -> dict[str, Any]:
-    """loss, accuracy and, from six classes on, top5_accuracy; the same of each head in `heads` where there are two.
+class PerClassCounter(ConfusionCounter):
+    def __init__(self, class_names: Sequence[str]):
+        super().__init__(len(class_names))
+        self.class_names = class_names
 
-    With `detailed` every other metric of this module as well.
-
-    Args:
-        gathered: the `output_statistics` of all samples, as arrays.
-    """
-    metrics = _metrics_of(gathered, "", class_names, detailed)
-    heads = {
-        head: _metrics_of(gathered, f"{head}/", class_names, detailed)
-        for head in HEADS
-        if f"{head}/ranked" in gathered
-    }
-    return {**metrics, "heads": heads} if heads else metrics
+    def compute(self) -> dict[str, Any]:
+        return per_class_report(self.state["matrix"], self.class_names)
 
 
-def _metrics_of(
-    gathered: Mapping[str, np.ndarray], prefix: str, class_names: Sequence[str], detailed: bool
-) -> dict[str, Any]:
-    found = {name: gathered[prefix + name] for name in ("ranked", "confidence", "log_probability", "labels")}
-    ranked = {"predictions": found["ranked"], "references": found["labels"]}
-    metrics = NegativeLogLikelihood().compute(predictions=found["log_probability"])
-    metrics.update(TopKAccuracy().compute(**ranked))
-    if len(class_names) > TOP_K:
-        metrics.update(TopKAccuracy().compute(**ranked, k=TOP_K))
-    if detailed:
-        chosen = {"predictions": found["ranked"][:, 0], "references": found["labels"]}
-        metrics.update(ExpectedCalibrationError().compute(**chosen, confidences=found["confidence"]))
-        metrics.update(PerClassReport().compute(**chosen, class_names=class_names))
-        metrics.update(ConfusionMatrix().compute(**chosen, num_classes=len(class_names)))
-    return metrics
+class PerClassReport(Metric):
+    description = "Precision, recall, F1 and support of each class, and the macro average of F1."
+    counter = PerClassCounter
+
+
+def per_class_report(matrix: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+    """`f1_macro` and `per_class` from counts by true and predicted class; of nothing, a fraction is 0."""
+    right, support, chosen = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    precision = right / np.maximum(chosen, 1)
+    recall = right / np.maximum(support, 1)
+    f1 = 2 * right / np.maximum(support + chosen, 1)
+    rows = [
+        {"label": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+        for name, p, r, f, n in zip(class_names, precision, recall, f1, support)
+    ]
+    return {"f1_macro": float(f1.mean()), "per_class": rows}
+
+
+class ClassificationCounter(Counter):
+    """loss, accuracy and, from six classes on, top5_accuracy; with `detailed` every other metric of this module."""
+
+    def __init__(self, class_names: Sequence[str], *, detailed: bool = False):
+        self.class_names = class_names
+        ranks = (1, TOP_K) if len(class_names) > TOP_K else (1,)
+        self.loss = LogLikelihoodCounter()
+        self.accuracies = {f"top{k}": TopKCounter(k) for k in ranks}
+        self.detailed: dict[str, Any] = {}
+        if detailed:
+            self.detailed = {"calibration": CalibrationCounter(), "confusion": ConfusionCounter(len(class_names))}
+        self.state = {name: counter.state for name, counter in self._counters.items()}
+
+    @property
+    def _counters(self) -> dict[str, Counter]:
+        return {"loss": self.loss, **self.accuracies, **self.detailed}
+
+    def update(
+        self, ranked: np.ndarray, confidence: np.ndarray, log_probability: np.ndarray, labels: np.ndarray
+    ) -> None:
+        """Count what `statistics` gives, as arrays."""
+        self.loss.update(log_probability)
+        for counter in self.accuracies.values():
+            counter.update(ranked, labels)
+        if self.detailed:
+            chosen = ranked[:, 0]
+            self.detailed["calibration"].update(chosen, labels, confidence)
+            self.detailed["confusion"].update(chosen, labels)
+
+    def compute(self) -> dict[str, Any]:
+        metrics = {name: value for counter in self._counters.values() for name, value in counter.compute().items()}
+        if self.detailed:
+            metrics.update(per_class_report(self.detailed["confusion"].state["matrix"], self.class_names))
+        return metrics

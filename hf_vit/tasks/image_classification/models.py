@@ -12,14 +12,14 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
-    PreTrainedConfig,
     PreTrainedModel,
     ViTImageProcessor,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_vit import HfViTConfig
-from hf_vit.config import Options, argument, check_range, closest
+from hf_vit.config import Options, argument, check_range
+from hf_vit.tasks.models import check_fields
 from hf_vit.vision.processors import InputFormat
 from hf_vit.vision.resolution import change_image_size
 
@@ -27,7 +27,6 @@ from hf_vit.vision.resolution import change_image_size
 @dataclass
 class ModelArguments:
     _argument_group_name: ClassVar[str] = "Model"
-    key: ClassVar[str] = "model"
     # What a recipe says of another architecture does not fit the one that is named instead.
     replaces: ClassVar[dict[str, tuple[str, ...]]] = {
         "model_name_or_path": ("config_name", "model_type", "config_overrides"),
@@ -108,14 +107,6 @@ def _size_field(arguments: ModelArguments) -> dict[str, Any]:
     return {"image_size": height if height == width else [height, width]}
 
 
-def check_fields(fields: dict[str, Any], config: PreTrainedConfig) -> None:
-    """Raises `ValueError` for the first of the fields that the config has not."""
-    unknown = [name for name in fields if not hasattr(config, name)]
-    if unknown:
-        hint = closest(unknown[0], list(config.to_dict()))
-        raise ValueError(f"--config_overrides: {config.model_type} has no field {unknown[0]!r}; {hint}")
-
-
 def _new(arguments: ModelArguments, class_mapping: dict[str, dict]) -> PreTrainedModel:
     name, fields = arguments.config_name, {**arguments.config_overrides, **_size_field(arguments)}
     if name is None:
@@ -189,15 +180,6 @@ def freeze(model: PreTrainedModel, train_only: str) -> None:
             raise ValueError(f"--train_only attention: {type(model).__name__} has no attention layers")
         for layer in layers:
             layer.requires_grad_(True)
-
-
-def train_mode(model: nn.Module) -> None:
-    """Training mode, except for parts whose parameters are all frozen: their dropout and batch statistics rest."""
-    model.train()
-    for module in model.modules():
-        parameters = list(module.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
-            module.eval()
 
 
 def build_processor(arguments: ModelArguments, model: PreTrainedModel) -> ViTImageProcessor:

@@ -2,48 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
+from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_vit import HfViTConfig
-from hf_vit.config import Arguments
-from hf_vit.models.losses import distilled_loss
+from hf_vit.models.losses import distillation_loss
+from hf_vit.tasks.image_classification import figures
+from hf_vit.tasks.image_classification.arguments import (
+    ClassOrderArguments,
+    DataArguments,
+    ImageClassificationArguments,
+)
 from hf_vit.tasks.image_classification.augment import (
-    AugmentationArguments,
     BatchMix,
     EvaluationTransform,
     TrainTransform,
     normalize,
 )
-from hf_vit.tasks.image_classification.data import DataArguments, ImageView, class_mapping, load_labelled_images
-from hf_vit.tasks.image_classification.distillation import DistillationArguments, TeacherEnsemble
-from hf_vit.tasks.image_classification.losses import ClassificationLoss, LossArguments
-from hf_vit.tasks.image_classification.metrics import classification_metrics, head_logits, output_statistics
-from hf_vit.tasks.image_classification.models import ModelArguments, build_model, build_processor
+from hf_vit.tasks.image_classification.data import (
+    ImageView,
+    LabelledImages,
+    class_mapping,
+    load_labelled_images,
+    load_labelled_split,
+)
+from hf_vit.tasks.image_classification.distillation import TeacherEnsemble
+from hf_vit.tasks.image_classification.evaluation import ClassificationEvaluator
+from hf_vit.tasks.image_classification.losses import ClassificationLoss
+from hf_vit.tasks.image_classification.metrics import head_logits
+from hf_vit.tasks.image_classification.models import build_model, build_processor
 from hf_vit.tasks.image_classification.streaming import ImageStream, load_streamed_images
 from hf_vit.tasks.image_classification.teacher_cache import cached_logits
-from hf_vit.tasks.task import Task
+from hf_vit.tasks.task import Assessment, Batch, StepOutput, Task, data_loader
 from hf_vit.trainer.sampler import EpochBatchSampler
-from hf_vit.vision.decoding import decode
-
-MAX_SAMPLE_SIDE = 512  # pixels; a camera's photos would weigh tens of MB each as PNG
+from hf_vit.vision.processors import InputFormat
 
 
 class ImageClassification(Task):
-    """The task `image_classification`; `training.loop` says what a task offers."""
+    """The task `image_classification`."""
 
     name = "image_classification"
-    argument_groups = (DataArguments, ModelArguments, AugmentationArguments, LossArguments, DistillationArguments)
+    scoring_groups: ClassVar = {"data": DataArguments, "classes": ClassOrderArguments}
     sample_unit = "images"
-    best_metric = "accuracy"
+    best = ("accuracy", "max")
 
-    def __init__(self, arguments: Arguments):
+    def __init__(self, arguments: ImageClassificationArguments):
         self.arguments = arguments
         self.seed = arguments.run.seed
         if arguments.data.streaming:
@@ -106,7 +119,7 @@ class ImageClassification(Task):
             seed=self.seed,
         )
         views = self._views("train", self._train_transform)
-        return self.data_loader(views, batch_sampler=sampler)
+        return data_loader(views, self.arguments.data, batch_sampler=sampler)
 
     def _stream_loader(self, batches_per_step: int) -> DataLoader:
         if self.arguments.augmentation.repeated_augmentation > 1:
@@ -124,99 +137,107 @@ class ImageClassification(Task):
         )
         workers = min(self.arguments.data.dataloader_num_workers, stream.max_workers)
         # Workers that stayed would not hear of the next epoch.
-        return self.data_loader(stream, batch_size=batch_size, num_workers=workers, persistent_workers=False)
+        options = {"batch_size": batch_size, "num_workers": workers, "persistent_workers": False}
+        return data_loader(stream, self.arguments.data, **options)
 
     def evaluation_loader(self, split: str) -> DataLoader:
         batch_size = self.arguments.optimization.per_device_eval_batch_size
         views = self._views(split, EvaluationTransform(self.processor))
-        return self.data_loader(views, batch_size=batch_size)
+        return data_loader(views, self.arguments.data, batch_size=batch_size)
 
-    def training_step(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
-        """`loss`, a scalar, and the model's `outputs`."""
+    def training_step(self, model: torch.nn.Module, batch: Batch) -> StepOutput:
+        """Loss of the labels or, with teachers, of both, which `logs` tells apart."""
         pixels, targets = batch["pixel_values"], batch["labels"]
         if self.mix.mixes:
             pixels, targets = self.mix(pixels, targets, batch["sample_key"][0])
         outputs = model(pixel_values=normalize(pixels, self.processor))
         if self.teachers is None:
-            return {"loss": self.label_loss(outputs.logits, targets), "outputs": outputs}
+            return StepOutput(self.label_loss(outputs.logits, targets))
         if self.teacher_logits is not None:
-            teacher_logits = self.teacher_logits[batch["sample_key"][:, 1].cpu()].to(pixels.device)
+            known = self.teacher_logits[torch.as_tensor(batch["sample_key"][:, 1])]
+            teacher_logits = known.to(pixels.device, non_blocking=True)
         else:
             teacher_logits = self.teachers.to(pixels.device)(pixels.float())
-        heads = head_logits(outputs)
-        loss = distilled_loss(
-            outputs.logits,
-            heads.get("class"),
-            heads.get("distillation"),
-            targets,
+        heads, options = head_logits(outputs), self.arguments.distillation
+        label_loss = self.label_loss(heads.get("class", outputs.logits), targets)
+        teacher_loss = distillation_loss(
+            heads.get("distillation", outputs.logits),
             teacher_logits,
-            self.arguments.distillation,
-            self.label_loss,
+            options.distillation_type,
+            options.distillation_temperature,
         )
-        return {"loss": loss, "outputs": outputs}
+        share = options.distillation_alpha
+        logs = {"label_loss": label_loss, "teacher_loss": teacher_loss}
+        return StepOutput((1 - share) * label_loss + share * teacher_loss, logs)
 
-    def evaluation_step(
-        self, model: torch.nn.Module, batch: dict[str, torch.Tensor], *, detailed: bool = False
-    ) -> dict[str, torch.Tensor]:
-        """What `compute_metrics` needs of each sample, first dimension B."""
-        outputs = model(pixel_values=normalize(batch["pixel_values"], self.processor))
-        statistics = {**output_statistics(outputs, batch["labels"]), "index": batch["sample_key"][:, 1]}
-        if detailed and self.teachers is not None:
-            teachers, pixels = self.teachers.to(model.device).teachers, batch["pixel_values"].float()
-            right = [teacher(pixels).argmax(-1) == batch["labels"] for teacher in teachers]
-            statistics["teachers_right"] = torch.stack(right, dim=1)  # (B, teachers)
-        return statistics
+    def evaluator(self, split: str, *, final: bool) -> ClassificationEvaluator:
+        return ClassificationEvaluator(
+            self.data.splits[split],
+            self.data.class_names,
+            self.processor,
+            final=final,
+            num_samples=self.arguments.data.card_num_samples,
+            teachers=self.teachers,
+        )
 
-    def compute_metrics(self, gathered: dict[str, np.ndarray], *, detailed: bool) -> dict[str, Any]:
-        metrics = classification_metrics(gathered, self.data.class_names, detailed=detailed)
-        if "teachers_right" in gathered:
-            metrics["teacher_accuracy"] = gathered["teachers_right"].mean(0).tolist()
-        return metrics
+    @classmethod
+    def assess(cls, arguments: Any) -> Assessment:
+        """The images go through the model's own processor."""
+        score = arguments.score
+        origin = {"revision": score.model_revision, "trust_remote_code": score.trust_remote_code}
+        model = AutoModelForImageClassification.from_pretrained(score.model_name_or_path, **origin)
+        processor = AutoImageProcessor.from_pretrained(score.model_name_or_path, **origin)
+        # Timm's, for one; and EfficientNet's takes a step after the normalization.
+        if not isinstance(processor, TorchvisionBackend) or getattr(processor, "include_top", False):
+            processor = InputFormat.of(processor).processor()
+        data = load_scored_images(model, arguments.data, score.split, arguments.classes.class_order)
+        images = data.splits[score.split]
+        views = ImageView(images, EvaluationTransform(processor))
+        evaluator = ClassificationEvaluator(images, data.class_names, processor, final=True)
 
-    def closing_records(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        """The teachers, with what each reaches on the split of the result."""
-        if self.teachers is None:
-            return {}
-        accuracies = metrics.pop("teacher_accuracy")
-        return {"teachers": [{**who, "accuracy": value} for who, value in zip(self.teachers.describe(), accuracies)]}
+        def draw(metrics: Mapping[str, Any]) -> dict[str, bytes]:
+            drawn = ("confusion_matrix", "calibration")
+            facts = SimpleNamespace(class_names=data.class_names, **{name: metrics[name] for name in drawn})
+            pictures = {
+                "confusion_matrix.png": figures.confusion_matrix(facts),
+                "reliability.png": figures.reliability_diagram(facts),
+            }
+            return {name: picture for name, picture in pictures.items() if picture is not None}
 
-    def save_pretrained(self, model: torch.nn.Module, folder: Path, state_dict: dict | None = None) -> None:
+        loader = data_loader(views, arguments.data, batch_size=score.per_device_eval_batch_size)
+        return Assessment(model, loader, evaluator, data.describe(), draw)
+
+    def save_pretrained(self, model: PreTrainedModel, folder: Path, state_dict: dict | None = None) -> None:
         """Weights (of `state_dict`, else the model's own), config, the model's code and the processor."""
         model.save_pretrained(folder, state_dict=state_dict)
         self.processor.save_pretrained(folder)
 
-    def save_samples(self, gathered: dict[str, np.ndarray], split: str, folder: Path) -> list[dict[str, Any]]:
-        """Images of an evaluated split as PNG, large ones made smaller, with what the model made of them: up to half
-        are mistakes, which come last, each kind evenly spaced over the split."""
-        names, samples = self.data.class_names, []
-        right = gathered["ranked"][:, 0] == gathered["labels"]
-        count = min(self.arguments.data.card_num_samples, len(right))
-        num_wrong = min(max(count // 2, count - int(right.sum())), int((~right).sum()))
-        rows = [*spaced(np.flatnonzero(right), count - num_wrong), *spaced(np.flatnonzero(~right), num_wrong)]
-        for number, row in enumerate(rows):
-            index = int(gathered["index"][row])
-            image = self.data.splits[split][index]["image"]
-            picture = decode(image, index)
-            picture.thumbnail((MAX_SAMPLE_SIDE, MAX_SAMPLE_SIDE))
-            picture.save(folder / f"sample_{number}.png")
-            samples.append(
-                {
-                    "file": f"sample_{number}.png",
-                    "label": names[gathered["labels"][row]],
-                    "prediction": names[gathered["ranked"][row, 0]],
-                    "score": float(gathered["confidence"][row]),
-                }
-            )
-        return samples
-
-    def loading_lines(self, folder: Path) -> str:
-        """The lines of Python that load what `save_pretrained` wrote."""
+    def usage_snippet(self, folder: Path) -> str:
         return (
             "from transformers import pipeline\n"
             f'classifier = pipeline("image-classification", model="{folder}", trust_remote_code=True)'
         )
 
 
-def spaced(rows: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the rows, evenly spaced."""
-    return rows[np.linspace(0, max(len(rows) - 1, 0), count).astype(int)] if count else rows[:0]
+def load_scored_images(
+    model: PreTrainedModel, arguments: DataArguments, split: str, class_order: str
+) -> LabelledImages:
+    """A split, its labels as the model's indices.
+
+    Args:
+        class_order: "name": the data's classes bear the names of the model's; "index": they come in the same order.
+
+    Raises:
+        ValueError: the data has classes that the model does not know, or as many as it does not have.
+    """
+    class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    if class_order == "index":
+        data = load_labelled_split(arguments, split, None)
+        if len(data.class_names) != len(class_names):
+            raise ValueError(
+                f"--class_order index: the data has {len(data.class_names)} classes, the model {len(class_names)}"
+            )
+        return data
+    if len(set(class_names)) < len(class_names):
+        raise ValueError("the model has classes of the same name: --class_order index")
+    return load_labelled_split(arguments, split, class_names)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from hf_vit.cards.records import write_atomically
+from hf_vit.files import write_atomically
 
 
 def _digest(teachers: nn.Module, facts: dict[str, Any]) -> str:

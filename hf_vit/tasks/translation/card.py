@@ -5,20 +5,13 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from hf_vit.cards import figures
-from hf_vit.cards.facts import CardFacts, Metric, Snippet
+from hf_vit.cards.facts import CardFacts, Curve, Metric, Snippet
+from hf_vit.cards.figures import learning_curves
 from hf_vit.cards.records import Records
-from hf_vit.tasks.translation import figures as text_figures
+from hf_vit.tasks.translation import figures
+from hf_vit.tasks.translation.record import Data, Measurement, Metrics, Model, Sample
 
 MAX_ATTENDED = 2  # texts whose attention is shown
-_LABELS = {
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "bleu_lowercase": "BLEU, lower case",
-    "exact_match": "Exact match",
-    "perplexity": "Perplexity",
-    "loss": "Loss (nats for each token)",
-}
 _ARCHITECTURE = {
     "position_embedding": "Position embedding",
     "norm_position": "Norm position",
@@ -55,50 +48,38 @@ print(translator({text})[0]["translation_text"])
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A text of the evaluated split, its reference and what the model made of it."""
-
-    source: str
-    target: str
-    prediction: str
-
-
-@dataclass(frozen=True)
 class TranslationFacts(CardFacts):
-    """Facts of a translation model. `signatures` are sacreBLEU's, by the metrics' names; `has_target_tokenizer` says
-    that its texts are of another tokenizer than those it reads."""
+    """Facts of a translation model. `signatures` are sacreBLEU's, by the metrics' names, `left_out` counts training
+    pairs by the reason that they were left out for."""
 
     unit: ClassVar[str] = "sentences"
-    figures: ClassVar[dict] = {
-        "curves.png": figures.learning_curves,
-        "cross_attention.png": text_figures.cross_attention,
-    }
+    curves: ClassVar[list[Curve]] = [
+        Curve("BLEU", "BLEU", "bleu"),
+        Curve("Exact match", "exact match (%)", "exact_match", 100),
+    ]
+    architecture_labels: ClassVar[dict[str, str]] = _ARCHITECTURE
+    figures: ClassVar[dict] = {"curves.png": learning_curves, "cross_attention.png": figures.cross_attention}
 
-    source_lang: str | None
-    target_lang: str | None
+    model: Model
+    data: Data
+    measured: Measurement
     left_out: dict[str, int]
     signatures: dict[str, str]
     samples: list[Sample]
     tokens_per_second: float | None
-    has_target_tokenizer: bool
 
     @classmethod
     def read(cls, records: Records) -> dict[str, Any]:
         shared = super().read(records)
-        data, result = records.run.get("data", {}), records.run.get("result", {})
-        names = [field.name for field in dataclasses.fields(Sample)]
-        rows = [row for row in result.get("samples", []) if all(name in row for name in names)]
-        mean_tokens = data.get("splits", {}).get("train", {}).get("mean_tokens", [])
+        data, result = records.run.data, records.run.result
+        mean_tokens = data.splits["train"].mean_tokens if "train" in data.splits else []
         return {
             **shared,
             "metrics": [_labelled(metric) for metric in shared["metrics"]],
-            "source_lang": data.get("source_lang"),
-            "target_lang": data.get("target_lang"),
-            "left_out": {reason: count for reason, count in data.get("left_out", {}).items() if count},
-            "signatures": result.get("metrics", {}).get("signatures", {}),
-            "samples": [Sample(*(row[name] for name in names)) for row in rows],
+            "left_out": {reason: count for reason, count in data.left_out.items() if count},
+            "signatures": result.metrics.signatures,
+            "samples": result.samples,
             "tokens_per_second": shared["speed"] * sum(mean_tokens) if shared["speed"] and mean_tokens else None,
-            "has_target_tokenizer": "target_tokenizer" in records.run.get("model", {}),
         }
 
     @property
@@ -108,13 +89,7 @@ class TranslationFacts(CardFacts):
         return next((metric for metric in self.metrics if metric.name == chosen), None)
 
     @property
-    def architecture(self) -> dict[str, Any]:
-        """The design choices that the configuration states, by the label a card gives them."""
-        return {label: self.config[name] for name, label in _ARCHITECTURE.items() if self.config.get(name)}
-
-    @property
-    def pictures(self) -> list[str]:
-        """The texts for which a figure shows what the model attends to."""
+    def attended(self) -> list[str]:
         return [sample.source for sample in self.samples if sample.source][:MAX_ATTENDED]
 
     @property
@@ -127,7 +102,7 @@ class TranslationFacts(CardFacts):
             "load_target": "",
             "target": "tokenizer",
         }
-        if self.has_target_tokenizer:
+        if self.model.target_tokenizer is not None:
             values.update(load_target=_LOAD_TARGET.format(**values), target="target_tokenizer")
         return [
             Snippet("With a pipeline", _PIPELINE.format(**values)),
@@ -136,8 +111,10 @@ class TranslationFacts(CardFacts):
 
 
 def _labelled(metric: Metric) -> Metric:
-    """A metric's name as the field writes it; of a metric of beam search, with the number of beams."""
-    beam, _, name = metric.name.partition("_") if metric.name.startswith("beam") else ("", "", metric.name)
-    label = _LABELS.get(name, metric.label) + (f", {beam.removeprefix('beam')} beams" if beam else "")
-    kind = "percent" if name == "exact_match" else metric.kind
-    return dataclasses.replace(metric, label=label, kind=kind)
+    """A metric of a beam search as the same metric of greedy decoding is written, with the number of beams."""
+    beam, _, name = metric.name.partition("_")
+    declared = Metrics.model_fields.get(name)
+    if not beam.startswith("beam") or declared is None:
+        return metric
+    kind = declared.json_schema_extra["kind"]
+    return dataclasses.replace(metric, label=f"{declared.title}, {beam.removeprefix('beam')} beams", kind=kind)

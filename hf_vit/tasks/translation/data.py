@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import datasets
 import numpy as np
@@ -15,73 +15,20 @@ import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
-from hf_vit.config import argument, check_range
 from hf_vit.sample_keys import SampleKey
 from hf_vit.sources import (
-    SourceArguments,
     limit_samples,
     load_source,
     named_splits,
     revision_of,
     split_off_validation,
 )
+from hf_vit.tasks.translation.arguments import ScoredTextArguments, TextDataArguments
 from hf_vit.tasks.translation.dates import load_dates
 from hf_vit.text.tokenization import Tokenizers
 
 BUILT_IN = {"dates": load_dates}
 IGNORED = -100
-
-
-@dataclass
-class TextDataArguments(SourceArguments):
-    replaces: ClassVar[dict[str, tuple[str, ...]]] = {
-        "dataset_name": ("train_file", "validation_file", "test_file"),
-        "train_file": ("dataset_name", "dataset_config_name", "dataset_revision"),
-    }
-
-    dataset_name: str | None = argument(
-        None, help="A dataset of the Hub, a local folder (JSON lines, parquet, saved to disk) or `dates`."
-    )
-    train_file: list[str] | None = argument(
-        None, help="Instead of dataset_name: a file of JSON lines, or two parallel text files, source and target."
-    )
-    validation_file: list[str] | None = argument(None, help="The same for validation.")
-    test_file: list[str] | None = argument(None, help="The same for the final evaluation.")
-    test_split_name: str = argument("test", help="The split of dataset_name that the result is measured on.")
-    source_lang: str | None = argument(None, help="Language to translate from, as the data names it.")
-    target_lang: str | None = argument(None, help="Language to translate to, as the data names it.")
-    max_source_length: int = argument(
-        128, help="Tokens of a source: longer training pairs are left out, longer sources in evaluation are cut."
-    )
-    max_target_length: int = argument(128, help="Tokens of a target: training pairs with longer ones are left out.")
-    max_tokens_per_batch: int | None = argument(
-        None,
-        help="Source and target tokens, padding included, of one process in one training batch of pairs of like "
-        "length; when not given, batches have per_device_train_batch_size pairs.",
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if (self.dataset_name is None) == (self.train_file is None):
-            raise ValueError("give either --dataset_name or --train_file")
-        for name in ("source_lang", "target_lang"):
-            if getattr(self, name) is None:
-                raise ValueError(f"--{name} is needed: the language's name in the data")
-        if self.source_lang == self.target_lang:
-            raise ValueError(f"--source_lang and --target_lang are both {self.source_lang!r}")
-        for split, files in self.files.items():
-            if len(files) > 2:
-                raise ValueError(f"--{split}_file takes one file of JSON lines or two of text, found {len(files)}")
-            if self.train_file is None:
-                raise ValueError(f"--{split}_file goes with --train_file")
-        for name in ("max_source_length", "max_target_length", "max_tokens_per_batch"):
-            check_range(name, getattr(self, name), 1)
-
-    @property
-    def files(self) -> dict[str, list[str]]:
-        """The files of each split that has some."""
-        found = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
-        return {split: files for split, files in found.items() if files}
 
 
 @dataclass
@@ -146,6 +93,31 @@ def load_parallel_texts(arguments: TextDataArguments, seed: int) -> ParallelText
     limit_samples(splits, arguments, seed)
     languages = (arguments.source_lang, arguments.target_lang)
     return ParallelTexts(name, revision_of(info), info.license or None, *languages, splits, {"empty": left_out})
+
+
+def load_parallel_split(arguments: ScoredTextArguments, split: str) -> ParallelTexts:
+    """One split of the data set of `arguments`, as it names it, with all its pairs.
+
+    Raises:
+        ValueError: there is no such split, or it has no pair; otherwise as `load_parallel_texts`.
+    """
+    if arguments.files:
+        name = arguments.files.get(split, [None])[0]
+        found = {each: _read_files(each, files, arguments) for each, files in arguments.files.items() if each == split}
+        known = list(arguments.files)
+    else:
+        name = arguments.dataset_name
+        options = {"revision": arguments.dataset_revision, "built_in": BUILT_IN}
+        found = load_source(name, arguments.dataset_config_name, **options)
+        known = list(found)
+    if split not in found:
+        raise ValueError(f"--split {split!r} is not in the data; its splits: {', '.join(known)}")
+    if len(found[split]) == 0:
+        raise ValueError(f"the {split} split of {name!r} is empty")
+    info, splits = found[split].info, {split: _two_columns(found[split], split, arguments)}
+    limit_samples(splits, arguments, seed=0)
+    languages = (arguments.source_lang, arguments.target_lang)
+    return ParallelTexts(name, revision_of(info), info.license or None, *languages, splits)
 
 
 def _read_files(split: str, files: list[str], arguments: TextDataArguments) -> Dataset:

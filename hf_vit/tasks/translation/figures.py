@@ -14,11 +14,11 @@ MAX_TOKEN_LENGTH = 16
 def _attended(facts: CardFacts) -> list[dict]:
     return [
         {
-            "source": [shorten(token, MAX_TOKEN_LENGTH) for token in row["source"][:MAX_TOKENS]],
-            "target": [shorten(token, MAX_TOKEN_LENGTH) for token in row["target"][:MAX_TOKENS]],
-            "map": [line[:MAX_TOKENS] for line in row["map"][:MAX_TOKENS]],
+            "source": [shorten(token, MAX_TOKEN_LENGTH) for token in row.source[:MAX_TOKENS]],
+            "target": [shorten(token, MAX_TOKEN_LENGTH) for token in row.target[:MAX_TOKENS]],
+            "map": [line[:MAX_TOKENS] for line in row.map[:MAX_TOKENS]],
         }
-        for row in facts.measured.get("cross_attention", [])
+        for row in facts.measured.cross_attention
     ]
 
 

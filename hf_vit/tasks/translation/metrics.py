@@ -1,4 +1,4 @@
-"""Metrics of generated text as `evaluate` modules that need no network: sacreBLEU's, and exact match."""
+"""Metrics of generated text: sacreBLEU's, and exact match."""
 
 from __future__ import annotations
 
@@ -6,50 +6,78 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import datasets
 import numpy as np
 import torch
 from sacrebleu.metrics import BLEU, CHRF
 from torch.nn import functional as F
 
-from hf_vit.tasks.image_classification.metrics import Metric
+from hf_vit.tasks.metrics import TEXT, Counter, Metric
 
-_TEXT = datasets.Value("string")
+
+class _TextCounter(Counter):
+    """Keeps the texts: what a corpus score adds up of them is sacreBLEU's own business."""
+
+    def __init__(self) -> None:
+        self.state = {"predictions": [], "references": []}
+
+    def update(self, predictions: Sequence[str], references: Sequence[str]) -> None:
+        self.state["predictions"] += predictions
+        self.state["references"] += references
+
+
+class BleuCounter(_TextCounter):
+    """`lowercase` compares as the older papers on small data do; the tokenisation is sacreBLEU's 13a."""
+
+    def __init__(self, lowercase: bool = False):
+        super().__init__()
+        self.lowercase = lowercase
+
+    def compute(self) -> dict[str, Any]:
+        metric = BLEU(lowercase=self.lowercase)
+        score = metric.corpus_score(self.state["predictions"], [self.state["references"]])
+        return {"bleu": score.score, "signature": str(metric.get_signature())}
+
+
+class ChrfCounter(_TextCounter):
+    def compute(self) -> dict[str, Any]:
+        metric = CHRF()
+        score = metric.corpus_score(self.state["predictions"], [self.state["references"]])
+        return {"chrf": score.score, "signature": str(metric.get_signature())}
+
+
+class ExactMatchCounter(Counter):
+    def __init__(self) -> None:
+        self.state = {"hits": 0, "count": 0}
+
+    def update(self, predictions: Sequence[str], references: Sequence[str]) -> None:
+        self.state["hits"] += sum(p == r for p, r in zip(predictions, references))
+        self.state["count"] += len(references)
+
+    def compute(self) -> dict[str, Any]:
+        return {"exact_match": self.state["hits"] / self.state["count"]}
 
 
 class _TextMetric(Metric):
-    inputs: ClassVar = {"predictions": _TEXT, "references": _TEXT}
+    inputs: ClassVar = {"predictions": TEXT, "references": TEXT}
 
 
 class Bleu(_TextMetric):
-    """`lowercase` compares as the older papers on small data do; the tokenisation is sacreBLEU's 13a."""
-
     description = "Corpus BLEU in 0..100 with its signature (Post, arXiv 1804.08771)."
-
-    def _compute(self, predictions, references, lowercase: bool = False):
-        metric = BLEU(lowercase=lowercase)
-        score = metric.corpus_score(predictions, [references])
-        return {"bleu": score.score, "signature": str(metric.get_signature())}
+    counter = BleuCounter
 
 
 class Chrf(_TextMetric):
     description = "Corpus chrF2 in 0..100 with its signature (Popović, W15-3049)."
-
-    def _compute(self, predictions, references):
-        metric = CHRF()
-        score = metric.corpus_score(predictions, [references])
-        return {"chrf": score.score, "signature": str(metric.get_signature())}
+    counter = ChrfCounter
 
 
 class ExactMatch(_TextMetric):
     description = "Part of the predictions that are the reference, character for character."
-
-    def _compute(self, predictions, references):
-        return {"exact_match": float(np.mean([p == r for p, r in zip(predictions, references)]))}
+    counter = ExactMatchCounter
 
 
 def token_statistics(logits: torch.Tensor, labels: torch.Tensor, ignored: int = -100) -> dict[str, torch.Tensor]:
-    """What perplexity needs of each sample: `log_probability` (B,) of all its labels, and `num_tokens` (B,).
+    """Return what perplexity needs of each sample: `log_probability` (B,) of all its labels, and `num_tokens` (B,).
 
     Args:
         logits: (B, target tokens, vocabulary).
@@ -59,20 +87,35 @@ def token_statistics(logits: torch.Tensor, labels: torch.Tensor, ignored: int = 
     return {"log_probability": -loss.sum(1), "num_tokens": (labels != ignored).sum(1)}
 
 
+class PerplexityCounter(Counter):
+    """Counts what `token_statistics` gives, as arrays.
+
+    `compute` gives `loss`, the mean negative log-likelihood of a token in nats, and `perplexity`, its exponential.
+    """
+
+    def __init__(self) -> None:
+        self.state = {"log_probability": 0.0, "num_tokens": 0}
+
+    def update(self, log_probability: np.ndarray, num_tokens: np.ndarray) -> None:
+        self.state["log_probability"] += float(log_probability.sum(dtype=np.float64))
+        self.state["num_tokens"] += int(num_tokens.sum())
+
+    def compute(self) -> dict[str, Any]:
+        loss = -self.state["log_probability"] / max(self.state["num_tokens"], 1)
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+
 def text_metrics(predictions: Sequence[str], references: Sequence[str], *, detailed: bool = False) -> dict[str, Any]:
     """bleu, chrf and exact_match; with `detailed` also bleu_lowercase, and the signatures."""
-    texts = {"predictions": list(predictions), "references": list(references)}
-    bleu, chrf = Bleu().compute(**texts), Chrf().compute(**texts)
-    metrics = {"bleu": bleu["bleu"], "chrf": chrf["chrf"], **ExactMatch().compute(**texts)}
+    counters = {"bleu": BleuCounter(), "chrf": ChrfCounter(), "exact_match": ExactMatchCounter()}
     if detailed:
-        lowercase = Bleu().compute(**texts, lowercase=True)
-        signatures = {"bleu": bleu, "bleu_lowercase": lowercase, "chrf": chrf}
-        metrics["bleu_lowercase"] = lowercase["bleu"]
-        metrics["signatures"] = {name: result["signature"] for name, result in signatures.items()}
+        counters["bleu_lowercase"] = BleuCounter(lowercase=True)
+    found = {}
+    for name, counter in counters.items():
+        counter.update(predictions=predictions, references=references)
+        found[name] = counter.compute()
+    metrics = {name: result["bleu" if name == "bleu_lowercase" else name] for name, result in found.items()}
+    if detailed:
+        signed = ("bleu", "bleu_lowercase", "chrf")
+        metrics["signatures"] = {name: found[name]["signature"] for name in signed}
     return metrics
-
-
-def perplexity(log_probability: np.ndarray, num_tokens: np.ndarray) -> dict[str, float]:
-    """`loss`: mean negative log-likelihood of a token in nats; `perplexity`: its exponential."""
-    loss = -float(log_probability.astype(np.float64).sum() / max(num_tokens.sum(), 1))
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}

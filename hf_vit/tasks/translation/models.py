@@ -14,14 +14,13 @@ from transformers import (
 )
 
 from hf_vit.config import Options, argument
-from hf_vit.tasks.image_classification.models import check_fields
+from hf_vit.tasks.models import check_fields
 from hf_vit.text.tokenization import Tokenizers
 
 
 @dataclass
 class TextModelArguments:
     _argument_group_name: ClassVar[str] = "Model"
-    key: ClassVar[str] = "model"
     # What a recipe says of another architecture does not fit the one that is named instead.
     replaces: ClassVar[dict[str, tuple[str, ...]]] = {
         "model_name_or_path": ("config_name", "model_type", "config_overrides"),

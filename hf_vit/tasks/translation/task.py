@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,73 +11,36 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 
-from hf_vit.config import Arguments, argument, check_range
 from hf_vit.models.losses import token_loss
-from hf_vit.tasks.task import Task
-from hf_vit.tasks.translation.data import IGNORED, Collator, TextDataArguments, TextPairs, load_parallel_texts
-from hf_vit.tasks.translation.metrics import perplexity, text_metrics, token_statistics
+from hf_vit.tasks.task import Assessment, Batch, StepOutput, Task, data_loader
+from hf_vit.tasks.translation.arguments import (
+    ScoredGenerationArguments,
+    ScoredTextArguments,
+    TextDataArguments,
+    TranslationArguments,
+)
+from hf_vit.tasks.translation.data import Collator, TextPairs, load_parallel_split, load_parallel_texts
+from hf_vit.tasks.translation.evaluation import TranslationEvaluator, forward_pass
 from hf_vit.tasks.translation.models import TextModelArguments, build_text_model
-from hf_vit.text.tokenization import TokenizerArguments, Tokenizers, load_tokenizers, train_tokenizers
+from hf_vit.text.tokenization import Tokenizers, load_tokenizers, train_tokenizers
 from hf_vit.trainer.sampler import EpochBatchSampler, TokenBatchSampler
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class GenerationArguments:
-    _argument_group_name: ClassVar[str] = "Loss and generation"
-    key: ClassVar[str] = "generation"
-
-    label_smoothing_factor: float | None = argument(
-        None, help="Part of each target that is spread over the vocabulary; none, or the checkpoint's, when not given."
-    )
-    num_beams: int | None = argument(
-        None,
-        help="Beams that the saved model generates with, one or the checkpoint's when not given; the result is "
-        "measured with one beam, and with these.",
-    )
-    generation_max_length: int = argument(
-        128,
-        help="Most tokens that are generated for a text in evaluation, and by the saved model unless it is told or a "
-        "checkpoint brought a limit of its own.",
-    )
-    metric_for_best_model: str = argument(
-        "bleu", help="Decides which checkpoint is the best.", choices=("bleu", "chrf", "exact_match")
-    )
-
-    def __post_init__(self):
-        check_range("label_smoothing_factor", self.label_smoothing_factor, 0, 0.99)
-        check_range("num_beams", self.num_beams, 1)
-        check_range("generation_max_length", self.generation_max_length, 1)
-
-
-@contextlib.contextmanager
-def _as_loaded(model: torch.nn.Module) -> Iterator[None]:
-    """The model as its users load it: without the mixed precision that Accelerate puts around its `forward`, which
-    would change the texts, and keep `generate` from its fast path; and with packed weights, as in a pipeline."""
-    around = vars(model).pop("forward", None)
-    if hasattr(model, "pack_weights"):
-        model.pack_weights()
-    try:
-        with torch.autocast(model.device.type, enabled=False):
-            yield
-    finally:
-        if around is not None:
-            model.forward = around
-
-
 class Translation(Task):
-    """The task `translation`; `training.loop` says what a task offers."""
+    """The task `translation`."""
 
     name = "translation"
-    argument_groups = (TextDataArguments, TokenizerArguments, TextModelArguments, GenerationArguments)
+    scoring_groups: ClassVar = {"data": ScoredTextArguments, "generation": ScoredGenerationArguments}
     sample_unit = "sentences"
 
-    def __init__(self, arguments: Arguments):
+    def __init__(self, arguments: TranslationArguments):
         self.arguments = arguments
         self.seed = arguments.run.seed
-        self.best_metric = arguments.generation.metric_for_best_model
+        self.best = (arguments.generation.metric_for_best_model, "max")
         self.data = load_parallel_texts(arguments.data, self.seed)
         self.tokenizers = self._tokenizers()
         set_seed(self.seed)
@@ -91,7 +52,13 @@ class Translation(Task):
             defaults.max_length = 1 + arguments.generation.generation_max_length  # with what the decoder starts with
         self.num_beams = defaults.num_beams or 1
         self.pairs = {split: self._encode(split) for split in self.data.splits}
-        self._check_positions()
+        check_positions(
+            self.model,
+            {split: self.pairs[split] for split in self.evaluation_splits},
+            max_source_length=arguments.data.max_source_length,
+            max_target_length=arguments.data.max_target_length,
+            generation_max_length=arguments.generation.generation_max_length,
+        )
         if self._trains_tokenizers:
             self.tokenizers.source.model_max_length = arguments.data.max_source_length
 
@@ -112,29 +79,6 @@ class Translation(Task):
             return load_tokenizers(name, revision=revision, trust_remote_code=model.trust_remote_code)
         train = self.data.splits["train"]
         return train_tokenizers(train["source"], train["target"], own)
-
-    def _check_positions(self) -> None:
-        # Ours have no limit but with `learned`; others that state a limit have a table of so many rows.
-        positions = getattr(self.model.config, "max_position_embeddings", None)
-        if positions is None or getattr(self.model.config, "position_embedding", "learned") != "learned":
-            return
-        lengths = {
-            "max_source_length": self.arguments.data.max_source_length,
-            "max_target_length": self.arguments.data.max_target_length,
-            "generation_max_length": self.arguments.generation.generation_max_length,
-        }
-        for name, length in lengths.items():
-            if length > positions:
-                raise ValueError(
-                    f"--{name} must be at most the model's max_position_embeddings ({positions}), found {length}"
-                )
-        for split in set(self.evaluation_splits):
-            longest = int(self.pairs[split].lengths[:, 1].max())
-            if longest > positions:
-                raise ValueError(
-                    f"targets of the {split} split must have at most the model's max_position_embeddings "
-                    f"({positions}) tokens, found {longest}"
-                )
 
     def _encode(self, split: str) -> TextPairs:
         """The split as tokens; training pairs that are too long are left out."""
@@ -162,83 +106,70 @@ class Translation(Task):
         else:
             batch_size = self.arguments.optimization.per_device_train_batch_size
             sampler = EpochBatchSampler(len(pairs), batch_size, batches_per_step, seed=self.seed)
-        return self.data_loader(pairs, batch_sampler=sampler, collate_fn=Collator(self.tokenizers.source.pad_token_id))
+        collate = Collator(self.tokenizers.source.pad_token_id)
+        return data_loader(pairs, self.arguments.data, batch_sampler=sampler, collate_fn=collate)
 
     def evaluation_loader(self, split: str) -> DataLoader:
-        """Batches of texts of like length, the longest first: generation stops when the last text of a batch ends."""
-        pairs = self.pairs[split]
-        order = np.argsort(-pairs.lengths[:, 0], kind="stable").tolist()
-        return self.data_loader(
-            pairs,
-            sampler=order,
-            batch_size=self.arguments.optimization.per_device_eval_batch_size,
-            collate_fn=Collator(self.tokenizers.source.pad_token_id),
-        )
+        size = self.arguments.optimization.per_device_eval_batch_size
+        return evaluation_loader(self.pairs[split], self.tokenizers, self.arguments.data, size)
 
-    def _outputs(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]):
-        return model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            decoder_input_ids=self.model.prepare_decoder_input_ids_from_labels(batch["labels"]),
-            use_cache=False,
-        )
-
-    def training_step(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
-        """`loss`, the mean over the batch's tokens, and the model's `outputs`. The batches of one step, of several
-        processes or accumulated, count alike, however many tokens they have."""
-        outputs = self._outputs(model, batch)
+    def training_step(self, model: torch.nn.Module, batch: Batch) -> StepOutput:
+        """Mean loss of the batch's tokens. The batches of one step, of several processes or accumulated, count alike,
+        however many tokens they have."""
+        logits = forward_pass(model, batch, self.model).logits
         smoothing = getattr(self.model.config, "label_smoothing", self.arguments.generation.label_smoothing_factor)
-        smoothing = smoothing or 0.0
-        return {"loss": token_loss(outputs.logits, batch["labels"], label_smoothing=smoothing), "outputs": outputs}
+        return StepOutput(token_loss(logits, batch["labels"], label_smoothing=smoothing or 0.0))
 
-    def evaluation_step(
-        self, model: torch.nn.Module, batch: dict[str, torch.Tensor], *, detailed: bool = False
-    ) -> dict[str, torch.Tensor]:
-        """What `compute_metrics` needs of each sample, first dimension B.
+    def evaluator(self, split: str, *, final: bool) -> TranslationEvaluator:
+        return TranslationEvaluator(
+            self.data.splits[split],
+            self.tokenizers.target,
+            self.arguments.generation.generation_max_length,
+            final=final,
+            num_beams=self.num_beams,
+            num_samples=self.arguments.data.card_num_samples,
+            best=self.best[0],
+        )
 
-        `generated` and, with `detailed` and several beams, `beam_generated` are token ids (B, generation_max_length).
-        """
-        result = token_statistics(self._outputs(model, batch).logits, batch["labels"], IGNORED)
-        result["index"] = batch["sample_key"][:, 1]
-        result["generated"] = self._generate(model, batch, num_beams=1)
-        if detailed and self.num_beams > 1:
-            result["beam_generated"] = self._generate(model, batch, self.num_beams)
-        return result
-
-    def _generate(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], num_beams: int) -> torch.Tensor:
-        length = self.arguments.generation.generation_max_length
-        options = {"num_beams": num_beams, "do_sample": False, "max_length": 1 + length, "max_new_tokens": None}
-        options.update(num_return_sequences=1, return_dict_in_generate=False)  # whatever a checkpoint asks for
-        with _as_loaded(model):
-            generated = model.generate(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options
-            )[:, 1:]  # without what the decoder starts with
-        missing = length - generated.shape[1]
-        return torch.nn.functional.pad(generated, (0, missing), value=self.tokenizers.target.pad_token_id)
-
-    def _texts(self, gathered: Mapping[str, np.ndarray], split: str, name: str = "generated") -> list[str]:
-        """The generated texts; that of an empty source is empty, as in the translation pipeline."""
-        texts = self.tokenizers.target.batch_decode(gathered[name], skip_special_tokens=True)
-        sources = self.data.splits[split]["source"]
-        return [text.strip() if sources[int(i)] else "" for text, i in zip(texts, gathered["index"])]
-
-    def compute_metrics(self, gathered: dict[str, np.ndarray], *, detailed: bool) -> dict[str, Any]:
-        split = self.evaluation_splits[1 if detailed else 0]
-        targets = self.data.splits[split]["target"]
-        references = [targets[int(index)] for index in gathered["index"]]
-        metrics = perplexity(gathered["log_probability"], gathered["num_tokens"])
-        metrics.update(text_metrics(self._texts(gathered, split), references, detailed=detailed))
-        if "beam_generated" in gathered:
-            by_beam = text_metrics(self._texts(gathered, split, "beam_generated"), references, detailed=True)
-            del by_beam["signatures"]
-            prefix = f"beam{self.num_beams}"
-            metrics.update({f"{prefix}_{name}": value for name, value in by_beam.items()})
-        return metrics
-
-    def headline(self, metrics: Mapping[str, Any]) -> str:
-        if self.best_metric == "exact_match":
-            return super().headline(metrics)
-        return f"bleu {metrics['bleu']:.2f}, chrf {metrics['chrf']:.2f}"
+    @classmethod
+    def assess(cls, arguments: Any) -> Assessment:
+        score, generation = arguments.score, arguments.generation
+        origin = {"revision": score.model_revision, "trust_remote_code": score.trust_remote_code}
+        tokenizers = load_tokenizers(score.model_name_or_path, **origin)
+        chosen = TextModelArguments(
+            model_name_or_path=score.model_name_or_path,
+            model_revision=score.model_revision,
+            trust_remote_code=score.trust_remote_code,
+        )
+        model = build_text_model(chosen, tokenizers, label_smoothing=None)
+        num_beams = generation.num_beams or model.generation_config.num_beams or 1
+        if generation.num_hypotheses and not 1 < num_beams >= generation.num_hypotheses:
+            raise ValueError(
+                f"--num_hypotheses needs at least 2 beams, and as many as it is, found --num_beams {num_beams} for "
+                f"{generation.num_hypotheses}"
+            )
+        defaults = model.generation_config
+        own_limit = defaults.max_new_tokens or (defaults.max_length and defaults.max_length - 1) or 128
+        max_length = generation.generation_max_length or own_limit
+        data = load_parallel_split(arguments.data, score.split)
+        pairs = TextPairs(data.splits[score.split], tokenizers, arguments.data.max_source_length)
+        check_positions(
+            model,
+            {score.split: pairs},
+            max_source_length=arguments.data.max_source_length,
+            generation_max_length=max_length,
+        )
+        evaluator = TranslationEvaluator(
+            data.splits[score.split],
+            tokenizers.target,
+            max_length,
+            final=True,
+            num_beams=num_beams,
+            num_hypotheses=generation.num_hypotheses,
+            by_length=True,
+        )
+        loader = evaluation_loader(pairs, tokenizers, arguments.data, score.per_device_eval_batch_size)
+        return Assessment(model, loader, evaluator, data.describe())
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()
@@ -247,22 +178,47 @@ class Translation(Task):
             info["mean_tokens"] = [float(mean) for mean in self.pairs[split].lengths.mean(axis=0)]
         return described
 
-    def save_pretrained(self, model: torch.nn.Module, folder: Path, state_dict: dict | None = None) -> None:
+    def save_pretrained(self, model: PreTrainedModel, folder: Path, state_dict: dict | None = None) -> None:
         """Weights (of `state_dict`, else the model's own), config, the model's code and the tokenizers."""
         model.save_pretrained(folder, state_dict=state_dict)
         self.tokenizers.save_pretrained(folder)
 
-    def save_samples(self, gathered: dict[str, np.ndarray], split: str, folder: Path) -> list[dict[str, Any]]:
-        """Evenly spaced texts of an evaluated split, with what the model made of them."""
-        index = gathered["index"]
-        rows = np.argsort(index)[np.linspace(0, len(index) - 1, self.arguments.data.card_num_samples).astype(int)]
-        predictions = self._texts({name: values[rows] for name, values in gathered.items()}, split)
-        dataset = self.data.splits[split]
-        return [{**dataset[int(index[row])], "prediction": prediction} for row, prediction in zip(rows, predictions)]
-
-    def loading_lines(self, folder: Path) -> str:
-        """The lines of Python that load what `save_pretrained` wrote."""
+    def usage_snippet(self, folder: Path) -> str:
         return (
             "from transformers import pipeline\n"
             f'translator = pipeline("translation", model="{folder}", trust_remote_code=True)'
         )
+
+
+def evaluation_loader(
+    pairs: TextPairs, tokenizers: Tokenizers, arguments: TextDataArguments, batch_size: int
+) -> DataLoader:
+    """Batches of texts of like length, the longest first: generation stops when the last text of a batch ends."""
+    order = np.argsort(-pairs.lengths[:, 0], kind="stable").tolist()
+    collate = Collator(tokenizers.source.pad_token_id)
+    return data_loader(pairs, arguments, sampler=order, batch_size=batch_size, collate_fn=collate)
+
+
+def check_positions(model: PreTrainedModel, evaluated: Mapping[str, TextPairs], **lengths: int) -> None:
+    """Raise `ValueError` where a model has fewer positions than texts may have tokens.
+
+    Args:
+        evaluated: the splits whose targets the model reads whole.
+        lengths: limits of a text's tokens by their arguments.
+    """
+    # Ours have no limit but with `learned`; others that state a limit have a table of so many rows.
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None or getattr(model.config, "position_embedding", "learned") != "learned":
+        return
+    for name, length in lengths.items():
+        if length > positions:
+            raise ValueError(
+                f"--{name} must be at most the model's max_position_embeddings ({positions}), found {length}"
+            )
+    for split, pairs in evaluated.items():
+        longest = int(pairs.lengths[:, 1].max())
+        if longest > positions:
+            raise ValueError(
+                f"targets of the {split} split must have at most the model's max_position_embeddings "
+                f"({positions}) tokens, found {longest}"
+            )

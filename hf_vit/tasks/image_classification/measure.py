@@ -1,15 +1,15 @@
-"""The program that `measure` runs: reads a request from standard input and answers with JSON on standard output."""
+"""What the card of an image classifier tells of its cost, its attention and its positions.
 
-import contextlib
-import io
-import json
-import sys
+Executed in a process of its own, see `hf_vit.cards.measure`: the package is imported only once the folder's code has
+been loaded, for it would take its place.
+"""
+
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForImageClassification, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 MAX_SIDE = 32  # more cells along a map's side than this cannot be told apart in a figure
@@ -19,16 +19,10 @@ MAX_HEADS = 16
 SEEING_POOLINGS = {"max", "weighted", "attention"}
 
 
-def output_of(code: str) -> str:
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(code, {"__name__": "__main__"})
-    return printed.getvalue()
-
-
-def measure_image_classification(repo_id: str, pictures: list[str]) -> dict:
+def measure(repo_id: str, attended: list[str]) -> dict:
+    """The fields of the task's `record.Measurement`; `attended` names images in the model's folder."""
     processor = AutoImageProcessor.from_pretrained(repo_id)
-    # The counter sees every product of the eager attention, whatever kernel a device would use.
+    # The counter sees every matmul of the eager attention, whatever kernel a device would use.
     options = {"trust_remote_code": True, "attn_implementation": "eager"}
     model = AutoModelForImageClassification.from_pretrained(repo_id, **options).eval()
     model.requires_grad_(False)  # the counter fails on parameters that hooks cannot be put on
@@ -39,13 +33,14 @@ def measure_image_classification(repo_id: str, pictures: list[str]) -> dict:
     if hasattr(model.config, "num_prefix_tokens"):
         rows, columns = model.config.grid_size
         measured.update(num_patches=rows * columns, num_prefix_tokens=model.config.num_prefix_tokens)
-        measured["positions"] = positions_of(model)
-    if hasattr(model.config, "num_prefix_tokens") and pictures:
-        images = [Image.open(Path(repo_id, name)) for name in pictures]
+        if model.config.position_embedding != "none":
+            measured["positions"] = positions_of(model)
+    if hasattr(model.config, "num_prefix_tokens") and attended:
+        images = [Image.open(Path(repo_id, name)) for name in attended]
         attention = attention_of(model, processor(images, return_tensors="pt")["pixel_values"])
         measured["attention"] = [
             {"file": name, "maps": {title: maps[i] for title, maps in attention.items()}}
-            for i, name in enumerate(pictures)
+            for i, name in enumerate(attended)
         ]
     return measured
 
@@ -70,8 +65,6 @@ def positions_of(model) -> dict:
     from hf_vit import explain as interpret
 
     scheme, grid_size = model.config.position_embedding, list(model.config.grid_size)
-    if scheme == "none":
-        return {}
     if scheme == "relative_bias":
         bias = interpret.relative_position_bias(model)[:MAX_HEADS]
         return {"kind": "bias", "grid_size": grid_size, "maps": numbers(bias)}
@@ -91,43 +84,3 @@ def numbers(maps: torch.Tensor) -> list:
     size = [min(length, MAX_SIDE) for length in maps.shape[1:]]
     maps = torch.nn.functional.adaptive_avg_pool2d(maps.float(), size)
     return [[[float(f"{value:.3g}") for value in line] for line in grid] for grid in maps.tolist()]
-
-
-def measure_translation(repo_id: str, texts: list[str]) -> dict:
-    """The attention of the decoder's last layer to the source, mean over its heads: a row for each token written."""
-    from hf_vit.models.pipeline_translation import target_tokenizer_of
-
-    tokenizer = AutoTokenizer.from_pretrained(repo_id, trust_remote_code=True)
-    target_tokenizer = target_tokenizer_of(tokenizer)
-    options = {"trust_remote_code": True, "attn_implementation": "eager"}
-    model = AutoModelForSeq2SeqLM.from_pretrained(repo_id, **options).eval()
-    rows = []
-    for text in texts:
-        inputs = tokenizer(text, return_tensors="pt")
-        limits = {"num_beams": 1, "do_sample": False}
-        outputs = model.generate(
-            inputs.input_ids,
-            attention_mask=inputs.attention_mask,
-            output_attentions=True,
-            return_dict_in_generate=True,
-            **limits,
-        )
-        maps = torch.stack([layers[-1][0, :, -1].mean(0) for layers in outputs.cross_attentions])  # (target, source)
-        source, target = (
-            [each.decode([token]).strip() or "␣" for token in ids.tolist()]
-            for each, ids in ((tokenizer, inputs.input_ids[0]), (target_tokenizer, outputs.sequences[0, 1:]))
-        )
-        values = [[float(f"{value:.3g}") for value in line] for line in maps.tolist()]
-        rows.append({"source": source, "target": target, "map": values})
-    return {"cross_attention": rows}
-
-
-TASKS = {"image_classification": measure_image_classification, "translation": measure_translation}
-
-request = json.load(sys.stdin)
-outputs = {code: output_of(code) for code in request["snippets"]}
-# From here on the package may be known: the snippets have shown that they work without it.
-sys.path.append(request["package_root"])
-with contextlib.redirect_stdout(sys.stderr):
-    measured = TASKS[request["task"]](request["repo_id"], request["pictures"])
-print(json.dumps({"outputs": outputs, **measured}))

@@ -1,8 +1,5 @@
-"""The program that `FreshProcess` runs: a request on each line of standard input, its answer on standard output."""
+"""Loads models and compares their outputs: what `FreshProcess.load` has the other process execute."""
 
-import contextlib
-import json
-import sys
 from pathlib import Path
 
 import torch
@@ -11,7 +8,6 @@ from PIL import Image
 from transformers import AutoConfig
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-sys.modules["hf_vit"] = None  # importing it fails, as it does for those who do not have it
 reference: dict[str, torch.Tensor] = {}  # outputs of the first source, by Auto class
 
 
@@ -59,13 +55,9 @@ def difference(outputs: dict) -> float:
     return largest
 
 
-for line in sys.stdin:
-    request = json.loads(line)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            found = outputs_of(request["source"], request["revision"])
-        reference = reference or {name: output for name, output in found.items() if output is not None}
-        answer = {"classes": list(found), "difference": difference(found)}
-    except Exception as error:
-        answer = {"error": f"{type(error).__name__}: {error}"}
-    print(json.dumps(answer), flush=True)
+def load(source: str, revision: str | None) -> dict:
+    """The fields of `Loaded`."""
+    found = outputs_of(source, revision)
+    if not reference:
+        reference.update({name: output for name, output in found.items() if output is not None})
+    return {"classes": list(found), "difference": difference(found)}
