@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import merge_with_config_defaults
@@ -16,6 +16,7 @@ from .attention import CrossAttention, SelfAttention
 from .configuration_hf_transformer import HfTransformerConfig
 from .layers import drop_path_rates
 from .packed_linear import refuse_quantized
+from .padding_mask import create_bidirectional_mask
 from .text_position import ATTENTION_POSITIONS, TOKEN_POSITIONS, RelativeXLSelfAttention, text_position_ids
 from .transformer_layer import HfTransformerLayer, make_norm
 
