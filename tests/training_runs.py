@@ -91,7 +91,7 @@ def printed_elsewhere(code, folder):
     return done.stdout.splitlines()[-1]
 
 
-def start_all(*argv, num_processes=1, environment=None):
+def start_all(*argv, num_processes=1, slow_down=0.0, environment=None):
     """One process, or several CPU ranks that train together."""
     environments = [{"ACCELERATE_USE_CPU": "true", **(environment or {})}]
     if num_processes > 1:
@@ -100,7 +100,7 @@ def start_all(*argv, num_processes=1, environment=None):
             address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
         world = {**environments[0], **address, "WORLD_SIZE": str(num_processes)}
         environments = [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
-    return [start(*argv, environment=environment) for environment in environments]
+    return [start(*argv, slow_down=slow_down, environment=environment) for environment in environments]
 
 
 def finish(*argv, num_processes=1, environment=None):

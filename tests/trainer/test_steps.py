@@ -238,10 +238,8 @@ def test_no_step_on_a_gpu_waits_for_it(make_loop, monkeypatch, argv):
 
 
 def watch_of(tmp_path, parameter):
-    watch = StepWatch(Accelerator(cpu=True), tmp_path)
     optimizer = torch.optim.AdamW([parameter], lr=0.1, fused=True)
-    watch.guard(optimizer)
-    return watch, optimizer
+    return StepWatch(Accelerator(cpu=True), optimizer, tmp_path), optimizer
 
 
 def make_step(watch, optimizer, parameter, number, values, keys=(0,)):
