@@ -31,7 +31,8 @@ def _run(argv, slow_down, environment):
 
     from hf_vit import train
     from hf_vit.tasks.image_classification.task import ImageClassification
-    from hf_vit.trainer import loop
+    from hf_vit.tasks.task import StepOutput
+    from hf_vit.trainer import loop, run_folder
 
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         from accelerate import PartialState
@@ -42,7 +43,7 @@ def _run(argv, slow_down, environment):
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
     torch.set_num_threads(1)
-    loop.write_card = lambda folder: None  # another module's work, and slow
+    run_folder.write_card = lambda folder: None  # another module's work, and slow
     after_step = loop.TrainingLoop._after_step
 
     def slowly(self):
@@ -50,21 +51,21 @@ def _run(argv, slow_down, environment):
         after_step(self)
 
     loop.TrainingLoop._after_step = slowly
-    predict = loop.TrainingLoop.predict
+    evaluate = loop.TrainingLoop.evaluate
 
     def marked(self, *args, **kwargs):
         Path(os.environ["EVALUATION_MARK"]).touch()
         time.sleep(1)
-        return predict(self, *args, **kwargs)
+        return evaluate(self, *args, **kwargs)
 
     if "EVALUATION_MARK" in os.environ:
-        loop.TrainingLoop.predict = marked
+        loop.TrainingLoop.evaluate = marked
     if os.environ.get("POISONED_RANK", "none") == os.environ.get("RANK"):
         step = ImageClassification.training_step
 
         def poisoned(self, model, batch):
-            made = step(self, model, batch)
-            return {**made, "loss": made["loss"] * float("nan")}
+            output = step(self, model, batch)
+            return StepOutput(output.loss * float("nan"), output.logs)
 
         ImageClassification.training_step = poisoned
     train.main(argv)
@@ -90,7 +91,7 @@ def printed_elsewhere(code, folder):
     return done.stdout.splitlines()[-1]
 
 
-def start_all(*argv, num_processes=1, environment=None):
+def start_all(*argv, num_processes=1, slow_down=0.0, environment=None):
     """One process, or several CPU ranks that train together."""
     environments = [{"ACCELERATE_USE_CPU": "true", **(environment or {})}]
     if num_processes > 1:
@@ -99,7 +100,7 @@ def start_all(*argv, num_processes=1, environment=None):
             address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
         world = {**environments[0], **address, "WORLD_SIZE": str(num_processes)}
         environments = [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
-    return [start(*argv, environment=environment) for environment in environments]
+    return [start(*argv, slow_down=slow_down, environment=environment) for environment in environments]
 
 
 def finish(*argv, num_processes=1, environment=None):

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
@@ -14,6 +14,7 @@ from .attention import CrossAttention, SelfAttention
 from .cache_argument import CACHE_NAME, check_mask, check_past, one_cache
 from .configuration_hf_transformer import HfTransformerConfig
 from .layers import drop_path_rates
+from .padding_mask import create_bidirectional_mask
 from .tested_versions import refuse_unknown
 from .text_position import (
     ATTENTION_POSITIONS,

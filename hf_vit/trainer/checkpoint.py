@@ -266,12 +266,15 @@ class Checkpointer:
             if (aside / STATE_FILE).is_file() and not path.exists():
                 os.replace(aside, path)
 
-    def find(self, wanted: str) -> Path | None:
-        """The folder that `--resume_from_checkpoint` names; None for `latest` of a run that has not saved any yet.
+    def find(self, wanted: str | None) -> Path | None:
+        """The folder that `--resume_from_checkpoint` names; None for `latest` of a run that has not saved any yet, and
+        where nothing is wanted.
 
         Raises:
             ValueError: there is no whole checkpoint there.
         """
+        if wanted is None:
+            return None
         if wanted == "latest":
             return self.saved()[-1] if self.saved() else None
         if not (Path(wanted) / STATE_FILE).is_file():

@@ -48,7 +48,7 @@ class _KeysOnCpu:
 def prepare_evaluation_loader(accelerator: Accelerator, loader: DataLoader) -> DataLoader:
     """The share of this process, on its device, in as many batches of one size as every other's."""
     loader.collate_fn = _KeysOnCpu(loader.collate_fn)
-    accelerator.even_batches = True
+    accelerator.even_batches = accelerator.dataloader_config.non_blocking = True
     return accelerator.prepare(loader)
 
 
@@ -56,7 +56,7 @@ def prepare_train_loader(accelerator: Accelerator, loader: DataLoader) -> DataLo
     """The share of this process, on its device. A stream is dealt out already."""
     loader.collate_fn = _KeysOnCpu(loader.collate_fn)
     if isinstance(loader.dataset, IterableDataset):
-        alone = {"num_processes": 1, "process_index": 0, "dispatch_batches": False}
+        alone = {"num_processes": 1, "process_index": 0, "dispatch_batches": False, "non_blocking": True}
         return prepare_data_loader(loader, device=accelerator.device, put_on_device=True, **alone)
     accelerator.even_batches = False  # the sampler gives whole steps, and not every batch has to be of one size
     return accelerator.prepare(loader)

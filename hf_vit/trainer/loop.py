@@ -68,11 +68,10 @@ class TrainingLoop:
         self.folder = RunFolder(accelerator, task, arguments, described, is_sharded=self._sharding is not None)
         self.record = self.folder.record
         facts = run_facts(described, self.schedule, self.train_loader, arguments, self._sharding)
-        total_limit = arguments.checkpoint.checkpoints_total_limit
-        self.checkpointer = Checkpointer(accelerator, self.output_dir, total_limit, facts)
+        limit = arguments.checkpoint.checkpoints_total_limit
+        self.checkpointer = Checkpointer(accelerator, self.output_dir, limit, facts)
         self.state = TrainingState()
-        wanted = arguments.checkpoint.resume_from_checkpoint
-        self.resume_path = None if wanted is None else self.checkpointer.find(wanted)
+        self.resume_path = self.checkpointer.find(arguments.checkpoint.resume_from_checkpoint)
         if self.resume_path is not None:
             self.state = self.checkpointer.read(self.resume_path)
         if arguments.checkpoint.load_best_model_at_end:
@@ -96,11 +95,9 @@ class TrainingLoop:
         self.train_loader = prepare_train_loader(accelerator, train_loader)
         self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
         accelerator.register_for_checkpointing(self.scheduler)
-        self.watch = StepWatch(accelerator, self.output_dir / CHECKPOINTS)
-        if accelerator.distributed_type != DistributedType.DEEPSPEED and accelerator.scaler is None:
-            self.watch.guard(optimizer)
-        model = accelerator.unwrap_model(self.model)
-        self.ema = averaged_model(model, self.arguments.ema, self.num_steps, self.steps_per_epoch, self._sharding)
+        self.watch = StepWatch(accelerator, optimizer, self.output_dir / CHECKPOINTS)
+        whole = accelerator.unwrap_model(self.model)
+        self.ema = averaged_model(whole, self.arguments.ema, self.num_steps, self.steps_per_epoch, self._sharding)
         if self.ema is not None:
             accelerator.register_for_checkpointing(self.ema)
 
@@ -169,8 +166,8 @@ class TrainingLoop:
             if self.accelerator.sync_gradients:
                 limit = self.arguments.optimization.max_grad_norm or float("inf")
                 norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
-                rate = self.scheduler.get_last_lr()[-1]
-                self.watch.close(self.state.step + 1, rate, norm, self._interruption.received)
+                number, rate = self.state.step + 1, self.scheduler.get_last_lr()[-1]
+                self.watch.close(number, rate, norm, self._interruption.received)
             self.optimizer.step()
             self.optimizer.zero_grad()
         if self.accelerator.sync_gradients:
@@ -226,8 +223,8 @@ class TrainingLoop:
         self._saved_step = self.state.step
 
     def _speed(self) -> str:
-        meter = self._meter
-        return f"{meter.speed:,.0f} {self.task.sample_unit}/s, waiting for data {meter.wait_fraction:.0%} of the time"
+        speed, waiting = f"{self._meter.speed:,.0f}", f"{self._meter.wait_fraction:.0%}"
+        return f"{speed} {self.task.sample_unit}/s, waiting for data {waiting} of the time"
 
     def _end_epoch(self) -> None:
         state, meter = self.state, self._meter

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 
 from hf_vit.trainer.signals import SIGNALS
 
@@ -47,23 +47,22 @@ class StepWatch:
     A step is not made on any process where a loss, a term of it or the gradient is not finite on one of them, and no
     step after it: `skip`, a scalar on the device, is 1 from then on, and the optimizer heeds it (`found_inf`, which
     its fused kernels read). The weights stay those of the last good step until the error is raised. With a gradient
-    scaler, infinite gradients are its business.
+    scaler, infinite gradients are its business; DeepSpeed makes its steps itself, and the error alone is left.
 
     Args:
+        optimizer: whose update is fused.
         checkpoints: the folder of the run's checkpoints, which an error names.
     """
 
-    def __init__(self, accelerator: Accelerator, checkpoints: Path):
+    def __init__(self, accelerator: Accelerator, optimizer: torch.optim.Optimizer, checkpoints: Path):
         self.accelerator = accelerator
         self.checkpoints = checkpoints
         self.skip = torch.zeros((), device=accelerator.device)
         self.signal = 0  # that a process is known to have received
         self._batches: list[_Batch] = []
         self._steps: deque[_Step] = deque()
-
-    def guard(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let `skip` keep a fused optimizer from its steps."""
-        optimizer.found_inf = self.skip
+        if accelerator.distributed_type != DistributedType.DEEPSPEED and accelerator.scaler is None:
+            optimizer.found_inf = self.skip
 
     def add(self, output: StepOutput, sample_key: np.ndarray) -> None:
         """Note a batch of the step under way.

@@ -3,8 +3,10 @@
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,23 @@ def test_the_samples_of_a_non_finite_loss_are_named_whichever_process_had_them(t
     sampler = EpochBatchSampler(100, 8, batches_per_step=2, seed=42)
     _, theirs = (sorted(key.index for key in batch) for batch in itertools.islice(sampler, 2))
     assert f"samples {theirs}" in error
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    arguments = [*TINY, "--per_device_train_batch_size=8", "--max_eval_samples=8", "--output_dir"]
+    finish(*arguments, whole, num_processes=2)
+    processes = start_all(*arguments, folder, "--checkpointing_steps=1", num_processes=2, slow_down=0.1)
+    while all(process.is_alive() for process in processes) and not list(folder.glob("checkpoints/step_*")):
+        time.sleep(0.01)
+    os.kill(processes[1].pid, signal.SIGTERM)  # not the one that saves
+    for process in processes:
+        process.join()
+        assert process.exitcode == 128 + signal.SIGTERM
+    record = record_of(folder)
+    assert record["status"] == "interrupted" and len(record["epochs"]) < 3
+    finish(*arguments, folder, "--resume_from_checkpoint", num_processes=2)
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
 FSDP = {

@@ -151,13 +151,14 @@ def test_the_saved_config_tells_how_the_student_was_distilled(tmp_path, token):
     flags += [f"--config_overrides=use_class_token={str(token).lower()},use_distillation_token={str(token).lower()}"]
     task = build_task(parse(flags))
     batch = next(iter(task.train_loader(1)))
-    loss = task.training_step(task.model.eval(), batch)["loss"]
+    step = task.training_step(task.model.eval(), batch)
+    torch.testing.assert_close(0.3 * step.logs["label_loss"] + 0.7 * step.logs["teacher_loss"], step.loss)
     task.save_pretrained(task.model, tmp_path / "student")
     student = HfViTForImageClassification.from_pretrained(tmp_path / "student")
     inputs = normalize(batch["pixel_values"], task.processor)
     teacher_logits = task.teachers(batch["pixel_values"].float())
     own = student(pixel_values=inputs, labels=batch["labels"], teacher_logits=teacher_logits).loss
-    torch.testing.assert_close(own, loss)
+    torch.testing.assert_close(own, step.loss)
 
 
 def test_the_heads_of_a_distilled_deit_of_transformers_are_told_apart(tmp_path):
@@ -171,10 +172,11 @@ def test_the_heads_of_a_distilled_deit_of_transformers_are_told_apart(tmp_path):
     task = build_task(parse(flags))
     batch = next(iter(task.train_loader(1)))
     step = task.training_step(task.model.eval(), batch)
-    torch.testing.assert_close(step["loss"], F.cross_entropy(step["outputs"].cls_logits, batch["labels"]))
-    statistics = task.evaluation_step(task.model, batch)
-    assert torch.equal(statistics["class/ranked"][:, 0], step["outputs"].cls_logits.argmax(-1))
-    assert "distillation/ranked" in statistics
+    outputs = task.model(pixel_values=normalize(batch["pixel_values"], task.processor))
+    torch.testing.assert_close(step.loss, F.cross_entropy(outputs.cls_logits, batch["labels"]))
+    heads = task.evaluator("test", final=False).step(task.model, batch)["heads"]
+    assert torch.equal(heads["class"]["ranked"][:, 0], outputs.cls_logits.argmax(-1))
+    assert set(heads) == {"", "class", "distillation"}
 
 
 def test_a_run_records_what_its_teachers_reach(tmp_path):
@@ -223,6 +225,6 @@ def test_a_cache_wants_views_that_never_change(tmp_path):
     assert not (tmp_path / "cache").exists()
     task = build_task(parse(flags))
     batch = next(iter(task.train_loader(1)))
-    asked = task.training_step(task.model, batch)["loss"]
+    asked = task.training_step(task.model, batch).loss
     task.teacher_logits = None
-    torch.testing.assert_close(asked, task.training_step(task.model, batch)["loss"])
+    torch.testing.assert_close(asked, task.training_step(task.model, batch).loss)

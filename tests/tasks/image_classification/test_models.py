@@ -27,8 +27,8 @@ from hf_vit.tasks.image_classification.models import (
     build_model,
     build_processor,
     head_parameters,
-    train_mode,
 )
+from hf_vit.trainer.train_mode import train_mode
 from hf_vit.vision.processors import InputFormat
 
 CLASSES = class_mapping(["ant", "bee", "cow"])

@@ -3,6 +3,7 @@
 import json
 import math
 from datetime import date, timedelta
+from functools import partial
 
 import datasets
 import numpy as np
@@ -17,7 +18,7 @@ from transformers import AutoTokenizer
 from hf_vit.models.losses import token_loss
 from hf_vit.tasks.translation.data import IGNORED, Collator, TextDataArguments, TextPairs, load_parallel_texts
 from hf_vit.tasks.translation.dates import LANGUAGES, load_dates, patterns
-from hf_vit.tasks.translation.metrics import perplexity, text_metrics, token_statistics
+from hf_vit.tasks.translation.metrics import PerplexityCounter, text_metrics, token_statistics
 from hf_vit.tasks.translation.models import TextModelArguments, build_text_model
 from hf_vit.text.tokenization import (
     TokenizerArguments,
@@ -28,7 +29,7 @@ from hf_vit.text.tokenization import (
     train_tokenizers,
 )
 from hf_vit.train import build_task, parse
-from hf_vit.trainer.optim import OptimizationArguments, build_optimizer, build_scheduler
+from hf_vit.trainer.optim import OptimizationArguments, build_optimizer, build_scheduler, parameter_groups
 from hf_vit.trainer.sampler import TokenBatchSampler
 
 PAIRS = [
@@ -333,8 +334,11 @@ def test_perplexity_is_of_tokens_not_of_batches():
     logits = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([[1, 2, 3, 4, 5], [6, 0, IGNORED, IGNORED, IGNORED], [2, 2, 2, IGNORED, IGNORED]])
     statistics = {name: values.numpy() for name, values in token_statistics(logits, labels).items()}
+    counter = PerplexityCounter()
+    for rows in (slice(0, 1), slice(1, None)):
+        counter.update(**{name: values[rows] for name, values in statistics.items()})
     expected = float(token_loss(logits, labels))
-    assert perplexity(**statistics) == pytest.approx({"loss": expected, "perplexity": math.exp(expected)})
+    assert counter.compute() == pytest.approx({"loss": expected, "perplexity": math.exp(expected)})
 
 
 def test_inverse_sqrt_is_the_papers_schedule():
@@ -342,7 +346,7 @@ def test_inverse_sqrt_is_the_papers_schedule():
     options = OptimizationArguments(
         learning_rate=(d_model * warmup) ** -0.5, lr_scheduler_type="inverse_sqrt", warmup_steps=warmup
     )
-    optimizer = build_optimizer(torch.nn.Linear(2, 2), options, 1)
+    optimizer = build_optimizer(options, 1, partial(parameter_groups, torch.nn.Linear(2, 2)))
     scheduler = build_scheduler(optimizer, options, 100)
     rates = []
     for _ in range(60):

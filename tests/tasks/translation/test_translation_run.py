@@ -36,9 +36,9 @@ CUT_AND_RESUME = """
 import json
 import pathlib
 import sys
-import hf_vit.trainer.loop
+import hf_vit.trainer.run_folder
 from hf_vit.train import main
-hf_vit.trainer.loop.write_card = lambda folder: None  # as the uninterrupted run has shown
+hf_vit.trainer.run_folder.write_card = lambda folder: None  # as the uninterrupted run has shown
 argv = sys.argv[1:]
 main([*argv, "--max_train_steps={cut}"])
 record = json.loads((pathlib.Path(argv[-1]) / "run.json").read_text())
