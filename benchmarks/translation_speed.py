@@ -5,10 +5,10 @@
 A model of 6 + 6 layers, width 512 and 32,000 tokens translates sources of 30 tokens into 30 tokens; its weights are
 random, its end of text suppressed. Ours has its weights packed, as a translation pipeline packs them. Each row is
 measured in turns (ours, ours in bf16, in int8, transformers, ...), so that a machine that slows down slows all alike;
-CTranslate2 with one thread and with all, of which the faster counts, for it is not always the latter. The medians are reported, and ratios of a peer's time to ours: above 1, ours is the
-faster one. `reduced` is the faster of bf16 and int8. `limit` is the share of the memory's bandwidth, measured first,
-at which our fp32 row reads the decoder's weights: at batch 1 nothing can be faster than 1. The exit status is 1 if a
-row is under its bar.
+CTranslate2 with one thread and with all, of which the faster counts, for it is not always the latter. The medians are
+reported, and ratios of a peer's time to ours: above 1, ours is the faster one. `reduced` is the faster of bf16 and
+int8. `limit` is the share of the memory's bandwidth, measured first, at which our fp32 row reads the decoder's
+weights: at batch 1 nothing can be faster than 1. The exit status is 1 if a row is under its bar.
 """
 
 import argparse
