@@ -148,11 +148,13 @@ class Cost(Part):
 class Measurement(Part):
     """What was found when the model was run for its card; a task adds what it measures itself.
 
-    `files_sha256` is the digest of the files that decide what the model answers, `outputs` what each snippet of the
+    `files_sha256` is the digest of the files that decide what the model answers, `tested_transformers` the oldest and
+    the newest version that the folder's code says it was tested with, `outputs` what each snippet of the
     card printed, by its code.
     """
 
     files_sha256: str | None = None
+    tested_transformers: list[str] | None = None
     outputs: dict[str, str] = {}
 
 

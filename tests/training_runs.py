@@ -3,8 +3,6 @@
 import multiprocessing
 import os
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -78,17 +76,6 @@ def start(*argv, slow_down=0.0, environment=None):
     process = _SERVER.Process(target=_run, args=([str(each) for each in argv], slow_down, environment or {}))
     process.start()
     return process
-
-
-def printed_elsewhere(code, folder):
-    """The last line that a process prints which executes `code` in the folder and cannot import this project."""
-    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
-    hidden = "import sys\nsys.modules['hf_vit'] = None\n"
-    command = [sys.executable, "-c", hidden + code]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
 
 
 def start_all(*argv, num_processes=1, slow_down=0.0, environment=None):

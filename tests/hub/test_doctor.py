@@ -1,9 +1,14 @@
 """What keeps a folder from being published, said in plain words."""
 
 import json
+import os
+import pickle
+import random
 import re
 import shutil
+import string
 
+import numpy as np
 import pytest
 import torch
 from hub_server.saved_run import save_run
@@ -38,8 +43,25 @@ def folder(tmp_path_factory):
     return folder
 
 
+TOKEN = "hf_" + "".join(random.Random(0).choices(string.ascii_letters, k=34))
+PRIVATE_KEY = "-----BEGIN RSA PRIVATE KEY-----\n{}\n-----END RSA PRIVATE KEY-----\n".format(
+    "\n".join("".join(random.Random(line).choices(string.ascii_letters + string.digits, k=64)) for line in range(12))
+)
+
+
+class Code:
+    """What a pickle of it runs when it is opened."""
+
+    def __reduce__(self):
+        return os.getcwd, ()
+
+
 def save_pickle(folder):
     torch.save({}, folder / "notes.dat")
+
+
+def pickled(protocol):
+    return lambda folder: (folder / "notes.txt").write_bytes(pickle.dumps({"weights": Code()}, protocol))
 
 
 def put(name, text):
@@ -67,9 +89,14 @@ def remove(name):
     [
         (append("README.md", "\nSee /home/alice/secret.\n"), r"README.md line \d+ .* path .*: /home/alice/secret"),
         (append("attention.py", "\nDATA = 'C:\\\\Users\\\\alice'\n"), r"attention.py line \d+ .* path"),
-        (append("layers.py", f"\nTOKEN = 'hf_{'x' * 34}'\n"), r"layers.py line \d+ .*token: hf_xxxx…"),
+        (append("layers.py", f"\nTOKEN = '{TOKEN}'\n"), rf"layers.py line \d+ .*token: {TOKEN[:7]}… \(huggingface-"),
+        (put("notes.txt", PRIVATE_KEY), r"notes.txt line 1 .* secret token: .* \(private-key\)"),
         (append("losses.py", "\n# alice@example.org knows\n"), "losses.py .* e-mail address: alice@example.org"),
         (save_pickle, "notes.dat is a pickle"),
+        *((pickled(protocol), "notes.txt is a pickle") for protocol in range(pickle.HIGHEST_PROTOCOL + 1)),
+        (lambda folder: np.save(folder / "a.npy", np.array([Code()])), "a.npy is a pickle"),
+        (lambda folder: np.savez(folder / "a.npz", np.array([Code()])), "a.npz is a pickle"),
+        (lambda folder: (folder / "a.txt").write_bytes(b"cos\ngetcwd\n(tR\x00and no more"), "a.txt is a pickle"),
         (lambda folder: (folder / "rng.pkl").write_bytes(b""), "rng.pkl is a pickle"),
         (remove("pooling.py"), "pooling.py is missing, which modeling_hf_vit.py imports"),
         (remove("modeling_hf_vit.py"), r"modeling_hf_vit.py is missing, which auto_map\['AutoModel'\]"),
@@ -89,7 +116,10 @@ def remove(name):
         (put("notes.zip", "PK\3\4"), "notes.zip is a damaged ZIP archive"),
         (put("model.safetensors.index.json", "{"), "model.safetensors.index.json holds no weight_map"),
         (put("card.yaml", "authors: [\n"), "card.yaml is not valid YAML"),
-        (put("run.json", '{"task": "translation", "arguments": []}'), "arguments in run.json must be a JSON object"),
+        (
+            put("run.json", '{"task": "translation", "arguments": []}'),
+            "run.json is not what a run writes: arguments: .*dictionary",
+        ),
         (put("run.json", '{"task": "translation", "data": []}'), "run.json is not what a run writes"),
         (set_in_config(auto_map=[]), "auto_map and custom_pipelines must be JSON objects"),
         (set_in_config(custom_pipelines={"x": {}}), r"custom_pipelines\['x'\] must be 'module.Class', found None"),
@@ -119,6 +149,24 @@ def test_doctor_says_that_a_captioner_holds_no_code(tmp_path):
     VisionEncoderDecoderModel(config).save_pretrained(tmp_path)
     for half, model_type in (("encoder", "hf_vit"), ("decoder", "hf_transformer")):
         assert any(f"{half} is a '{model_type}' model, whose code" in problem for problem in examine(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("program.py", b"import os\nsystem = os.system\n"),
+        ("class.py", b"class Os:\n    pass\n"),
+        ("vocab.txt", b"cat\ndog\nemu\n"),
+        ("colon.txt", b"I12\n."),
+        ("merges.txt", b"#version: 0.2\ni n\nt h\n"),
+    ],
+)
+def test_a_text_that_begins_as_a_pickle_would_is_none(folder, tmp_path, name, content):
+    copy = shutil.copytree(folder, tmp_path / "digits")
+    (copy / name).write_bytes(content)
+    np.save(copy / "numbers.npy", np.arange(3.0))
+    np.savez(copy / "numbers.npz", np.arange(3.0))
+    assert examine(copy) == examine(folder)
 
 
 def test_class_names_may_look_like_paths(folder, tmp_path):

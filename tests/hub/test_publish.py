@@ -118,7 +118,9 @@ def test_push_is_one_whole_commit(hub, folder, published):
 @pytest.fixture(scope="module", params=PYTHONS)
 def stranger(request, hub, published, tmp_path_factory):
     """Bob's process, without the package; it has downloaded nothing yet."""
-    with Client(tmp_path_factory.mktemp("stranger"), hub.url, request.param, HF_TOKEN=TOKENS["bob"]) as client:
+    with Client(
+        tmp_path_factory.mktemp("stranger"), hub.url, request.param, ["hf_vit"], HF_TOKEN=TOKENS["bob"]
+    ) as client:
         client.python = request.param
         client.run(STRANGER, repo_id=REPO)
         yield client
@@ -174,7 +176,7 @@ def test_offline_afterwards(stranger, hub, logits):
     # Whatever the process before has loaded is in its cache.
     stranger.run(LOGITS, revision={})
     asked = len(hub.requests)
-    with Client(stranger.folder, hub.url, stranger.python, HF_HUB_OFFLINE="1") as client:
+    with Client(stranger.folder, hub.url, stranger.python, ["hf_vit"], HF_HUB_OFFLINE="1") as client:
         client.run(STRANGER, repo_id=REPO)
         torch.testing.assert_close(torch.tensor(client.run(LOGITS, revision={})), logits)
     assert len(hub.requests) == asked

@@ -1,33 +1,19 @@
 """A Python process of its own that talks to the loopback Hub and runs pieces of code one after the other."""
 
-import json
 import os
 import shutil
-import subprocess
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-_PROGRAM = """
-import json, sys
-answers, sys.stdout = sys.stdout, sys.stderr
-variables = {"__name__": "__main__"}
-for line in sys.stdin:
-    variables.pop("result", None)
-    try:
-        exec(json.loads(line), variables)
-        answer = {"result": variables.get("result")}
-    except BaseException as error:
-        answer = {"error": f"{type(error).__name__}: {error}"}
-    print(json.dumps(answer), file=answers, flush=True)
-"""
+from hf_vit.isolated.fresh_process import FreshProcess
+from hf_vit.isolated.fresh_process import ProcessError as ClientError
+
+__all__ = ["LOGITS", "STRANGER", "Client", "ClientError", "push", "run_snippets"]
 # Of someone without the package: what they do once, and how they ask `repo_id` for the logits of `image`.
 STRANGER = """
-import sys
-sys.modules["hf_vit"] = None
-import contextlib, io, json
 import torch, transformers
 from huggingface_hub import hf_hub_download
 from PIL import Image
@@ -42,15 +28,18 @@ result = model(**processor(image, return_tensors="pt")).logits[0].tolist()
 """
 
 
-class ClientError(Exception):
-    """What the client's code raised, as `Type: message`."""
+class Client(FreshProcess):
+    """A process in `folder`, which is also its home, started by `python` with only the Hub at `endpoint` in reach;
+    modules in `hidden` cannot be imported there."""
 
-
-class Client:
-    """A process in `folder`, which is also its home, started by `python` with only the Hub at `endpoint` in reach."""
-
-    def __init__(self, folder: Path, endpoint: str, python: str = sys.executable, **environment: str):
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        endpoint: str,
+        python: str = sys.executable,
+        hidden: Sequence[str] = (),
+        **environment: str,
+    ):
         folder.mkdir(exist_ok=True)
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))
@@ -65,30 +54,10 @@ class Client:
             "NO_PROXY": "127.0.0.1,localhost",
             "OMP_NUM_THREADS": "1",
         }
-        self._process = subprocess.Popen(
-            [python, "-c", _PROGRAM],
-            cwd=folder,
-            env={**inherited, **own, **environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
-        )
-
-    def __enter__(self) -> "Client":
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._process.kill()
-        self._process.communicate()
+        super().__init__(folder, {**inherited, **own, **environment}, hidden=hidden, python=python)
 
     def run(self, code: str, **variables: Any) -> Any:
-        """Executes code with the variables of all calls before and `variables`; returns what it leaves in `result`."""
-        given = "".join(f"{name} = {value!r}\n" for name, value in variables.items())
-        print(json.dumps(given + textwrap.dedent(code)), file=self._process.stdin, flush=True)
-        answer = json.loads(self._process.stdout.readline())
-        if "error" in answer:
-            raise ClientError(answer["error"])
-        return answer["result"]
+        return super().run(textwrap.dedent(code), **variables)
 
 
 def push(author: Client, folder: Path, repo_id: str, **options: Any) -> str:
@@ -101,13 +70,4 @@ def run_snippets(client: Client, folder: Path, snippets: Iterable[str]) -> dict[
     """What each snippet of a card prints for the client, beside the sample images of the card's folder."""
     for sample in folder.glob("sample_*"):
         shutil.copy(sample, client.folder)
-    return client.run(
-        """
-        result = {}
-        for code in snippets:
-            with contextlib.redirect_stdout(io.StringIO()) as printed:
-                exec(code, {})
-            result[code] = printed.getvalue()
-        """,
-        snippets=list(snippets),
-    )
+    return {code: client.output_of(code) for code in snippets}

@@ -1,15 +1,8 @@
-# ruff: noqa: E402
-"""Run by test_remote_code.py: loads the models of a folder without the package, notes what they compute, saves them.
+# ruff: noqa: F821
+"""Executed by test_remote_code.py in a process without the package, where SOURCE and TARGET are folders: loads the
+models of the one, notes what they compute, and saves them into the other."""
 
-Usage: python remote_code_program.py SOURCE TARGET [MODULE ...]; the modules named are hidden as well.
-"""
-
-import sys
 from pathlib import Path
-
-SOURCE, TARGET, *HIDDEN = sys.argv[1:]
-for name in ("hf_vit", *HIDDEN):
-    sys.modules[name] = None  # importing it now fails
 
 import huggingface_hub
 import torch

@@ -2,9 +2,6 @@
 
 import ast
 import json
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 import hf_vit
 from hf_vit import HfViTBackbone, HfViTConfig, HfViTForImageClassification, HfViTImageProcessor, HfViTModel
+from hf_vit.isolated.fresh_process import fresh_process
 
 MODELS = Path(hf_vit.__file__).parent / "models"
 MODES = ["RGB", "L", "LA", "RGBA", "P", "1"]
@@ -126,14 +124,10 @@ def add_inputs(folder, models):
     picture("RGB").save(folder / PHOTO_SPECIMEN / "photo.png")
 
 
-def run_without_the_package(source, target, hidden, caches):
-    shutil.rmtree(caches, ignore_errors=True)
-    environment = {**os.environ, "HF_HOME": str(caches), "HF_MODULES_CACHE": str(caches / "modules")}
-    environment.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
-    program = Path(__file__).with_name("remote_code_program.py")
-    command = [sys.executable, str(program), str(source), str(target), *hidden]
-    finished = subprocess.run(command, cwd=caches.parent, env=environment, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr[-3000:]
+def run_without_the_package(source, target, hidden):
+    program = Path(__file__).with_name("remote_code_program.py").read_text()
+    with fresh_process(hidden=hidden, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1") as stranger:
+        stranger.run(program, SOURCE=str(source), TARGET=str(target))
     return torch.load(target / "results.pt", weights_only=False)
 
 
@@ -148,7 +142,7 @@ def saved(tmp_path_factory):
     for source, target, hidden in zip(folders, folders[1:], ([], OPTIONAL)):
         add_inputs(source, models)
         target.mkdir()
-        results.append(run_without_the_package(source, target, hidden, folder / "caches"))
+        results.append(run_without_the_package(source, target, hidden))
     return models, folders, results
 
 

@@ -3,15 +3,14 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from training_runs import printed_elsewhere
 
 from hf_vit.cards import check_card
+from hf_vit.isolated.fresh_process import fresh_process
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -86,15 +85,15 @@ def test_the_log_is_clean_and_ends_with_how_to_load(finished):
     assert lines[-2].startswith("from transformers import") and "trust_remote_code=True" in lines[-1]
 
 
-def test_the_printed_lines_load_the_model_where_the_package_is_not(finished, tmp_path):
+def test_the_printed_lines_load_the_model_where_the_package_is_not(finished):
     folder, process = finished
-    moved = shutil.copytree(folder, tmp_path / "elsewhere")
-    lines = "\n".join((process.stdout + process.stderr).strip().splitlines()[-2:]).replace(str(folder), str(moved))
+    lines = "\n".join((process.stdout + process.stderr).strip().splitlines()[-2:]).replace(str(folder), "elsewhere")
     record = json.loads((folder / "run.json").read_text())
     sample = record["result"]["samples"][0]
-    code = f"{lines}\nbest = classifier({str(moved / sample['file'])!r})[0]\nprint(best['label'], best['score'])"
-    label, score = printed_elsewhere(code, tmp_path).split()
-    assert (label, float(score)) == (sample["prediction"], pytest.approx(sample["score"], abs=1e-5))
+    code = f"{lines}\nbest = classifier('elsewhere/{sample['file']}')[0]\nresult = best['label'], best['score']"
+    with fresh_process(folder, "elsewhere", HF_HUB_OFFLINE="1") as stranger:
+        label, score = stranger.run(code)
+    assert (label, score) == (sample["prediction"], pytest.approx(sample["score"], abs=1e-5))
 
 
 def test_a_second_run_is_refused_and_touches_nothing(finished):

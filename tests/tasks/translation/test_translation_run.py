@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import training_runs
 from safetensors.torch import load_file
-from training_runs import printed_elsewhere
 
 from hf_vit.cards import check_card
+from hf_vit.isolated.fresh_process import fresh_process
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -57,10 +57,11 @@ def train(folder, *arguments):
     return done.stdout + done.stderr
 
 
-def translations_elsewhere(lines, texts, folder):
-    """What a process without the package prints of the texts, having executed `lines`, from the folder."""
-    code = f"import json\n{lines}\nprint(json.dumps(translator({texts!r}, num_beams=1, max_new_tokens=16)))"
-    return [answer["translation_text"] for answer in json.loads(printed_elsewhere(code, folder))]
+def translations_elsewhere(lines, texts):
+    """What a process without the package makes of the texts, having executed `lines`."""
+    with fresh_process(HF_HUB_OFFLINE="1") as stranger:
+        answers = stranger.run(f"{lines}\nresult = translator(texts, num_beams=1, max_new_tokens=16)", texts=texts)
+    return [answer["translation_text"] for answer in answers]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_the_folder_translates_where_the_package_is_not(finished, tmp_path):
     folder, log = finished
     samples = json.loads((folder / "run.json").read_text())["result"]["samples"]
     lines = "\n".join(log.strip().splitlines()[-2:])
-    answers = translations_elsewhere(lines, [sample["source"] for sample in samples], tmp_path)
+    answers = translations_elsewhere(lines, [sample["source"] for sample in samples])
     assert answers == [sample["prediction"] for sample in samples]
 
 
@@ -143,7 +144,7 @@ def test_separate_tokenizers_travel_with_the_model(tmp_path):
     samples = record["result"]["samples"]
     again = f"translator.save_pretrained({str(tmp_path / 'again')!r})\n" + log.strip().splitlines()[-1]
     lines = "\n".join([*log.strip().splitlines()[-2:], again.replace(str(folder), str(tmp_path / "again"))])
-    answers = translations_elsewhere(lines, [sample["source"] for sample in samples], tmp_path)
+    answers = translations_elsewhere(lines, [sample["source"] for sample in samples])
     assert answers == [sample["prediction"] for sample in samples]
 
 
