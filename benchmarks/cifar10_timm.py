@@ -18,10 +18,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from model_cards.records import write_atomically
-from training.arguments import load_recipe
-from training.data import DataArguments, load_labelled_images
-from training.study import finished_run
+from hf_vit.config import load_recipe
+from hf_vit.files import write_atomically
+from hf_vit.study import finished_run
+from hf_vit.tasks.image_classification.data import DataArguments, load_labelled_images
 
 RECIPE = "cifar10"
 # Without mmax, some strengths are drawn above 9, at which timm asks Pillow for an image of 0 bits, which it refuses.

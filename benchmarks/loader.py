@@ -27,9 +27,8 @@ from report import write_report
 from timm.data import create_dataset, create_loader
 from tqdm import tqdm
 
-from training.arguments import parse_arguments
-from training.augment import normalize
-from training.tasks import argument_groups, build_task
+from hf_vit.tasks.image_classification.augment import normalize
+from hf_vit.train import build_task, parse
 
 # Name: size of the files, how many, their format, size of the views, RandAugment.
 CASES = {
@@ -57,7 +56,7 @@ def our_batches(folder: Path, size: int, randaugment: bool, num_workers: int, ke
     arguments += ["--random_erasing_prob=0", f"--auto_augment={'randaugment' if randaugment else 'none'}"]
     arguments += [f"--per_device_train_batch_size={BATCH_SIZE}", f"--dataloader_num_workers={num_workers}"]
     arguments += [f"--keep_in_memory={keep_in_memory}", "--config_overrides=patch_size=8"]
-    task = build_task(parse_arguments(argument_groups, arguments))
+    task = build_task(parse(arguments))
     loader = task.train_loader(1)
 
     class Normalised:

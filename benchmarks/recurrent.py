@@ -25,12 +25,12 @@ from report import write_report
 from sacrebleu.metrics import BLEU
 from translation_quality import load, translations
 
-from model_cards.records import write_atomically
-from training.arguments import load_recipe, parse_arguments
-from training.checkpoint import CHECKPOINTS
-from training.study import check_arguments, finished_run
-from training.tasks import argument_groups
-from training.text_data import load_parallel_texts
+from hf_vit.config import load_recipe
+from hf_vit.files import write_atomically
+from hf_vit.study import check_arguments, finished_run
+from hf_vit.tasks.translation.data import load_parallel_texts
+from hf_vit.train import parse
+from hf_vit.trainer.checkpoint import CHECKPOINTS
 
 RECIPE = "multi30k_de_en"
 RECURRENT = {
@@ -45,7 +45,7 @@ CONTENDERS = {
     "LSTM with attention": {**RECURRENT, "config_overrides": {"use_attention": True}},
     "LSTM, fixed vector": {**RECURRENT, "config_overrides": {"use_attention": False}},
 }
-PROGRAM = "import sys, recurrent_model; from training.train import main; main(sys.argv[1:])"
+PROGRAM = "import sys, recurrent_model; from hf_vit.train import main; main(sys.argv[1:])"
 LENGTHS = (0, 8, 11, 14, 18, 1000)  # words of the source
 
 
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--transformer_dir", type=Path, help="a finished run of the recipe, not to train it again")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/recurrent.json"))
     arguments, common = parser.parse_known_args()
-    data = parse_arguments(argument_groups, ["--recipe", RECIPE, *common])
+    data = parse(["--recipe", RECIPE, *common])
     test = load_parallel_texts(data.data, data.run.seed).splits["test"]
     sources, references = list(test["source"]), list(test["target"])
     rows = {}

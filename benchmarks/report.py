@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from training.records import device_name
+from hf_vit.trainer.run_record import device_name
 
 
 def write_report(

@@ -20,9 +20,8 @@ from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_vit.models.pipeline_translation import TranslationPipeline
-from training.arguments import parse_arguments
-from training.tasks import argument_groups
-from training.text_data import load_parallel_texts
+from hf_vit.tasks.translation.data import load_parallel_texts
+from hf_vit.train import parse
 
 RECIPE = "multi30k_de_en"
 MODES = ("fp32", "bf16", "int8")
@@ -58,7 +57,7 @@ def main() -> None:
     parser.add_argument("--num_beams", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     arguments, data = parser.parse_known_args()
-    parsed = parse_arguments(argument_groups, ["--recipe", RECIPE, *data])
+    parsed = parse(["--recipe", RECIPE, *data])
     test = load_parallel_texts(parsed.data, parsed.run.seed).splits["test"]
     sources, references = list(test["source"]), list(test["target"])
     rows = []

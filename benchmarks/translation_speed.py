@@ -26,7 +26,7 @@ import transformers
 from ctranslate2.converters.transformers import MarianMTLoader
 from report import write_report
 
-from hf_vit.conversion_text import from_marian
+from hf_vit.conversion.text import from_marian
 
 PAUSE = 0.3  # seconds before each measurement: threads of OpenMP keep their cores for 0.2 s after their work
 NUM_TOKENS = 30

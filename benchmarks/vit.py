@@ -18,7 +18,7 @@ import torch
 import transformers
 from report import write_report
 
-from hf_vit.conversion import from_timm
+from hf_vit.conversion.vit import from_timm
 
 MODELS = {"ViT-Ti/16": "vit_tiny_patch16_224", "ViT-S/16": "vit_small_patch16_224"}
 BATCH_SIZES = (1, 8, 32)

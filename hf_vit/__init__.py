@@ -1,41 +1,71 @@
-"""Vision Transformers and encoder-decoder Transformers as first-class Hugging Face models."""
+"""Vision Transformers and encoder-decoder Transformers as first-class Hugging Face models.
 
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
-    AutoModelForSeq2SeqLM,
-)
+Importing it loads torch, transformers and the models, and registers them with the Auto classes; the rest
+(`hf_vit.tasks`, `hf_vit.trainer`, `hf_vit.cards`, `hf_vit.explain`, ...) loads when asked for.
+"""
 
-from .models.configuration_hf_transformer import HfTransformerConfig
-from .models.configuration_hf_vit import HfViTConfig
-from .models.modeling_hf_transformer import (
-    HfTransformerForCausalLM,
-    HfTransformerForConditionalGeneration,
-    HfTransformerModel,
-)
-from .models.modeling_hf_vit import HfViTBackbone, HfViTForImageClassification, HfViTModel
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
+import transformers
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from . import models
+
+if TYPE_CHECKING:  # The same names as `_register` finds, for editors and type checkers
+    from .models.configuration_hf_transformer import HfTransformerConfig as HfTransformerConfig
+    from .models.configuration_hf_vit import HfViTConfig as HfViTConfig
+    from .models.image_processing_hf_vit import HfViTImageProcessor as HfViTImageProcessor
+    from .models.modeling_hf_transformer import HfTransformerForCausalLM as HfTransformerForCausalLM
+    from .models.modeling_hf_transformer import (
+        HfTransformerForConditionalGeneration as HfTransformerForConditionalGeneration,
+    )
+    from .models.modeling_hf_transformer import HfTransformerModel as HfTransformerModel
+    from .models.modeling_hf_vit import HfViTBackbone as HfViTBackbone
+    from .models.modeling_hf_vit import HfViTForImageClassification as HfViTForImageClassification
+    from .models.modeling_hf_vit import HfViTModel as HfViTModel
 
 __version__ = "0.1.0"
 
-AutoConfig.register(HfViTConfig.model_type, HfViTConfig)
-AutoModel.register(HfViTConfig, HfViTModel)
-AutoModelForImageClassification.register(HfViTConfig, HfViTForImageClassification)
-AutoBackbone.register(HfViTConfig, HfViTBackbone)
-AutoConfig.register(HfTransformerConfig.model_type, HfTransformerConfig)
-AutoModel.register(HfTransformerConfig, HfTransformerModel)
-AutoModelForSeq2SeqLM.register(HfTransformerConfig, HfTransformerForConditionalGeneration)
-AutoModelForCausalLM.register(HfTransformerConfig, HfTransformerForCausalLM)
 
-__all__ = [
-    "HfTransformerConfig",
-    "HfTransformerForCausalLM",
-    "HfTransformerForConditionalGeneration",
-    "HfTransformerModel",
-    "HfViTBackbone",
-    "HfViTConfig",
-    "HfViTForImageClassification",
-    "HfViTModel",
-]
+def _register(auto_map: dict[str, str]) -> dict[str, type]:
+    """Registers a configuration and its models with the Auto classes that its `AUTO_MAP` names; returns them all."""
+
+    def load(reference: str) -> type:
+        module, _, name = reference.partition(".")
+        return getattr(importlib.import_module(f".{module}", models.__name__), name)
+
+    found = {auto_class: load(reference) for auto_class, reference in auto_map.items()}
+    config: Any = found["AutoConfig"]
+    transformers.AutoConfig.register(config.model_type, config)
+    for auto_class, model in found.items():
+        if auto_class == "AutoImageProcessor":
+            AutoImageProcessor.register(config, image_processor_classes=dict.fromkeys(("torchvision", "pil"), model))
+        elif auto_class != "AutoConfig":
+            getattr(transformers, auto_class).register(config, model)
+    return {each.__name__: each for each in found.values()}
+
+
+_public: dict[str, type] = {}
+for _module in pkgutil.iter_modules(models.__path__):
+    if _module.name.startswith("configuration_"):
+        _configuration = importlib.import_module(f".{_module.name}", models.__name__)
+        _public |= _register({**_configuration.AUTO_MAP, **getattr(_configuration, "PROCESSOR_AUTO_MAP", {})})
+globals().update(_public)
+
+__all__ = sorted(_public)
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("_"):
+        try:
+            return importlib.import_module(f".{name}", __name__)
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *(module.name for module in pkgutil.iter_modules(__path__))})

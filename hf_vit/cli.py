@@ -1,31 +1,71 @@
-"""The `hf-vit` command: publish, fetch, convert and examine models. Names are those of the `hf` command."""
+"""The `hf-vit` command: train, score, publish, fetch, convert and examine models. Names are those of the `hf` command.
 
+Commands load what they need when they run: the help is quick, and what an extra brings is asked for where it is used.
+"""
+
+from __future__ import annotations
+
+import io
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+
+from hf_vit.extras import MissingExtraError, extra
 
 try:
-    import typer
-    from transformers.utils.logging import disable_progress_bar
+    with extra("hub"):
+        import typer
+except MissingExtraError as error:
+    sys.exit(f"hf-vit: error: {error}")
 
-    from model_cards import check_card, write_card
-
-    from . import hub
-    from .convert import convert as convert_checkpoint
-    from .doctor import examine
-    from .fast_paths import describe_machine, fast_paths
-    from .fresh_process import fresh_process
-    from .staging import staged
-    from .translation import load_translator, print_translations
-except ImportError as error:
-    sys.exit(f'hf-vit needs {error.name}: pip install "hf_vit[hub]"')
-
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},  # --num_beams as --num-beams
+)
+_UsageError: Any = typer.BadParameter.__base__  # of click, which is a part of typer in newer versions alone
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a model, for instance the output_dir of a run.")]
 RepoId = Annotated[str, typer.Argument(help="NAMESPACE/NAME on the Hub, or NAME alone for one's own.")]
 Token = Annotated[str | None, typer.Option(help="A token of the Hub; that of `hf auth login` or HF_TOKEN by default.")]
+
+# Of commands that read their words themselves, `--help` too.
+_WHOLE: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def _words(context: typer.Context) -> list[str]:
+    """The words after the command, which is the program's name in help and errors."""
+    sys.argv = [context.command_path, *context.args]
+    return context.args
+
+
+@app.command(context_settings=_WHOLE)
+def train(context: typer.Context) -> None:
+    """Train a model by a recipe, in one process or, as Accelerate's launcher is told, in many."""
+    from hf_vit.train import launch
+
+    launch(_words(context))
+
+
+@app.command(context_settings=_WHOLE)
+def score(context: typer.Context) -> None:
+    """Score a saved or published model on a data set."""
+    with extra("train"):
+        from hf_vit.score import main
+
+    main(_words(context))
+
+
+@app.command(context_settings=_WHOLE)
+def study(context: typer.Context) -> None:
+    """Compare variants of a recipe over several seeds."""
+    with extra("train"):
+        from hf_vit.study import main
+
+    main(_words(context))
 
 
 @app.command()
@@ -37,10 +77,13 @@ def push(
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     tag: Annotated[str | None, typer.Option(help="A new tag for the commit.")] = None,
     collection: Annotated[str | None, typer.Option(help="The title of a collection to put the model into.")] = None,
-    commit_message: Annotated[str, typer.Option(help="The first line of the commit.")] = hub.COMMIT_MESSAGE,
+    commit_message: Annotated[str, typer.Option(help="The first line of the commit.")] = "Upload model",
     token: Token = None,
 ) -> None:
     """Check a model's folder, publish it in one commit, and check what arrived. Runs the code in the folder."""
+    with extra("hub"):
+        from hf_vit import hub
+
     destination = hub.Destination(repo_id, private, revision, create_pr, tag, collection, token)
     commit = hub.push(folder, destination, commit_message=commit_message)
     print(f"{commit.pr_url or commit.commit_url}\nLoaded back from the Hub, its outputs are the same.")
@@ -57,6 +100,9 @@ def pull(
     token: Token = None,
 ) -> None:
     """Download a model's repository and print its folder. Runs nothing of it."""
+    with extra("hub"):
+        from hf_vit import hub
+
     print(hub.pull(repo_id, revision=revision, local_dir=local_dir, token=token))
 
 
@@ -64,14 +110,27 @@ def pull(
 def doctor(
     folder: Folder,
     load: Annotated[bool, typer.Option(help="Load it too, without this package, running the code in it.")] = True,
+    refresh_code: Annotated[
+        bool, typer.Option("--refresh-code", help="First put this package's code in the place of the folder's own.")
+    ] = False,
     speed: Annotated[
         bool, typer.Option("--speed", help="Say instead which fast paths its model takes here on a CPU, and why not.")
     ] = False,
 ) -> None:
     """Say what keeps a folder from being published. Exits with 1 if anything does."""
     if speed:
+        from hf_vit.fast_paths import describe_machine, fast_paths
+
         print(describe_machine(), *fast_paths(folder), sep="\n")
         return
+    with extra("hub"):
+        from hf_vit.hub.doctor import examine
+        from hf_vit.hub.staging import refresh_with_card, staged
+        from hf_vit.isolated.fresh_process import fresh_process
+
+    if refresh_code:
+        changed = refresh_with_card(folder)
+        print(f"replaced: {', '.join(changed)}" if changed else "the code is this package's already")
     with staged(folder) as stage:
         problems = examine(stage)
         if load and not problems:
@@ -89,6 +148,9 @@ def card(
     check: Annotated[bool, typer.Option("--check", help="Change nothing; exit with 1 if it is not so.")] = False,
 ) -> None:
     """Write the model card from the folder's records. Runs the code in the folder, unless it only checks."""
+    with extra("hub"):
+        from hf_vit.cards.card import check_card, write_card
+
     if check:
         _report(check_card(folder), "the card says what the records say")
     else:
@@ -102,6 +164,8 @@ def convert(
     revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit.")] = None,
 ) -> None:
     """Write a ViT or DeiT of timm or transformers, a Marian or a T5 as a model of this package."""
+    from hf_vit.conversion.convert import convert as convert_checkpoint
+
     _check_source(source)
     print(convert_checkpoint(source, folder, revision))
 
@@ -111,20 +175,27 @@ def translate(
     model: Annotated[str, typer.Argument(help="A translation model: its id on the Hub, or its folder.")],
     text: Annotated[str | None, typer.Argument(help="What to translate; each line of standard input if none.")] = None,
     num_beams: Annotated[
-        int | None,
-        typer.Option("--num-beams", "--num_beams", min=1, help="Beams of the search; the model's own by default."),
+        int | None, typer.Option(min=1, help="Beams of the search; the model's own by default.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit.")] = None,
 ) -> None:
     """Translate a text, or every line of standard input as it comes. Runs no code of the model's repository."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from hf_vit.translate import load_translator, print_translations
+
     _check_source(model)
     options = {} if num_beams is None else {"num_beams": num_beams}
     disable_progress_bar()  # of loading: the terminal is the translation's
-    texts = [text]
-    if text is None:
+    print_translations(load_translator(model, revision), _lines() if text is None else [text], **options)
+
+
+def _lines() -> Iterator[str]:
+    """Lines of standard input as they come, in UTF-8 whatever the locale is."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-        texts = (line.rstrip("\n") for line in sys.stdin)
-    print_translations(load_translator(model, revision), texts, **options)
+    for line in sys.stdin:
+        yield line.rstrip("\n")
 
 
 def _check_source(source: str) -> None:
@@ -140,11 +211,30 @@ def _report(problems: list[str], all_well: str) -> None:
 
 
 def main() -> None:
+    """Runs a command line. Errors are one line, `hf-vit COMMAND: error: ...`; the status of a wrong word is 2, of
+    anything else that failed 1."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    words = sys.argv[1:] or ["--help"]
+    program = " ".join(["hf-vit", *words[:1]])
     try:
-        app()
-    except (ValueError, OSError, hub.HubError) as error:
-        sys.exit(f"hf-vit: {error}")
+        sys.exit(app(words, standalone_mode=False))
+    except _UsageError as error:
+        print(f"{error.ctx.command_path if error.ctx else program}: error: {error.format_message()}", file=sys.stderr)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(f"{program}: interrupted")
+    except Exception as error:
+        if not _is_told(error):
+            raise
+        sys.exit(f"{program}: error: {error}")
+
+
+def _is_told(error: Exception) -> bool:
+    """Whether an error's message says all that helps; another's traceback is wanted."""
+    if isinstance(error, (ValueError, OSError, MissingExtraError)):
+        return True
+    hub = sys.modules.get("hf_vit.hub")
+    return hub is not None and isinstance(error, hub.HubError)
 
 
 if __name__ == "__main__":

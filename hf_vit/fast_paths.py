@@ -12,12 +12,11 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 
 import hf_vit
-
-from .models import attention, cpu_linear, fast_generation
-from .models.cached_decoder import why_not_cached
-from .models.cpu_linear import PackedParameter
-from .models.cpu_operators import Guarded, processor_flags
-from .models.fast_generation import FastGenerationMixin
+from hf_vit.models import attention, cpu_linear, fast_generation
+from hf_vit.models.cached_decoder import why_not_cached
+from hf_vit.models.cpu_linear import PackedParameter
+from hf_vit.models.cpu_operators import Guarded, processor_flags
+from hf_vit.models.fast_generation import FastGenerationMixin
 
 # Decisions that a model makes as it runs: what they are about, and where they are made.
 _DECISIONS = {

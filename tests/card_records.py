@@ -6,7 +6,7 @@ import math
 import numpy
 from markdown_it import MarkdownIt
 
-from model_cards.card import facts_of, render
+from hf_vit.cards.card import facts_of, render
 
 DIGITS = [str(digit) for digit in range(10)]
 NBSP = "\u00a0"

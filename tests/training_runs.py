@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["training.train", "training_runs"])
+_SERVER.set_forkserver_preload(["hf_vit.trainer.loop", "hf_vit.tasks.image_classification.task", "training_runs"])
 
 # The smallest model, and no more data than a few steps need.
 TINY = [
@@ -29,8 +29,10 @@ def _run(argv, slow_down, environment):
     multiprocessing.set_start_method("fork", force=True)  # of loader workers
     import torch
 
-    from training import loop, train
-    from training.tasks import ImageClassification
+    from hf_vit import train
+    from hf_vit.tasks.image_classification.task import ImageClassification
+    from hf_vit.tasks.task import StepOutput
+    from hf_vit.trainer import loop, run_folder
 
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         from accelerate import PartialState
@@ -41,7 +43,7 @@ def _run(argv, slow_down, environment):
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
     torch.set_num_threads(1)
-    loop.write_card = lambda folder: None  # another module's work, and slow
+    run_folder.write_card = lambda folder: None  # another module's work, and slow
     after_step = loop.TrainingLoop._after_step
 
     def slowly(self):
@@ -49,21 +51,21 @@ def _run(argv, slow_down, environment):
         after_step(self)
 
     loop.TrainingLoop._after_step = slowly
-    predict = loop.TrainingLoop.predict
+    evaluate = loop.TrainingLoop.evaluate
 
     def marked(self, *args, **kwargs):
         Path(os.environ["EVALUATION_MARK"]).touch()
         time.sleep(1)
-        return predict(self, *args, **kwargs)
+        return evaluate(self, *args, **kwargs)
 
     if "EVALUATION_MARK" in os.environ:
-        loop.TrainingLoop.predict = marked
+        loop.TrainingLoop.evaluate = marked
     if os.environ.get("POISONED_RANK", "none") == os.environ.get("RANK"):
         step = ImageClassification.training_step
 
         def poisoned(self, model, batch):
-            made = step(self, model, batch)
-            return {**made, "loss": made["loss"] * float("nan")}
+            output = step(self, model, batch)
+            return StepOutput(output.loss * float("nan"), output.logs)
 
         ImageClassification.training_step = poisoned
     train.main(argv)
@@ -82,14 +84,14 @@ def printed_elsewhere(code, folder):
     """The last line that a process prints which executes `code` in the folder and cannot import this project."""
     environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
-    hidden = "import sys\nsys.modules['hf_vit'] = sys.modules['training'] = None\n"
+    hidden = "import sys\nsys.modules['hf_vit'] = None\n"
     command = [sys.executable, "-c", hidden + code]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
 
 
-def start_all(*argv, num_processes=1, environment=None):
+def start_all(*argv, num_processes=1, slow_down=0.0, environment=None):
     """One process, or several CPU ranks that train together."""
     environments = [{"ACCELERATE_USE_CPU": "true", **(environment or {})}]
     if num_processes > 1:
@@ -98,7 +100,7 @@ def start_all(*argv, num_processes=1, environment=None):
             address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
         world = {**environments[0], **address, "WORLD_SIZE": str(num_processes)}
         environments = [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
-    return [start(*argv, environment=environment) for environment in environments]
+    return [start(*argv, slow_down=slow_down, environment=environment) for environment in environments]
 
 
 def finish(*argv, num_processes=1, environment=None):

@@ -1,62 +1,6 @@
 """Trains a model: `accelerate launch training/train.py [--recipe NAME] [--flag value ...]`, see `--help`."""
 
-from __future__ import annotations
-
-import logging
-from datetime import timedelta
-from pathlib import Path
-
-from accelerate import Accelerator, PartialState
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
-from datasets import disable_progress_bars
-from transformers.utils.logging import disable_progress_bar
-
-from training.arguments import Arguments, parse_arguments
-from training.checkpoint import prepare_output_dir
-from training.cpu import keep_freed_memory, use_all_cores
-from training.loop import TrainingLoop
-from training.plan import plan
-from training.tasks import argument_groups, build_task
-from training.tracking import tracker_options
-
-
-def build_accelerator(arguments: Arguments) -> Accelerator:
-    options = arguments.optimization
-    if options.mixed_precision == "fp16" and PartialState().device.type == "cpu":
-        raise ValueError("--mixed_precision fp16 needs a GPU; on a CPU it can be no or bf16")
-    return Accelerator(
-        mixed_precision=options.mixed_precision,
-        **tracker_options(arguments.tracking, arguments.run.output_dir),
-        dynamo_backend="inductor" if options.torch_compile else None,
-        # One process prepares the data, and writes the card, while the others wait.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=options.gradient_accumulation_steps),
-    )
-
-
-def main(argv: list[str] | None = None) -> None:
-    keep_freed_memory()
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    for package in ("training", "hf_vit"):
-        logging.getLogger(package).setLevel(logging.INFO)
-    disable_progress_bar()  # of saving and loading; the loop has its own
-    disable_progress_bars()
-    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # tells of tied weights at every checkpoint
-    arguments = parse_arguments(argument_groups, argv)
-    prepare_output_dir(
-        Path(arguments.run.output_dir),
-        overwrite=arguments.run.overwrite_output_dir,
-        resume=arguments.checkpoint.resume_from_checkpoint is not None,
-    )
-    accelerator = build_accelerator(arguments)
-    use_all_cores(accelerator, arguments.data.dataloader_num_workers)
-    with accelerator.main_process_first():
-        task = build_task(arguments)
-    loop = TrainingLoop(accelerator, task, arguments)
-    accelerator.print(plan(loop), flush=True)
-    if not arguments.run.dry_run:
-        loop.train()
-
+from hf_vit.train import main
 
 if __name__ == "__main__":
     main()

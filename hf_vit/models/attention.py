@@ -9,6 +9,8 @@ from .cpu_attention import chunked_attention
 from .cpu_linear import linear
 from .cpu_paths import why_not_fp32_attention, why_not_matmul_attention
 
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
 
 def eager_attention_forward(
     module: nn.Module,
@@ -78,8 +80,10 @@ def attend(
     """
     dropout = dropout if module.training else 0.0
     scaling = query.shape[-1] ** -0.5
-    # Without samples, sdpa_attention_forward fails on a reshape.
-    if output_attentions or query.shape[0] == 0:
+    # Without samples, sdpa_attention_forward fails on a reshape. For a learnt bias, torch records a kernel of another
+    # layout in an exported graph than it takes when it lowers the graph.
+    is_exported_bias = position_bias is not None and _is_exporting()
+    if output_attentions or query.shape[0] == 0 or is_exported_bias:
         implementation = "eager"
     plain = attention_mask is None and position_bias is None and dropout == 0 and not module.is_causal
     if implementation == "sdpa" and plain and why_not_matmul_attention(query, key) is None:

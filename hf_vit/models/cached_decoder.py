@@ -5,7 +5,6 @@ from types import FunctionType
 
 import torch
 from torch import nn
-from transformers.generation import GenerationMixin
 
 from .attention import CrossAttention, SelfAttention, rotate
 from .cpu_linear import direct
@@ -16,7 +15,6 @@ from .layers import MLP, DropPath
 from .transformer_layer import HfTransformerLayer
 
 _FIRST_CAPACITY = 64
-_PREPARE = GenerationMixin.prepare_inputs_for_generation
 _RECORDING = "transformers.utils.output_capturing"
 
 
@@ -239,7 +237,7 @@ def why_not_cached(model: nn.Module) -> list[str]:
         if getattr(owner, name, None) is not method:
             reasons.append(f"{owner.__name__}.{name} was replaced")
     prepare = type(model).prepare_inputs_for_generation
-    if not (_is_own(type(model).forward) and (_is_own(prepare) or prepare is _PREPARE)):
+    if not (_is_own(type(model).forward) and _is_own(prepare)):
         reasons.append(f"{type(model).__name__} computes in its own way")
     found = {}  # the first module with each reason
     for name, module in [("model", model), ("model", model.base_model), *_decoding_modules(model)]:

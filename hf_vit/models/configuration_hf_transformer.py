@@ -1,9 +1,15 @@
 """Configuration of the encoder-decoder Transformer."""
 
+from typing import TYPE_CHECKING
+
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
+from .code_version import CodeVersionMixin
 from .strict_config import GATED_ACTIVATIONS, strict_config
+
+if TYPE_CHECKING:  # never run; see CodeVersionMixin
+    from .modeling_hf_transformer import HfTransformerModel  # noqa: F401
 
 POSITION_EMBEDDINGS = ("sinusoidal", "learned", "relative", "relative_xl", "rope")
 NORM_POSITIONS = ("post", "pre")
@@ -22,7 +28,7 @@ CUSTOM_PIPELINES = {
 
 
 @strict_config
-class HfTransformerConfig(PreTrainedConfig):
+class HfTransformerConfig(CodeVersionMixin, PreTrainedConfig):
     r"""
     Configuration of [`HfTransformerModel`], [`HfTransformerForConditionalGeneration`] and
     [`HfTransformerForCausalLM`]. Fields that transformers' `MarianConfig` has bear its names and meanings; the default
@@ -80,7 +86,7 @@ class HfTransformerConfig(PreTrainedConfig):
     """
 
     model_type = "hf_transformer"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  the Trainer adds to it
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012  the Trainer adds to it
     # Names by which the shared layers and transformers' utilities read the fields.
     attribute_map = {  # noqa: RUF012
         "hidden_size": "d_model",

@@ -2,18 +2,31 @@
 
 import difflib
 import re
+from typing import TYPE_CHECKING
 
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from .strict_config import GATED_ACTIVATIONS, strict_config
+from .code_version import CodeVersionMixin
+from .strict_config import GATED_ACTIVATIONS, PROBLEM_TYPES, strict_config
+
+if TYPE_CHECKING:  # never run; see CodeVersionMixin
+    from .modeling_hf_vit import HfViTModel  # noqa: F401
 
 POOLINGS = ("cls", "mean", "max", "cls_mean", "weighted", "attention", "none")
 POSITION_EMBEDDINGS = ("learned", "learned_2d", "sincos_1d", "sincos_2d", "relative_bias", "rope_2d", "none")
 PATCH_EMBEDDINGS = ("conv", "hybrid")
 DISTILLATION_TYPES = ("soft", "hard")
 
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "image_size",
+    "patch_size",
+)
 _CLOSED_FORM_POSITIONS = ("sincos_1d", "sincos_2d", "rope_2d")
 # Where the papers give the prefix tokens a position: ViT and DeiT (learned), BEiT (relative bias). MAE's table of rows
 # and columns and the rotary models (EVA-02, DINOv3) leave them without one.
@@ -25,6 +38,8 @@ AUTO_MAP = {
     "AutoModelForImageClassification": "modeling_hf_vit.HfViTForImageClassification",
     "AutoBackbone": "modeling_hf_vit.HfViTBackbone",
 }
+# Of a processor's own configuration: a model may be saved beside another's.
+PROCESSOR_AUTO_MAP = {"AutoImageProcessor": "image_processing_hf_vit.HfViTImageProcessor"}
 
 # hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: table 1 of ViT (2010.11929) and of DeiT
 # (2012.12877).
@@ -63,7 +78,7 @@ def _field_names(config_class: type) -> set[str]:
 
 
 @strict_config
-class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
+class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     r"""
     Configuration of [`HfViTModel`], [`HfViTForImageClassification`] and [`HfViTBackbone`]. Fields that transformers'
     `ViTConfig` has bear its names and meanings.
@@ -207,10 +222,15 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "HfViTConfig":
-        """As in the base class; a dictionary of another architecture is a `ValueError`."""
+        """As in the base class; a dictionary of another architecture, or one that lacks a size, in whose place the
+        default would change what the weights compute, is a `ValueError`."""
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(f"model_type of the checkpoint must be {cls.model_type!r}, got {model_type!r}")
+        config_dict = {**{name: kwargs[name] for name in _SIZES if name in kwargs}, **config_dict}
+        for name in _SIZES:
+            if config_dict.get(name) is None:
+                raise ValueError(f"{name} must be in the configuration that is loaded, or be given while loading")
         saved = cls(**config_dict)
         if "pooling" in kwargs:
             kwargs.setdefault("pooling_norm", "after" if saved.norm_after_pooling else "before")
@@ -342,6 +362,7 @@ class HfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             "patch_embedding": PATCH_EMBEDDINGS,
             "distillation_type": DISTILLATION_TYPES,
             "pooling_norm": ("before", "after", None),
+            "problem_type": (*PROBLEM_TYPES, None),
             "hidden_act": (*ACT2FN, *GATED_ACTIVATIONS),
         }
         for name, allowed in choices.items():

@@ -4,84 +4,27 @@ import math
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
-from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import CrossAttention, SelfAttention
+from .cache_argument import CACHE_NAME, check_mask, check_past, one_cache
 from .configuration_hf_transformer import HfTransformerConfig
-from .int8_linear import refuse_quantized
 from .layers import drop_path_rates
-from .text_position import ATTENTION_POSITIONS, TOKEN_POSITIONS, RelativeXLSelfAttention, text_position_ids
+from .padding_mask import create_bidirectional_mask
+from .tested_versions import refuse_unknown
+from .text_position import (
+    ATTENTION_POSITIONS,
+    TOKEN_POSITIONS,
+    check_position_ids,
+    holds_several_texts,
+    text_position_ids,
+)
 from .transformer_layer import HfTransformerLayer, make_norm
-
-
-class HfTransformerPreTrainedModel(PreTrainedModel):
-    """Initialisation and capabilities shared by all Transformer models."""
-
-    config: HfTransformerConfig
-    config_class = HfTransformerConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ("HfTransformerLayer",)
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        if isinstance(module, nn.Linear):
-            self._init_matrix(module.weight, std=None)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            self._init_matrix(module.weight, std=module.embedding_dim**-0.5)
-        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-            init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, RelativeXLSelfAttention):
-            init.zeros_(module.content_bias)
-            init.zeros_(module.position_bias)
-
-    def _init_matrix(self, weight: nn.Parameter, std: float | None):
-        std = self.config.init_std or std
-        if std is None:
-            init.xavier_uniform_(weight)
-        else:
-            init.normal_(weight, std=std)
-
-    # What is tied follows from two switches; the inherited method knows one.
-    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        if all_submodels:
-            return super().get_expanded_tied_weights_keys(all_submodels=True)
-        return dict(self._tied_weights_keys or {})
-
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
-        """Resize the vocabulary, of an encoder and its decoder both; see `PreTrainedModel.resize_token_embeddings`.
-
-        Raises:
-            ValueError: if each has its own; see `resize_encoder_token_embeddings` and
-                `resize_decoder_token_embeddings` of [`HfTransformerForConditionalGeneration`].
-        """
-        has_both = self.config.is_encoder_decoder
-        if has_both and not self.config.share_encoder_decoder_embeddings and new_num_tokens is not None:
-            raise ValueError(
-                "share_encoder_decoder_embeddings must be True for resize_token_embeddings, got False: use "
-                "resize_encoder_token_embeddings or resize_decoder_token_embeddings"
-            )
-        if new_num_tokens is not None:
-            refuse_quantized(self, "resized")
-        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-        if has_both and self.config.encoder_vocab_size is not None:
-            self.config.encoder_vocab_size = embeddings.weight.shape[0]
-        return embeddings
+from .transformer_pretrained import HfTransformerPreTrainedModel
 
 
 class HfTransformerStack(HfTransformerPreTrainedModel):
@@ -163,14 +106,17 @@ class HfTransformerStack(HfTransformerPreTrainedModel):
             num_keys: tokens that these attend to, with the room that a static cache has beyond.
 
         Raises:
-            ValueError: if there are more tokens than the table of `learned` has rows.
+            ValueError: if there are more tokens than the table of `learned` has rows, or if the positions are not of
+                the tokens' shape, or none that the position embedding can express.
         """
         slots = torch.arange(embeddings.shape[1], device=embeddings.device) + past_length  # (N,)
         if position_ids is None:
+            self._check_length(embeddings.shape[1], past_length)
             position_ids = text_position_ids(attention_mask, slots)
+        else:
+            check_position_ids(self.config, position_ids, attention_mask, slots, len(embeddings), self.input_name)
         attention_kwargs = {}
         if self.token_position is not None:
-            self._check_length(embeddings.shape[1], past_length)
             embeddings = embeddings + self.token_position(position_ids).to(embeddings.dtype)
         if self.attention_position is not None:
             attention_kwargs = self.attention_position(position_ids, slots, num_keys)
@@ -236,9 +182,11 @@ class HfTransformerEncoder(HfTransformerStack):
         Raises:
             ValueError: if the input does not fit the model.
         """
+        refuse_unknown(self, kwargs)
         output_attentions = self.check_output_attentions(output_attentions)
         embeddings = self.embed(input_ids, inputs_embeds)
         num_tokens = embeddings.shape[1]
+        check_mask("attention_mask", attention_mask, num_tokens)
         padding = attention_mask if attention_mask is None or attention_mask.ndim == 2 else None
         hidden_states, attention_kwargs = self.add_positions(embeddings, None, padding, 0, num_tokens)
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=embeddings, attention_mask=attention_mask)
@@ -287,6 +235,7 @@ class HfTransformerDecoder(HfTransformerStack):
         position_ids: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """
@@ -298,23 +247,34 @@ class HfTransformerDecoder(HfTransformerStack):
                 encoder's output. Without it there is no cross-attention.
             encoder_attention_mask (`torch.Tensor` of shape `(batch, source tokens)`, *optional*): 1 for tokens, 0 for
                 padding.
-            past_key_values (`Cache`, *optional*): keys and values of earlier tokens and of the encoder's output.
+            past_key_values, cache (`Cache`, *optional*): keys and values of earlier tokens and of the encoder's
+                output, under either name.
             inputs_embeds (`torch.Tensor` of shape `(batch, tokens, d_model)`, *optional*): in place of `input_ids`.
-            position_ids (`torch.Tensor` of shape `(batch, tokens)`, *optional*): places of the tokens in the text,
-                counted from the mask unless given; not read by the schemes that see distances alone.
+            position_ids (`torch.Tensor` of shape `(batch or 1, tokens)`, *optional*): indices of the tokens in their
+                texts, counted from the mask unless given, and never more than there are tokens before. Where they do
+                not go on by one, a text begins: without `attention_mask` the texts of a row do not see one another,
+                and there is no cache, as in transformers' language models; with a mask, the mask alone decides.
+                `relative` and `relative_xl`, which see distances alone, take those that count tokens one by one.
             use_cache (`bool`, *optional*): return keys and values for the next step.
             output_attentions (`bool`, *optional*): return the attention weights of each layer, by the eager
                 implementation.
 
         Returns:
-            `last_hidden_state` of shape (batch, tokens, d_model), and `past_key_values` if `use_cache`.
+            `last_hidden_state` of shape (batch, tokens, d_model), and the cache if `use_cache`, under the name that
+            transformers has for it.
 
         Raises:
-            ValueError: if the input does not fit the model.
+            TypeError: if an argument is not known.
+            ValueError: if the input does not fit the model, or mask or positions tell of more past than the cache
+                holds.
         """
+        refuse_unknown(self, kwargs)
+        past_key_values = one_cache(past_key_values, cache)
         output_attentions = self.check_output_attentions(output_attentions)
         if encoder_hidden_states is not None and not self.has_cross_attention:
             raise ValueError("encoder_hidden_states needs add_cross_attention=True in the configuration, got False")
+        if holds_several_texts(position_ids, attention_mask):
+            self._check_several_texts(bool(use_cache) or past_key_values is not None)
         if use_cache and past_key_values is None:
             past_key_values = self._new_cache(encoder_hidden_states is not None)
         has_two_caches = isinstance(past_key_values, EncoderDecoderCache)
@@ -324,6 +284,9 @@ class HfTransformerDecoder(HfTransformerStack):
         past_length, num_keys = 0, embeddings.shape[1]
         if own_cache is not None:
             past_length, (num_keys, _) = own_cache.get_seq_length(), own_cache.get_mask_sizes(num_keys, 0)
+        if self.layers:  # without layers nothing is kept
+            prefix = "decoder_" if self.config.is_encoder_decoder else ""
+            check_past(prefix, attention_mask, position_ids, embeddings.shape[1], past_length, num_keys)
         hidden_states, attention_kwargs = self.add_positions(
             embeddings, position_ids, attention_mask, past_length, num_keys
         )
@@ -332,10 +295,12 @@ class HfTransformerDecoder(HfTransformerStack):
             config=self.config,
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
-            past_key_values=own_cache,
+            position_ids=position_ids,
             allow_is_causal_skip=not output_attentions,
+            **{CACHE_NAME: own_cache},
         )
         if encoder_hidden_states is not None:
+            check_mask("encoder_attention_mask", encoder_attention_mask, encoder_hidden_states.shape[1])
             encoder_attention_mask = create_bidirectional_mask(
                 config=self.config,
                 inputs_embeds=embeddings,
@@ -349,18 +314,54 @@ class HfTransformerDecoder(HfTransformerStack):
                 position_bias,
                 encoder_hidden_states,
                 encoder_attention_mask=encoder_attention_mask,
-                past_key_values=past_key_values,
                 attention_mask=mask,
                 output_attentions=output_attentions,
+                # Under the name by which gradient checkpointing looks for what it must not keep.
+                **{CACHE_NAME: past_key_values},
                 **attention_kwargs,
             )
         return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
+            last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: past_key_values if use_cache else None}
         )
+
+    def _check_several_texts(self, has_cache: bool):
+        if has_cache:
+            raise ValueError("position_ids of several texts in a row need use_cache=False and no cache, got a cache")
+        implementation = self.config._attn_implementation
+        if implementation not in ("eager", "sdpa", "flex_attention"):
+            raise ValueError(
+                "position_ids of several texts in a row need attn_implementation 'eager', 'sdpa' or 'flex_attention', "
+                f"got {implementation!r}"
+            )
 
     def _new_cache(self, has_encoder: bool) -> Cache:
         own_cache = DynamicCache(config=self.config)
         return EncoderDecoderCache(own_cache, DynamicCache(config=self.config)) if has_encoder else own_cache
 
 
-__all__ = ["HfTransformerDecoder", "HfTransformerEncoder", "HfTransformerPreTrainedModel"]
+class HfTransformerDecoderModel(HfTransformerPreTrainedModel):
+    """The body of [`HfTransformerForCausalLM`]: the decoder, by the name that it has in the whole Transformer.
+
+    Args:
+        config ([`HfTransformerConfig`]): the configuration.
+    """
+
+    _keys_to_ignore_on_load_unexpected = (r"^(model\.)?encoder\.",)
+
+    def __init__(self, config: HfTransformerConfig):
+        super().__init__(config)
+        self.decoder = HfTransformerDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.decoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.decoder.embed_tokens = value
+
+    def forward(self, *args, **kwargs):
+        """See [`HfTransformerDecoder`]."""
+        return self.decoder(*args, **kwargs)
+
+
+__all__ = ["HfTransformerDecoder", "HfTransformerDecoderModel", "HfTransformerEncoder"]

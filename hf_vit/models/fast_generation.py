@@ -1,10 +1,20 @@
 """Greedy and beam search over [`CachedDecoder`]: the texts of transformers' `generate`, sooner."""
 
+import copy
+
 import torch
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from transformers.generation import EosTokenCriteria, GenerationMixin, MaxLengthCriteria
+from torch import distributed, nn
+from transformers.generation import (
+    EosTokenCriteria,
+    GenerationConfig,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 from .cached_decoder import CachedDecoder, can_be_cached
+from .checked_generation import CheckedGenerationMixin
+from .cpu_generation import LoopNotRun, generate_with_loop, say_slow
 from .cpu_operators import is_plain_eager
 
 # What transformers subtracts from a score that must not be chosen.
@@ -13,54 +23,127 @@ _EXCLUDED = -1e9
 _BLOCK, _FEW_SCORES = 128, 100_000
 # What [`BeamSearch`] knows of each source.
 _STATE = ("sources", "texts", "scores", "results", "result_lengths", "result_scores", "is_result", "can_improve")
-_KNOWN_ARGUMENTS = {"attention_mask", "encoder_outputs", "past_key_values", "use_cache"}
+# Arguments of the model that a search here takes care of, before and after `generate` has prepared them.
+_KNOWN_ARGUMENTS = {"input_ids", "attention_mask", "encoder_outputs", "decoder_input_ids"}
+_PREPARED_ARGUMENTS = {"attention_mask", "encoder_outputs", "past_key_values", "cache", "use_cache"}
+# Arguments of `generate` that leave the search as it is, and those that another search than these is for.
+_OWN_ARGUMENTS = {"logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer", "tokenizer"}
+_OTHERS = ("return_dict_in_generate", "output_attentions", "output_hidden_states", "low_memory", "prefill_chunk_size")
 
 
-class FastGenerationMixin(GenerationMixin):
+class FastGenerationMixin(CheckedGenerationMixin):
     """`generate` of transformers, whose greedy and beam search on a CPU, when they are asked for the texts alone, are
     those of this file. All that `generate` does before (limits, logits processors, stopping criteria, the encoder)
     stays as it is; whatever this file does not know goes to transformers."""
 
-    def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
-        streamer, synced_gpus = kwargs.pop("streamer", None), kwargs.pop("synced_gpus", False)
-        if synced_gpus or not self._is_plain(generation_config, kwargs):
-            kwargs.update(streamer=streamer, synced_gpus=synced_gpus)
-            return super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
-        decoder = self._cached_decoder(input_ids, kwargs)
-        filler = generation_config._pad_token_tensor if generation_config._eos_token_tensor is not None else None
-        return greedy_search(decoder, input_ids, logits_processor, stopping_criteria, filler, streamer)
+    def generate(self, inputs=None, generation_config=None, *args, **kwargs):
+        """See `GenerationMixin.generate`.
 
-    def _beam_search(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
-        synced_gpus = kwargs.pop("synced_gpus", False)
-        knows_criteria = all(type(each) in (EosTokenCriteria, MaxLengthCriteria) for each in stopping_criteria)
-        if synced_gpus or not knows_criteria or not self._is_plain(generation_config, kwargs):
-            kwargs.update(synced_gpus=synced_gpus)
-            return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
-        decoder = self._cached_decoder(input_ids, kwargs, generation_config.num_beams)
-        return BeamSearch(decoder, input_ids, logits_processor, generation_config).run()
+        Raises:
+            ValueError: if an argument is not known, or a step would be taken without the steps before it.
+        """
+        options = None if args else self._options(inputs, generation_config, kwargs)
+        if options is None:
+            return super().generate(inputs, generation_config, *args, **kwargs)
+        arguments, streamer = {"inputs": inputs, "generation_config": generation_config, **kwargs}, None
+        if (options.num_beams or 1) == 1:  # the hook hands on neither streamer nor tokenizer
+            streamer, tokenizer = (arguments.pop(name, None) for name in ("streamer", "tokenizer"))
+            if options.stop_strings is not None:
+                criterion = StopStringCriteria(stop_strings=options.stop_strings, tokenizer=tokenizer)
+                criteria = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), criterion])
+                arguments.update(stop_strings=None, stopping_criteria=criteria)
 
-    def _is_plain(self, generation_config, model_kwargs: dict) -> bool:
-        cache, mask = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
-        states = getattr(model_kwargs.get("encoder_outputs"), "last_hidden_state", None)
-        return (
-            not (generation_config.do_sample or generation_config.return_dict_in_generate)
-            and not (generation_config.low_memory or generation_config.prefill_chunk_size)
-            and type(cache) is EncoderDecoderCache
-            and type(cache.self_attention_cache) is DynamicCache
-            and not getattr(cache, "_is_user_defined", False)
-            and {name for name, value in model_kwargs.items() if value is not None} <= _KNOWN_ARGUMENTS
-            and isinstance(states, torch.Tensor)
-            and is_plain_eager(states)
-            and (mask is None or (mask.ndim == 2 and bool((mask != 0).any(1).all())))
+        def search(input_ids, **prepared):
+            return self._search(input_ids, streamer, **prepared)
+
+        generate = super().generate
+        return generate_with_loop(search, lambda: generate(inputs, generation_config, **kwargs), generate, arguments)
+
+    def _options(self, inputs, generation_config, kwargs: dict):
+        """The options that hold, if a search of this file is what is asked for; else None."""
+        if not isinstance(generation_config, (GenerationConfig, type(None))):
+            return None
+        try:
+            options = copy.deepcopy(self.generation_config)
+            if generation_config is not None:
+                given = generation_config.to_dict().items()
+                options.update(**{name: value for name, value in given if value is not None})
+            rest = options.update(**kwargs)
+            mode = options.get_generation_mode(rest.get("assistant_model")).value
+        except (TypeError, ValueError):  # said by transformers itself, which is asked next
+            return None
+        except AttributeError as error:
+            say_slow(f"for {error}")
+            return None
+        names = {name for name, value in rest.items() if value is not None and value is not False}
+        has_criteria = bool(rest.get("stopping_criteria")) or options.max_time or options.stop_strings
+        is_plain = (
+            mode in ("greedy_search", "beam_search")
+            and names <= _KNOWN_ARGUMENTS | _OWN_ARGUMENTS
+            and not any(getattr(options, name, None) for name in _OTHERS)
+            and options.cache_implementation in (None, "dynamic")
+            and options.use_cache is not False
+            and not (mode == "beam_search" and has_criteria)
+            and self._takes(inputs, rest)
             and can_be_cached(self)
+            and not _is_sharded(self)
+        )
+        return options if is_plain else None
+
+    @staticmethod
+    def _takes(inputs, arguments: dict) -> bool:
+        mask, outputs = arguments.get("attention_mask"), arguments.get("encoder_outputs")
+        tensors = [inputs, *(arguments.get(name) for name in ("input_ids", "attention_mask", "decoder_input_ids"))]
+        if outputs is not None:
+            tensors.append(getattr(outputs, "last_hidden_state", ()))
+        tensors = [tensor for tensor in tensors if tensor is not None]
+        return (
+            all(isinstance(tensor, torch.Tensor) for tensor in tensors)
+            and is_plain_eager(*tensors)
+            and (mask is None or (mask.ndim == 2 and bool((mask != 0).any(1).all())))
         )
 
-    def _cached_decoder(self, input_ids, model_kwargs: dict, num_beams: int = 1) -> CachedDecoder:
+    def _search(self, input_ids, streamer, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+        states = getattr(model_kwargs.get("encoder_outputs"), "last_hidden_state", None)
+        unknown = {name for name, value in model_kwargs.items() if value is not None} - _PREPARED_ARGUMENTS
+        num_beams = generation_config.num_beams
+        has_own = num_beams > 1 and {type(each) for each in stopping_criteria} - {EosTokenCriteria, MaxLengthCriteria}
+        if unknown or has_own or not isinstance(states, torch.Tensor) or not is_plain_eager(states):
+            found = sorted(unknown) or has_own or type(states).__name__
+            raise LoopNotRun(f"for generate has prepared what it does not know, {found}")
         self.get_decoder().embed(input_ids, None)  # refuses tokens that it does not know, as its steps do not
         # `generate` has repeated the sources for the beams.
-        states = model_kwargs["encoder_outputs"].last_hidden_state[::num_beams]
-        mask = model_kwargs.get("attention_mask")
-        return CachedDecoder(self, states, None if mask is None else mask[::num_beams], num_beams)
+        states, mask = states[::num_beams], model_kwargs.get("attention_mask")
+        decoder = CachedDecoder(self, states, None if mask is None else mask[::num_beams], num_beams)
+        if num_beams > 1:
+            return BeamSearch(decoder, input_ids, logits_processor, generation_config).run()
+        if streamer is not None:
+            streamer.put(input_ids)
+        looks_for_ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+        filler = _padding(generation_config) if looks_for_ends else None
+        filler = None if filler is None else torch.tensor(filler)
+        return greedy_search(decoder, input_ids, logits_processor, stopping_criteria, filler, streamer)
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether this process holds but parts of the model's weights, which all processes then gather together."""
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return False
+    layers = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
+    return any(
+        hasattr(layer.weight, "device_mesh") or layer.weight.shape != (layer.out_features, layer.in_features)
+        for layer in layers
+    )
+
+
+def _ends(generation_config) -> list[int]:
+    ends = generation_config.eos_token_id
+    return [] if ends is None else torch.as_tensor(ends).flatten().tolist()
+
+
+def _padding(generation_config) -> int | None:
+    ends, padding = _ends(generation_config), generation_config.pad_token_id
+    return ends[0] if padding is None and ends else padding
 
 
 def greedy_search(decoder, input_ids, logits_processor, stopping_criteria, filler=None, streamer=None) -> torch.Tensor:
@@ -114,11 +197,12 @@ class BeamSearch:
         self.decoder, self.logits_processor, self.config = decoder, logits_processor, generation_config
         self.num_beams, self.max_length = generation_config.num_beams, generation_config.max_length
         self.length = self.prompt_length = input_ids.shape[1]
-        self.ends, padding = generation_config._eos_token_tensor, generation_config._pad_token_tensor
+        ends = _ends(generation_config)
+        self.ends = torch.tensor(ends) if ends else None
         # A padding token of 0 counts as none, as it does in transformers.
-        filler = -1 if self.ends is None else (padding or self.ends[0])
+        filler = (_padding(generation_config) or ends[0]) if ends else -1
         shape = (len(input_ids) // self.num_beams, self.num_beams)
-        self.texts = torch.full((*shape, self.max_length), int(filler))
+        self.texts = torch.full((*shape, self.max_length), filler)
         self.texts[:, :, : self.length] = input_ids.view(*shape, -1)
         # All beams begin alike: only the first counts.
         self.scores = torch.tensor([0.0] + [_EXCLUDED] * (self.num_beams - 1), dtype=torch.float).repeat(shape[0], 1)

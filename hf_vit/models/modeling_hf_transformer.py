@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import (
     BaseModelOutput,
     CausalLMOutputWithCrossAttentions,
@@ -12,13 +11,24 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import can_return_tuple
 
+from .cache_argument import CACHE_NAME
+from .checked_generation import CheckedGenerationMixin
 from .configuration_hf_transformer import HfTransformerConfig
 from .cpu_linear import linear, pack_weights, unpack_weights
-from .encoder_decoder import HfTransformerDecoder, HfTransformerEncoder, HfTransformerPreTrainedModel
+from .encoder_decoder import HfTransformerDecoder, HfTransformerDecoderModel, HfTransformerEncoder
 from .fast_generation import FastGenerationMixin
 from .int8_linear import quantize_linear_layers, refuse_quantized
 from .losses import token_loss
 from .pipeline_translation import TranslationPipeline  # noqa: F401 (what is imported here is saved beside the weights)
+from .tested_versions import refuse_unknown
+from .text_position import holds_several_texts
+from .transformer_pretrained import HfTransformerPreTrainedModel
+
+
+def _stem(stack: nn.Module) -> list[nn.Module]:
+    """The parts of an encoder or decoder below its layers."""
+    parts = (stack.embed_tokens, stack.token_position, stack.attention_position)
+    return [part for part in parts if part is not None]
 
 
 class HfTransformerModel(HfTransformerPreTrainedModel):
@@ -31,12 +41,13 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
         ValueError: if a value of the configuration is out of range.
     """
 
+    _ties = {"encoder.embed_tokens.weight": "decoder.embed_tokens.weight"}  # noqa: RUF012
+    _tying_switch = "share_encoder_decoder_embeddings"
+
     def __init__(self, config: HfTransformerConfig):
         super().__init__(config)
         self.encoder = HfTransformerEncoder(config)
         self.decoder = HfTransformerDecoder(config)
-        if config.share_encoder_decoder_embeddings:
-            self._tied_weights_keys = {"encoder.embed_tokens.weight": "decoder.embed_tokens.weight"}
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -46,6 +57,13 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
         self.encoder.embed_tokens = value
         if self.config.share_encoder_decoder_embeddings:
             self.decoder.embed_tokens = value
+
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """Modules from the input up, those of both stems first, then those of each layer, the decoder's above the
+        encoder's, whose output each of them reads; the rest belongs to the head."""
+        layers = [[layer] for layer in (*self.encoder.layers, *self.decoder.layers)]
+        layers[len(self.encoder.layers) - 1].append(self.encoder.norm)
+        return [_stem(self.encoder) + _stem(self.decoder), *layers]
 
     @can_return_tuple
     def forward(
@@ -59,6 +77,8 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        decoder_position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> Seq2SeqModelOutput:
         """
@@ -71,15 +91,22 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
             decoder_attention_mask (`torch.Tensor` of shape `(batch, past + target tokens)`, *optional*): likewise;
                 padding on the right needs none.
             encoder_outputs (`BaseModelOutput` or tuple, *optional*): of an earlier call, in place of `input_ids`.
-            past_key_values (`EncoderDecoderCache`, *optional*): of the steps before.
+            past_key_values, cache (`EncoderDecoderCache`, *optional*): of the steps before, under either name.
             inputs_embeds, decoder_inputs_embeds (`torch.Tensor` of shape `(batch, tokens, d_model)`, *optional*): in
                 place of the token ids.
-            use_cache (`bool`, *optional*): return keys and values for the next step.
+            use_cache (`bool`, *optional*): return keys and values for the next step, under the name that transformers
+                has for the cache.
+            decoder_position_ids (`torch.Tensor` of shape `(batch, target tokens)`, *optional*): places of the target's
+                tokens, counted from the mask unless given.
             output_attentions, output_hidden_states (`bool`, *optional*): return those of each layer.
 
         Raises:
-            ValueError: if the input does not fit the model.
+            TypeError: if an argument is not known.
+            ValueError: if the input does not fit the model, or mask or positions tell of more past than the cache
+                holds.
         """
+        refuse_unknown(self, kwargs, ("output_attentions",))
+        kwargs = {**kwargs, "return_dict": True}
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
                 input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
@@ -94,12 +121,14 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
             encoder_attention_mask=attention_mask,
             past_key_values=past_key_values,
             inputs_embeds=decoder_inputs_embeds,
+            position_ids=decoder_position_ids,
             use_cache=use_cache,
+            cache=cache,
             **kwargs,
         )
         return Seq2SeqModelOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
-            past_key_values=decoder_outputs.past_key_values,
+            **{CACHE_NAME: decoder_outputs.get(CACHE_NAME)},
             decoder_hidden_states=decoder_outputs.hidden_states,
             decoder_attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.cross_attentions,
@@ -116,12 +145,12 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         config ([`HfTransformerConfig`]): the configuration.
     """
 
+    _ties = {"lm_head.weight": "model.decoder.embed_tokens.weight"}  # noqa: RUF012
+
     def __init__(self, config: HfTransformerConfig):
         super().__init__(config)
         self.model = HfTransformerModel(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
-        if config.tie_word_embeddings:
-            self._tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
         self.post_init()
 
     def quantize_dynamic(self) -> "HfTransformerForConditionalGeneration":
@@ -166,15 +195,6 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
             refuse_quantized(self, "trained")
             unpack_weights(self)
         return super().train(mode)
-
-    def save_pretrained(self, *args, **kwargs):
-        """See `PreTrainedModel.save_pretrained`.
-
-        Raises:
-            ValueError: if the model was quantized; nothing is written then.
-        """
-        refuse_quantized(self, "saved")
-        return super().save_pretrained(*args, **kwargs)
 
     def resize_encoder_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
         """Resize the encoder's vocabulary, where it has its own.
@@ -235,6 +255,8 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        decoder_position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> Seq2SeqLMOutput:
         """
@@ -252,6 +274,7 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
             `loss` of shape (), if labels were given, and `logits` of shape (batch, target tokens, vocab_size).
 
         Raises:
+            TypeError: if an argument is not known.
             ValueError: if the input or the labels do not fit the model.
         """
         if labels is not None:
@@ -268,6 +291,8 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
             inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
+            decoder_position_ids=decoder_position_ids,
+            cache=cache,
             **{**kwargs, "return_dict": True},
         )
         logits, loss = linear(self.lm_head, outputs.last_hidden_state), None
@@ -284,10 +309,10 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         )
 
 
-class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
+class HfTransformerForCausalLM(HfTransformerPreTrainedModel, CheckedGenerationMixin):
     """The decoder alone as a language model, with cross-attention if `config.add_cross_attention`, so that
-    `VisionEncoderDecoderModel` can put a Vision Transformer before it. The configuration is marked as a
-    decoder's, so give it a copy of another model's.
+    `VisionEncoderDecoderModel` can put a Vision Transformer before it (whose folder holds no code: it loads only where
+    this package is imported). The configuration is marked as a decoder's, so give it a copy of another model's.
     From the weights of a whole Transformer it takes the decoder's.
 
     Args:
@@ -295,26 +320,23 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
     """
 
     _keys_to_ignore_on_load_unexpected = (r"^(model\.)?encoder\.",)
+    _ties = {"lm_head.weight": "model.decoder.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: HfTransformerConfig):
         # In place, for `VisionEncoderDecoderModel` gives the decoder the configuration that it was made from.
         config.is_decoder, config.is_encoder_decoder = True, False
         super().__init__(config)
-        # The names are those of the decoder in the whole Transformer.
-        self.model = nn.ModuleDict({"decoder": HfTransformerDecoder(config)})
+        self.model = HfTransformerDecoderModel(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.lm_head_bias)
-        if config.tie_word_embeddings:
-            self._tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
         self.post_init()
 
     def get_decoder(self) -> nn.Module:
-        return self.model["decoder"]
+        return self.model.decoder
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.get_decoder().embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module):
-        self.get_decoder().embed_tokens = value
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """As those of [`HfTransformerModel`], of the decoder alone."""
+        decoder = self.get_decoder()
+        return [_stem(decoder), *([layer] for layer in decoder.layers)]
 
     @can_return_tuple
     def forward(
@@ -330,6 +352,7 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithCrossAttentions:
         """
@@ -345,11 +368,12 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
         The rest as for [`HfTransformerDecoder`] and, of the loss, [`HfTransformerForConditionalGeneration`].
 
         Raises:
+            TypeError: if an argument is not known.
             ValueError: if the input or the labels do not fit the model.
         """
         # Not a parameter: the Trainer takes each whose name has "label" in it for one that every batch must have.
         shift_labels = kwargs.pop("shift_labels", None)
-        if labels is not None or shift_labels is not None:
+        if labels is not None or shift_labels is not None or holds_several_texts(position_ids, attention_mask):
             use_cache = bool(use_cache)
         outputs = self.get_decoder()(
             input_ids=input_ids,
@@ -360,6 +384,7 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             position_ids=position_ids,
             use_cache=use_cache,
+            cache=cache,
             **{**kwargs, "return_dict": True},
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
@@ -15,20 +14,22 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SelfAttention
+from .checkpoint_conversion import OwnConversionsMixin, rename_heads
 from .configuration_hf_vit import HfViTConfig
-from .grid_conversion import grid_converters
 from .layers import MLP, DropPath, LayerScale, drop_path_rates
 from .losses import classification_loss, distilled_loss
 from .patch_embedding import PatchEmbedding
 from .pooling import AttentionPooling, ClassTokenMeanPooling, Pooler
 from .position_encoding import (
     ABSOLUTE_POSITIONS,
+    FixedPosition,
     LearnedPosition,
     LearnedRowColumnPosition,
     RelativePositionBias,
     RotaryPosition,
-    SinCosPosition,
+    fill_meta_tables,
 )
+from .tested_versions import refuse_unknown, say_if_untested
 
 # Standard deviation of a unit normal distribution cut off at two deviations: sqrt(1 - 4 phi(2) / (2 Phi(2) - 1)).
 _TRUNCATED_STD = 0.8796256610342398
@@ -125,7 +126,7 @@ class HfViTLayer(GradientCheckpointingLayer):
         return hidden_states + self.drop_path(self.dropout(self.layer_scale2(branch)))
 
 
-class HfViTPreTrainedModel(PreTrainedModel):
+class HfViTPreTrainedModel(OwnConversionsMixin, PreTrainedModel):
     """Initialisation and capabilities shared by all Vision Transformer models."""
 
     config: HfViTConfig
@@ -142,6 +143,10 @@ class HfViTPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": HfViTLayer, "attentions": SelfAttention}  # noqa: RUF012
 
+    def __init__(self, config: HfViTConfig, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        say_if_untested()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         if isinstance(module, (nn.Linear, nn.Conv2d)):
@@ -155,7 +160,7 @@ class HfViTPreTrainedModel(PreTrainedModel):
             init.constant_(module.scale, module.init_value)
         elif isinstance(module, ClassTokenMeanPooling) and module.weight_logit is not None:
             init.constant_(module.weight_logit, module.initial_logit)
-        elif isinstance(module, (SinCosPosition, RotaryPosition)):
+        elif isinstance(module, FixedPosition):
             init.copy_(module.table, module.compute_table(module.native_grid_size, module.table.device))
         elif isinstance(module, RelativePositionBias):
             for table in module.parameters():
@@ -201,6 +206,7 @@ class HfViTModel(HfViTPreTrainedModel):
         self.layers = nn.ModuleList([HfViTLayer(config, rate) for rate in rates])
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.pooler = Pooler(config) if add_pooling_layer and config.pooling != "none" else None
+        self.register_load_state_dict_post_hook(fill_meta_tables)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -223,8 +229,10 @@ class HfViTModel(HfViTPreTrainedModel):
             `pooler_output` of shape (batch, `config.pooled_size`).
 
         Raises:
+            TypeError: if an argument is not known.
             ValueError: if the images do not fit the model.
         """
+        refuse_unknown(self, kwargs)
         grid_size = self.embeddings.patch_embedding.grid_size(pixel_values)
         hidden_states = self.embeddings(pixel_values.to(self.embeddings.patch_embedding.dtype), grid_size)
         position_bias = self.relative_position_bias(grid_size) if self.relative_position_bias else None
@@ -246,6 +254,12 @@ class HfViTModel(HfViTPreTrainedModel):
         """The final norm if it has not been applied to the tokens, else nothing: (..., hidden_size)."""
         return self.norm(pooled) if self.config.norm_after_pooling else pooled
 
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """Modules from the input up, those of the stem first, then those of each layer; the rest belongs to the
+        head."""
+        stem = [self.embeddings, self.relative_position_bias]
+        return [[module for module in stem if module is not None], *([layer] for layer in self.layers)]
+
 
 class HfViTForImageClassification(HfViTPreTrainedModel):
     """The Vision Transformer with a linear classifier on the pooled vector and, with a distillation token, a second
@@ -261,11 +275,14 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
     def __init__(self, config: HfViTConfig):
         if config.pooling == "none":
             raise ValueError("pooling must not be 'none' for image classification")
+        if config.problem_type == "single_label_classification" and config.num_labels == 1:
+            raise ValueError("problem_type 'single_label_classification' needs num_labels of at least 2, got 1")
         super().__init__(config)
         self.vit = HfViTModel(config)
         self.classifier = self._head(config, config.pooled_size)
         has_two_heads = config.use_distillation_token
-        self.distillation_classifier = self._head(config, config.hidden_size) if has_two_heads else None
+        self.distillation_head = self._head(config, config.hidden_size) if has_two_heads else None
+        self.register_load_state_dict_pre_hook(rename_heads)
         self.post_init()
 
     @staticmethod
@@ -283,23 +300,27 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
         """
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, num_channels, height, width)`): normalised images.
-            labels (`torch.Tensor`, *optional*): class indices of shape `(batch,)` or distributions of shape
-                `(batch, num_labels)`.
+            labels (`torch.Tensor`, *optional*): what `config.problem_type` asks for. Single-label classification:
+                class indices of shape `(batch,)` or distributions of shape `(batch, num_labels)`. Multi-label
+                classification: probabilities of shape `(batch, num_labels)`. Regression: values of shape
+                `(batch, num_labels)`, or `(batch,)` where there is one label. Without a `problem_type`, one label
+                means regression, several a single-label classification.
             teacher_logits (`torch.Tensor` of shape `(batch, num_labels)`, *optional*): a teacher's logits for the same
                 images. The loss is then (1 - alpha) * cross entropy of the class head with the labels + alpha *
                 distance of the distillation head from the teacher; a model with one head takes it for both.
 
         Raises:
+            TypeError: if an argument is not known.
             ValueError: if the images, the labels or the teacher's logits do not fit the model, or a teacher comes
-                without labels.
+                without labels or for a regression.
         """
         if teacher_logits is not None and labels is None:
             raise ValueError("labels must be given with teacher_logits, got None")
-        outputs = self.vit(pixel_values, **kwargs)
+        outputs = self.vit(pixel_values, return_dict=True, **kwargs)
         logits, class_logits, distillation_logits = self.classifier(outputs.pooler_output), None, None
-        if self.distillation_classifier is not None:
+        if self.distillation_head is not None:
             token = outputs.last_hidden_state[:, self.config.distillation_token_index]
-            class_logits, distillation_logits = logits, self.distillation_classifier(self.vit.norm_of_pooled(token))
+            class_logits, distillation_logits = logits, self.distillation_head(self.vit.norm_of_pooled(token))
             logits = (class_logits + distillation_logits) / 2
         return HfViTImageClassifierOutput(
             loss=self._loss(logits, class_logits, distillation_logits, labels, teacher_logits),
@@ -313,9 +334,20 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
     def _loss(self, logits, class_logits, distillation_logits, labels, teacher_logits) -> torch.Tensor | None:
         if labels is None:
             return None
+        problem_type = self.config.problem_type
+        if self.config.num_labels == 0:
+            raise ValueError("labels must be None for a model without classes (num_labels=0)")
         if teacher_logits is None:
-            return classification_loss(logits, labels)
-        return distilled_loss(logits, class_logits, distillation_logits, labels, teacher_logits, self.config)
+            return classification_loss(logits, labels, problem_type)
+        return distilled_loss(
+            logits,
+            class_logits,
+            distillation_logits,
+            labels,
+            teacher_logits,
+            self.config,
+            problem_type=problem_type,
+        )
 
 
 class HfViTBackbone(BackboneMixin, HfViTModel):
@@ -339,10 +371,11 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
             `feature_maps`: for each stage asked for, a tensor of shape (batch, hidden_size, rows, columns).
 
         Raises:
+            TypeError: if an argument is not known.
             ValueError: if the images do not fit the model.
         """
         rows, columns = self.embeddings.patch_embedding.grid_size(pixel_values)
-        outputs = HfViTModel.forward(self, pixel_values, **kwargs)
+        outputs = HfViTModel.forward(self, pixel_values, return_dict=True, **kwargs)
         feature_maps = []
         for stage, tokens in zip(self.stage_names, outputs.hidden_states):
             if stage in self.out_features:
@@ -354,7 +387,6 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
         )
 
 
-register_checkpoint_conversion_mapping(HfViTConfig.model_type, grid_converters(), overwrite=True)
 HfViTModel.register_for_auto_class("AutoModel")
 HfViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 HfViTBackbone.register_for_auto_class("AutoBackbone")

@@ -10,6 +10,16 @@ import torch
 from torch import nn
 
 
+def _is_known(condition) -> bool:
+    """Whether a condition on sizes holds; of one on the symbols of a graph for many sizes, whether it always does, so
+    that the graph is not bound to the sizes of its example."""
+    if not torch.compiler.is_compiling():
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)
+
+
 def grid_coordinates(
     grid_size: tuple[int, int], position_grid: tuple[int, int], device: torch.device | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,7 +31,7 @@ def grid_coordinates(
     axes = []
     for length, native_length in zip(grid_size, position_grid):
         positions = torch.arange(length, dtype=torch.float32, device=device)
-        axes.append((positions + 0.5) * (native_length / length) - 0.5 if length != native_length else positions)
+        axes.append((positions + 0.5) * (native_length / length) - 0.5)
     rows, columns = torch.meshgrid(*axes, indexing="ij")
     return rows.flatten(), columns.flatten()
 
@@ -49,11 +59,20 @@ def resample_table(table: torch.Tensor, grid_size: tuple[int, int]) -> torch.Ten
 
 
 def _resample_rows(table: torch.Tensor, num_rows: int) -> torch.Tensor:
-    if len(table) == num_rows:
+    if _is_known(num_rows == len(table)):
         return table
     images = table.permute(1, 2, 0)[:, :, None].float()  # (columns, size, 1, rows)
-    size = (1, num_rows)
-    resampled = nn.functional.interpolate(images, size=size, mode="bicubic", antialias=num_rows < len(table))
+
+    def resized(antialias: bool) -> torch.Tensor:
+        return nn.functional.interpolate(images, size=(1, num_rows), mode="bicubic", antialias=antialias)
+
+    if _is_known(num_rows < len(table)):
+        resampled = resized(antialias=True)
+    elif _is_known(num_rows >= len(table)):
+        resampled = resized(antialias=False)
+    else:
+        shrinks = torch.scalar_tensor(num_rows, device=table.device) < len(table)
+        resampled = torch.where(shrinks, resized(antialias=True), resized(antialias=False))
     return resampled[:, :, 0].permute(2, 0, 1).to(table.dtype)
 
 
@@ -93,8 +112,9 @@ class LearnedRowColumnPosition(LearnedPosition):
         return self.rows + self.columns
 
 
-class _FixedPosition(nn.Module):
-    """A closed form of the grid, kept for the native grid and computed for any other."""
+class FixedPosition(nn.Module):
+    """A closed form of the grid, kept for the native grid in the buffer `table`, which is not saved, and computed for
+    any other."""
 
     def __init__(self, config):
         super().__init__()
@@ -111,8 +131,28 @@ class _FixedPosition(nn.Module):
             rows, columns = torch.cat((torch.full_like(prefix, -1.0), rows)), torch.cat((prefix, columns))
         return [rows, columns]
 
+    def is_native(self, grid_size: tuple[int, int]) -> bool:
+        return all(_is_known(length == native) for length, native in zip(grid_size, self.native_grid_size))
 
-class SinCosPosition(_FixedPosition):
+    def _apply(self, fn, recurse=True):
+        # What moves and converts modules goes through here, `to_empty` too, which leaves a buffer without its values.
+        super()._apply(fn, recurse)
+        if type(self.table) is torch.Tensor and not self.table.is_meta:
+            with torch.no_grad():
+                self.table.copy_(self.compute_table(self.native_grid_size, self.table.device))
+        return self
+
+
+def fill_meta_tables(module: nn.Module, incompatible_keys=None):
+    """Compute the tables that are still on the meta device where the module's parameters are not: after
+    `load_state_dict(..., assign=True)`, as whose hook this can be registered."""
+    device = next(module.parameters()).device
+    for part in module.modules():
+        if isinstance(part, FixedPosition) and part.table.is_meta and device.type != "meta":
+            part.to_empty(device=device)
+
+
+class SinCosPosition(FixedPosition):
     """Fixed sines and cosines: of the place in the raster order (`sincos_1d`), or of the column in the first half of
     the channels and the row in the second (`sincos_2d`, MAE, 2111.06377).
 
@@ -140,12 +180,12 @@ class SinCosPosition(_FixedPosition):
         return sincos_table(positions, self.hidden_size)
 
     def forward(self, grid_size: tuple[int, int]) -> torch.Tensor:
-        if grid_size == self.native_grid_size:
+        if self.is_native(grid_size):
             return self.table[None]
         return self.compute_table(grid_size, self.table.device)[None].to(self.table.dtype)
 
 
-class RotaryPosition(_FixedPosition):
+class RotaryPosition(FixedPosition):
     """Axial rotary embedding: half of each head turns with the row, half with the column, on coordinates scaled to
     [-1, 1] over the image, with periods from 1 to `base` (DINOv3, 2508.10104; RoPE-ViT, 2403.13298). Prefix tokens
     without positions are not turned.
@@ -175,7 +215,7 @@ class RotaryPosition(_FixedPosition):
         return torch.stack((angles.cos(), angles.sin()))
 
     def forward(self, grid_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        if grid_size == self.native_grid_size:
+        if self.is_native(grid_size):
             table = self.table
         else:
             table = self.compute_table(grid_size, self.table.device).to(self.table.dtype)
@@ -229,8 +269,9 @@ def relative_position_index(grid_size: tuple[int, int], device: torch.device | N
         int64 tensor of shape (patches, patches).
     """
     rows, columns = grid_size
-    row = torch.arange(rows, device=device).repeat_interleave(columns)  # (N,)
-    column = torch.arange(columns, device=device).repeat(rows)
+    index = torch.arange(rows * columns, device=device)  # (N,)
+    row = index // columns
+    column = index - row * columns
     row_offset = row[:, None] - row[None, :] + rows - 1
     column_offset = column[:, None] - column[None, :] + columns - 1
     return row_offset * (2 * columns - 1) + column_offset
@@ -245,11 +286,13 @@ ABSOLUTE_POSITIONS = {
 
 __all__ = [
     "ABSOLUTE_POSITIONS",
+    "FixedPosition",
     "LearnedPosition",
     "LearnedRowColumnPosition",
     "RelativePositionBias",
     "RotaryPosition",
     "SinCosPosition",
+    "fill_meta_tables",
     "relative_position_index",
     "sincos_table",
 ]

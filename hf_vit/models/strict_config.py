@@ -6,6 +6,8 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 # Activations that gate one half of the hidden layer by the other (2002.05202), and the function on the gate.
 GATED_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh"}
 
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+
 
 def strict_config(cls: type) -> type:
     """`huggingface_hub.dataclasses.strict`, whose complaint about a field's type is a `ValueError` too.
@@ -28,4 +30,4 @@ def strict_config(cls: type) -> type:
     return cls
 
 
-__all__ = ["GATED_ACTIVATIONS", "strict_config"]
+__all__ = ["GATED_ACTIVATIONS", "PROBLEM_TYPES", "strict_config"]

@@ -32,6 +32,86 @@ def text_position_ids(attention_mask: torch.Tensor | None, slots: torch.Tensor) 
     return (attended[:, 0].sum(-1) - 1).clamp(min=0)  # a token attends to itself and to those before it
 
 
+def holds_several_texts(position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> bool:
+    """Whether a row holds several texts one behind the other, as transformers' masks tell it: there is no mask, and
+    the positions, shape (batch or 1, tokens), do not go on by one. While a graph is traced nobody can know: False."""
+    if position_ids is None or attention_mask is not None or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return bool((position_ids.diff(dim=-1) != 1).any())
+
+
+def check_position_ids(
+    config,
+    position_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    slots: torch.Tensor,
+    batch_size: int,
+    input_name: str,
+):
+    """Check that given positions are of the tokens' shape and that `config.position_embedding` can express them.
+
+    Args:
+        config: gives `position_embedding` and `max_position_embeddings`.
+        position_ids: shape (batch or 1, tokens).
+        attention_mask, slots: see [`text_position_ids`].
+        batch_size: number of rows of tokens.
+        input_name: what the model calls the tokens.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    if tuple(position_ids.shape) not in ((batch_size, len(slots)), (1, len(slots))):
+        raise ValueError(
+            f"position_ids must be of shape {(batch_size, len(slots))}, as the tokens, got {tuple(position_ids.shape)}"
+        )
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    if config.position_embedding == "learned" and position_ids.device.type == "cpu":
+        (low, high), limit = (int(value) for value in position_ids.aminmax()), config.max_position_embeddings
+        # As `generate` counts them for a text that is too long.
+        if high >= limit and torch.equal(position_ids, slots.expand_as(position_ids)):
+            raise ValueError(
+                f"{input_name} must have at most {limit} tokens (max_position_embeddings), got {high + 1}"
+            )
+        if low < 0 or high >= limit:
+            raise ValueError(
+                f"position_ids must be in [0, {limit}) (max_position_embeddings), got {low if low < 0 else high}"
+            )
+    sees_distances_alone = config.position_embedding in ("relative", "relative_xl")
+    if sees_distances_alone and not _go_on_by_one(position_ids, attention_mask, slots):
+        raise ValueError(
+            "position_ids must count the tokens of a text one by one with position_embedding="
+            f"{config.position_embedding}, which sees distances alone, got {position_ids.tolist()}"
+        )
+
+
+def _go_on_by_one(position_ids, attention_mask, slots) -> bool:
+    """Whether positions differ as the slots of the tokens do, or as many tokens as the mask keeps between them; or
+    whether they are those of several texts, each of which does."""
+    if holds_several_texts(position_ids, attention_mask):
+        return True
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
+        return _differ_as_slots(position_ids, attention_mask, slots)
+    has_rows = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+    is_padding = attention_mask[:, slots] == 0 if has_rows else torch.zeros_like(position_ids, dtype=torch.bool)
+    for expected in (slots[None], text_position_ids(attention_mask, slots)):
+        shift = (position_ids - expected).float()  # (B, N), padding aside the same for all tokens of a text
+        low, high = shift.masked_fill(is_padding, torch.inf), shift.masked_fill(is_padding, -torch.inf)
+        if (low.amin(1) >= high.amax(1)).all():
+            return True
+    return False
+
+
+def _differ_as_slots(position_ids, attention_mask, slots) -> bool:
+    """Whether every token is as far from each that it attends to as their slots are; of tokens in a cache nothing is
+    known but their slots."""
+    shift = position_ids - slots  # (B, N)
+    if slots[0] > 0:
+        return bool((shift == shift[:, :1]).all())
+    attended = attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
+    return bool((~attended[:, 0, :, : len(slots)] | (shift[:, :, None] == shift[:, None])).all())
+
+
 class SinusoidalTextPosition(nn.Module):
     """Sines and cosines of the position (1706.03762): (batch, tokens) -> (batch, tokens, d_model)."""
 
@@ -151,4 +231,12 @@ ATTENTION_POSITIONS = {
     "relative_xl": RelativeXLTextPosition,
 }
 
-__all__ = ["ATTENTION_POSITIONS", "TOKEN_POSITIONS", "RelativeXLSelfAttention", "text_position_ids"]
+
+__all__ = [
+    "ATTENTION_POSITIONS",
+    "TOKEN_POSITIONS",
+    "RelativeXLSelfAttention",
+    "check_position_ids",
+    "holds_several_texts",
+    "text_position_ids",
+]

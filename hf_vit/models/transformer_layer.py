@@ -6,6 +6,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import CrossAttention, SelfAttention
+from .cache_argument import one_cache
 from .layers import MLP, DropPath
 from .text_position import RelativeXLSelfAttention
 
@@ -51,6 +52,7 @@ class HfTransformerLayer(GradientCheckpointingLayer):
         encoder_attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
+        cache: Cache | None = None,
         **attention_kwargs,
     ) -> torch.Tensor:
         """(batch, tokens, d_model) -> the same shape.
@@ -59,10 +61,11 @@ class HfTransformerLayer(GradientCheckpointingLayer):
             position_bias: for the self-attention, whose docstring says the shape.
             encoder_hidden_states: shape (batch, source tokens, d_model); without it there is no cross-attention.
             encoder_attention_mask: additive or boolean, broadcast to (batch, heads, tokens, source tokens).
-            past_key_values: keys and values of the tokens before, and of the source.
+            past_key_values, cache: keys and values of the tokens before, and of the source, under either name.
             output_attentions: make the attention compute its weights, for whoever records them.
             attention_kwargs: the rest for the self-attention.
         """
+        past_key_values = one_cache(past_key_values, cache)
         has_two_caches = isinstance(past_key_values, EncoderDecoderCache)
         own_cache = past_key_values.self_attention_cache if has_two_caches else past_key_values
         hidden_states = self._residual(

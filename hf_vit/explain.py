@@ -1,0 +1,250 @@
+"""What a Vision Transformer looks at, and what its positions say about each other.
+
+Plain functions from a model or its outputs to tensors. The models are those of this package, also when they were
+loaded by `trust_remote_code`; put them in eval mode first, or dropout is part of what is seen.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from hf_vit.models.position_encoding import resample_table
+
+
+@torch.no_grad()
+def attention_maps(
+    model, pixel_values: torch.Tensor, query: int | torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How much attention a query gives to each patch of the images, in each head and through all layers.
+
+    A model that pools its class token is asked for what that token attends to. Where none is pooled, the patches stand
+    in its place, each with the weight that it has in the pooled vector; see [`pooling_weights`].
+
+    Args:
+        model: an `HfViTModel` or a model with one inside.
+        pixel_values: normalised images, shape (batch, channels, height, width), of any size that the model takes.
+        query: another token, by its place in the sequence (`config.distillation_token_index`, for instance), or the
+            weight of each token, shape (tokens,) or (batch, tokens).
+
+    Returns:
+        The attention, shape (batch, layers, heads, rows, columns), and its rollout over the layers, shape
+        (batch, rows, columns). Each map sums to one less what the prefix tokens get.
+
+    Raises:
+        ValueError: if the images do not fit the model or the query does not fit the tokens.
+    """
+    body = model.base_model
+    grid_size = body.embeddings.patch_embedding.grid_size(pixel_values)
+    outputs = body(pixel_values, output_attentions=True, return_dict=True)
+    if query is None:
+        query = pooling_weights(body, outputs.last_hidden_state)
+    attentions = torch.stack(outputs.attentions, dim=1)  # (B, L, H, T, T)
+    rollout = attention_rollout(outputs.attentions)  # (B, T, T)
+    return attention_to_grid(attentions, query, grid_size), attention_to_grid(rollout, query, grid_size)
+
+
+def attention_rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Attention through all layers (attention rollout, 2005.00928): the product of each layer's attention, averaged
+    over heads and mixed half and half with the identity for the residual connection.
+
+    Args:
+        attentions: from the first layer to the last, each of shape (batch, heads, tokens, tokens).
+
+    Returns:
+        fp32 tensor of shape (batch, tokens, tokens): row i says how much of each input token is in output token i.
+        Rows sum to one.
+    """
+    rollout = None
+    for attention in attentions:
+        mean = attention.float().mean(1)  # (B, T, T)
+        mixed = (mean + torch.eye(mean.shape[-1], device=mean.device)) / 2
+        rollout = mixed if rollout is None else mixed @ rollout
+    return rollout
+
+
+def attention_to_grid(attention: torch.Tensor, query: int | torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    """The row of a query in the attention, laid out over the patches; what goes to prefix tokens is left out.
+
+    Args:
+        attention: shape (batch, ..., tokens, tokens), for instance one layer's or a rollout.
+        query: a token's place in the sequence, or the weights with which the tokens' rows are summed, shape (tokens,)
+            or (batch, tokens).
+        grid_size: (rows, columns) of patches, the last tokens of the sequence.
+
+    Returns:
+        Tensor of shape (batch, ..., rows, columns).
+
+    Raises:
+        ValueError: if the query or the grid does not fit the tokens.
+    """
+    num_tokens, num_patches = attention.shape[-1], math.prod(grid_size)
+    if not 0 < num_patches <= num_tokens:
+        raise ValueError(f"grid_size must have from 1 to {num_tokens} patches, got {tuple(grid_size)}")
+    if isinstance(query, int):
+        if not -num_tokens <= query < num_tokens:
+            raise ValueError(f"query must be a place among {num_tokens} tokens, got {query}")
+        row = attention[..., query, :]  # (B, ..., T)
+    else:
+        if query.shape not in ((num_tokens,), (attention.shape[0], num_tokens)):
+            raise ValueError(
+                f"query must have shape ({num_tokens},) or ({attention.shape[0]}, {num_tokens}), "
+                f"got {tuple(query.shape)}"
+            )
+        weights = query.to(attention.dtype).expand(attention.shape[0], -1)  # (B, T)
+        row = torch.einsum("bq,b...qk->b...k", weights, attention)
+    return row[..., num_tokens - num_patches :].unflatten(-1, tuple(grid_size))
+
+
+@torch.no_grad()
+def pooling_weights(model, last_hidden_state: torch.Tensor) -> torch.Tensor:
+    """The weight of each token in the pooled vector.
+
+    Class token and means have the same weights for every image; weighted and attention pooling (mean over its heads)
+    have those that they find for it. Max pooling has no weights: in their place is each patch's share of the channels
+    in which it is the largest. Several poolings count alike. A model that does not pool is taken to read its class
+    token or, without one, the mean of its patches.
+
+    Args:
+        model: an `HfViTModel` or a model with one inside.
+        last_hidden_state: the output of that `HfViTModel`, shape (batch, tokens, hidden_size).
+
+    Returns:
+        fp32 tensor of shape (batch, tokens). Rows sum to one.
+    """
+    body = model.base_model
+    num_prefix = body.config.num_prefix_tokens
+    patches = last_hidden_state[:, num_prefix:]
+    if body.pooler is None:
+        poolings = [("cls" if body.config.use_class_token else "mean", None)]
+    else:
+        poolings = list(zip(body.config.poolings, body.pooler.poolings.values()))
+    weights = last_hidden_state.new_zeros(last_hidden_state.shape[:2], dtype=torch.float32)  # (B, T)
+    for name, module in poolings:
+        class_share, patch_weights = _WEIGHTS[name](module, patches)
+        weights[:, num_prefix:] += (1 - class_share) * patch_weights
+        if class_share:
+            weights[:, 0] += class_share
+    return weights / len(poolings)
+
+
+def _even_weights(module, patches: torch.Tensor) -> tuple[float, torch.Tensor]:
+    return 0.0, patches.new_full(patches.shape[:2], 1 / patches.shape[1], dtype=torch.float32)
+
+
+def _class_token_weights(module, patches: torch.Tensor) -> tuple[float, torch.Tensor]:
+    return 1.0, _even_weights(module, patches)[1]
+
+
+def _class_token_mean_weights(module, patches: torch.Tensor) -> tuple[float, torch.Tensor]:
+    share = module.weight if module.weight_logit is None else module.weight_logit.sigmoid().item()
+    return share, _even_weights(module, patches)[1]
+
+
+def _max_weights(module, patches: torch.Tensor) -> tuple[float, torch.Tensor]:
+    largest = patches.argmax(1)  # (B, D)
+    return 0.0, nn.functional.one_hot(largest, patches.shape[1]).float().mean(1)
+
+
+def _learnt_weights(module, patches: torch.Tensor) -> tuple[float, torch.Tensor]:
+    return 0.0, module.score(patches).float().softmax(1).squeeze(2)
+
+
+def _attention_weights(module, patches: torch.Tensor) -> tuple[float, torch.Tensor]:
+    heads = (module.num_attention_heads, -1)
+    query = module.q_proj(module.query).unflatten(-1, heads)  # (1, 1, H, d)
+    key = module.kv_proj(patches).chunk(2, dim=-1)[0].unflatten(-1, heads)  # (B, N, H, d)
+    scores = (query * key).sum(-1) / math.sqrt(key.shape[-1])  # (B, N, H)
+    return 0.0, scores.float().softmax(1).mean(2)
+
+
+# By the name of a pooling: (module, patches (B, N, hidden_size)) -> share of the class token, and the weights (B, N)
+# of the patches in what is left of it.
+_WEIGHTS = {
+    "cls": _class_token_weights,
+    "mean": _even_weights,
+    "max": _max_weights,
+    "cls_mean": _class_token_mean_weights,
+    "weighted": _learnt_weights,
+    "attention": _attention_weights,
+}
+
+
+@torch.no_grad()
+def position_similarity(model, grid_size: tuple[int, int] | None = None) -> torch.Tensor:
+    """Cosine similarity of each patch's position embedding with every other's (ViT, 2010.11929, figure 7).
+
+    Args:
+        model: an `HfViTModel` or a model with one inside, whose `position_embedding` is `learned`, `learned_2d`,
+            `sincos_1d` or `sincos_2d`.
+        grid_size: (rows, columns) of patches; those of `config.image_size` when None.
+
+    Returns:
+        fp32 tensor of shape (rows, columns, rows, columns): `[i, j]` is the map of the patch in row i and column j.
+        A position that is all zeros has similarity 0 with every other and with itself.
+
+    Raises:
+        ValueError: if the positions are of another kind, or the grid is empty.
+    """
+    body, grid_size = _positions_of(model, grid_size, ("learned", "learned_2d", "sincos_1d", "sincos_2d"))
+    table = body.embeddings.position_embedding(grid_size)[0].float()  # ([P +] N, D)
+    patches = nn.functional.normalize(table[-math.prod(grid_size) :], dim=-1)
+    return (patches @ patches.T).reshape(*grid_size, *grid_size)
+
+
+@torch.no_grad()
+def relative_position_bias(model, grid_size: tuple[int, int] | None = None) -> torch.Tensor:
+    """The bias that relative positions add to the scores, by the offset of the query from the key.
+
+    Args:
+        model: an `HfViTModel` or a model with one inside, whose `position_embedding` is `relative_bias`.
+        grid_size: (rows, columns) of patches; those of `config.image_size` when None.
+
+    Returns:
+        fp32 tensor of shape (heads, 2 * rows - 1, 2 * columns - 1): `[h, rows - 1 + r, columns - 1 + c]` is the bias
+        of head h for a query r rows below and c columns to the right of the key.
+
+    Raises:
+        ValueError: if the positions are of another kind, or the grid is empty.
+    """
+    body, (rows, columns) = _positions_of(model, grid_size, ("relative_bias",))
+    table = resample_table(body.relative_position_bias.grid, (2 * rows - 1, 2 * columns - 1))
+    return table.float().permute(2, 0, 1)
+
+
+@torch.no_grad()
+def rotary_kernel(model, grid_size: tuple[int, int] | None = None) -> torch.Tensor:
+    """What rotary positions alone do to the score of a query with a key equal to it: the mean, over the pairs of
+    channels that turn together, of the cosine of the angle between the two.
+
+    Args:
+        model: an `HfViTModel` or a model with one inside, whose `position_embedding` is `rope_2d`.
+        grid_size: (rows, columns) of patches; those of `config.image_size` when None.
+
+    Returns:
+        fp32 tensor of shape (2 * rows - 1, 2 * columns - 1), in [-1, 1]: `[rows - 1 + r, columns - 1 + c]` for a query
+        r rows below and c columns to the right of the key; 1 at no offset.
+
+    Raises:
+        ValueError: if the positions are of another kind, or the grid is empty.
+    """
+    body, (rows, columns) = _positions_of(model, grid_size, ("rope_2d",))
+    row, column = torch.arange(1 - rows, rows)[:, None], torch.arange(1 - columns, columns)[None, :]
+    kernel = 0
+    for table in body.rotary_embedding((rows, columns)):  # cosines, then sines: ([P +] N, head size)
+        table = table[-rows * columns :].float().unflatten(0, (rows, columns))
+        queries = table[row.clamp(min=0), column.clamp(min=0)]  # (2 rows - 1, 2 columns - 1, head size)
+        kernel = kernel + (queries * table[(-row).clamp(min=0), (-column).clamp(min=0)]).mean(-1)
+    return kernel
+
+
+def _positions_of(model, grid_size: tuple[int, int] | None, kinds: Sequence[str]):
+    body = model.base_model
+    kind = body.config.position_embedding
+    if kind not in kinds:
+        raise ValueError(f"position_embedding of the model must be {' or '.join(kinds)}, got {kind!r}")
+    grid_size = body.config.grid_size if grid_size is None else tuple(grid_size)
+    if len(grid_size) != 2 or min(grid_size) < 1:
+        raise ValueError(f"grid_size must be (rows, columns), at least 1 each, got {grid_size}")
+    return body, grid_size

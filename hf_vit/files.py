@@ -1,0 +1,68 @@
+"""Files that are whole after a crash at any instant, and digests."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = ".tmp-"  # begins the names of what is not written yet
+
+
+def write_atomically(path: Path, content: bytes) -> Path:
+    """`path` holds either what it held before or `content`, whatever happens; returns it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(PermissionError):  # Windows opens no folders
+        sync(path.parent)
+    return path
+
+
+def sync(path: Path) -> None:
+    """Puts a file or the list of a folder's files on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"folder: {path} is not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"folder: {path} must hold a JSON object, found {type(content).__name__}")
+    return content
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """SHA-256 over all parts, one after the other, in hexadecimal."""
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(part)
+    return state.hexdigest()
+
+
+def chunks(path: Path) -> Iterator[bytes]:
+    """The content of a file of any size, piece by piece."""
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            yield chunk

@@ -1,0 +1,82 @@
+"""The arguments of image classification. Nothing here takes long to import: the help is made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hf_vit.config import argument, check_range
+from hf_vit.source_arguments import SourceArguments
+from hf_vit.tasks.image_classification.augment import AugmentationArguments
+from hf_vit.tasks.image_classification.distillation import DistillationArguments
+from hf_vit.tasks.image_classification.losses import LossArguments
+from hf_vit.tasks.image_classification.models import ModelArguments
+from hf_vit.trainer.arguments import TrainingArguments
+
+
+@dataclass
+class DataArguments(SourceArguments):
+    replaces: ClassVar[dict[str, tuple[str, ...]]] = {
+        "dataset_name": ("train_dir", "validation_dir"),
+        "train_dir": ("dataset_name", "dataset_config_name", "dataset_revision"),
+    }
+
+    dataset_name: str | None = argument(
+        None, help="A dataset of the Hub, a local folder (parquet, imagefolder, saved to disk) or `sklearn_digits`."
+    )
+    train_dir: str | None = argument(None, help="Local folder with the training images, instead of dataset_name.")
+    validation_dir: str | None = argument(None, help="Local folder with the validation images.")
+    image_column_name: str | None = argument(None, help="Column of images; found by its type when not given.")
+    label_column_name: str | None = argument(None, help="Column of labels; found by its type when not given.")
+    class_names: list[str] | None = argument(
+        None, help="Names of the classes in the order of their labels, where the data does not hold them."
+    )
+    keep_in_memory: bool = argument(
+        False, help="Decode all images once, at the start, and keep them (3 bytes a pixel): for small data."
+    )
+    streaming: bool = argument(False, help="Read the training images as a stream of shards, without a copy on disk.")
+    train_samples_per_epoch: int | None = argument(
+        None, help="streaming: the length of an epoch; that of the training split where it is known."
+    )
+    shuffle_buffer_size: int = argument(1000, help="streaming: samples among which the next one is drawn.")
+    on_bad_sample: str = argument(
+        "error",
+        help="At an image that cannot be decoded stop, or look at all images first and leave such ones out.",
+        choices=("error", "skip"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.dataset_name is None) == (self.train_dir is None):
+            raise ValueError("give either --dataset_name or --train_dir")
+        if self.validation_dir is not None and self.train_dir is None:
+            raise ValueError("--validation_dir goes with --train_dir")
+        if self.streaming and self.on_bad_sample == "skip":
+            raise ValueError("--on_bad_sample skip looks at all images first, which --streaming cannot")
+        if self.streaming and self.max_train_samples is not None:
+            raise ValueError("--max_train_samples does not go with --streaming: give --train_samples_per_epoch")
+        if self.streaming and self.keep_in_memory:
+            raise ValueError("--keep_in_memory holds all images, --streaming only those under way: give one of them")
+        check_range("train_samples_per_epoch", self.train_samples_per_epoch, 1)
+        check_range("shuffle_buffer_size", self.shuffle_buffer_size, 1)
+
+
+@dataclass
+class ClassOrderArguments:
+    _argument_group_name: ClassVar[str] = "Classes"
+
+    class_order: str = argument(
+        "name",
+        help="Match the model's classes to the data's by their names, or take them in the same order where names are "
+        "spelled otherwise.",
+        choices=("name", "index"),
+    )
+
+
+@dataclass(kw_only=True)
+class ImageClassificationArguments(TrainingArguments):
+    data: DataArguments
+    model: ModelArguments
+    augmentation: AugmentationArguments
+    loss: LossArguments
+    distillation: DistillationArguments

@@ -1,0 +1,202 @@
+"""From decoded images to views of them: torchvision v2 on uint8 tensors, seeded by the sample's key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torchvision.transforms import v2
+from transformers import ViTImageProcessor
+from transformers.image_utils import pil_torch_interpolation_mapping
+
+from hf_vit.config import argument, check_range
+from hf_vit.sample_keys import SampleKey, seed_of
+from hf_vit.vision.processors import InputFormat
+
+AUTO_AUGMENTS = ("randaugment", "trivialaugment", "autoaugment_imagenet", "autoaugment_cifar10", "three_augment")
+TRAIN_CROPS = ("resize", "random_resized_crop", "simple_random_crop", "random_crop")
+
+
+@dataclass
+class AugmentationArguments:
+    _argument_group_name: ClassVar[str] = "Augmentation"
+
+    train_crop: str = argument(
+        "resize",
+        help="How a training image comes to its size: squeezed whole; a random part of random shape; the short side "
+        "resized, then a random square (DeiT III); squeezed whole, padded by crop_padding and cut.",
+        choices=TRAIN_CROPS,
+    )
+    crop_scale: list[float] = argument(
+        lambda: [0.08, 1.0], help="random_resized_crop: smallest and largest part of the image's area."
+    )
+    crop_ratio: list[float] = argument(lambda: [3 / 4, 4 / 3], help="random_resized_crop: range of width / height.")
+    crop_padding: int = argument(4, help="simple_random_crop and random_crop: pixels added on each side, reflected.")
+    horizontal_flip_prob: float = argument(0.0, help="Probability of a horizontal flip.")
+    affine_degrees: float = argument(0.0, help="Random rotation by up to this many degrees.")
+    affine_translate: float = argument(0.0, help="Random shift by up to this part of each side.")
+    affine_scale: float = argument(0.0, help="Random zoom by a factor of up to 1 -/+ this.")
+    affine_shear: float = argument(0.0, help="Random shear by up to this many degrees.")
+    auto_augment: str | None = argument(None, help="A policy of several operations.", choices=AUTO_AUGMENTS)
+    randaugment_num_ops: int = argument(2, help="randaugment: operations on each image.")
+    randaugment_magnitude: int = argument(9, help="randaugment: their strength, 0 to 30.")
+    color_jitter: float = argument(0.0, help="Strength of random brightness, contrast and saturation.")
+    random_erasing_prob: float = argument(0.0, help="Probability of a rectangle being replaced by the mean colour.")
+    repeated_augmentation: int = argument(1, help="Views of each image in an epoch, met in the same step.")
+    mixup_alpha: float = argument(0.0, help="MixUp with weights from Beta(alpha, alpha).")
+    cutmix_alpha: float = argument(0.0, help="CutMix with areas from Beta(alpha, alpha); beside MixUp, one at random.")
+    mixup_prob: float = argument(1.0, help="Probability that a batch is mixed, by MixUp or CutMix.")
+    mixup_switch_prob: float = argument(0.5, help="Probability of CutMix where both are on.")
+
+    def __post_init__(self):
+        for name in ("horizontal_flip_prob", "random_erasing_prob", "mixup_prob", "mixup_switch_prob"):
+            check_range(name, getattr(self, name), 0, 1)
+        check_range("affine_degrees", self.affine_degrees, 0, 180)
+        check_range("affine_translate", self.affine_translate, 0, 1)
+        check_range("affine_scale", self.affine_scale, 0, 0.99)
+        check_range("affine_shear", self.affine_shear, 0, 90)
+        check_range("randaugment_num_ops", self.randaugment_num_ops, 1)
+        check_range("randaugment_magnitude", self.randaugment_magnitude, 0, 30)
+        check_range("repeated_augmentation", self.repeated_augmentation, 1)
+        for name in ("crop_padding", "color_jitter", "mixup_alpha", "cutmix_alpha"):
+            check_range(name, getattr(self, name), 0)
+        for name, high in (("crop_scale", 1.0), ("crop_ratio", float("inf"))):
+            bounds = getattr(self, name)
+            if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= high:
+                raise ValueError(f"--{name} takes two rising numbers > 0 and <= {high}, found {bounds}")
+
+    @property
+    def random_parts(self) -> list[str]:
+        """The arguments that make an image's views differ from each other."""
+        names = ["horizontal_flip_prob", "affine_degrees", "affine_translate", "affine_scale", "affine_shear"]
+        names += ["auto_augment", "color_jitter", "random_erasing_prob", "mixup_alpha", "cutmix_alpha"]
+        return ["train_crop"] * (self.train_crop != "resize") + [name for name in names if getattr(self, name)]
+
+
+class TrainTransform:
+    """Decoded images and their keys to views (3, H, W) uint8; key and seed decide the view in any process.
+
+    Args:
+        processor: gives the size, the resampling and the mean colour that erasing fills in.
+        seed: the run's.
+    """
+
+    def __init__(self, arguments: AugmentationArguments, processor: ViTImageProcessor, seed: int):
+        self.seed = seed
+        form = InputFormat.of(processor)
+        size, interpolation = form.size, pil_torch_interpolation_mapping[form.resample]
+        steps: list[torch.nn.Module] = _crop(arguments, size, interpolation)
+        if arguments.horizontal_flip_prob:
+            steps.append(v2.RandomHorizontalFlip(arguments.horizontal_flip_prob))
+        steps += [*_affine(arguments), *_auto_augment(arguments, size)]
+        if arguments.color_jitter:
+            steps.append(v2.ColorJitter(*[arguments.color_jitter] * 3))
+        if arguments.random_erasing_prob:
+            mean_color = [255 * mean for mean in form.mean]
+            steps.append(v2.RandomErasing(arguments.random_erasing_prob, value=mean_color))
+        self.transform = v2.Compose(steps)
+
+    def __call__(self, images: Sequence[torch.Tensor], keys: Sequence[SampleKey]) -> list[torch.Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            return [self._view(image, key) for image, key in zip(images, keys)]
+
+    def _view(self, image: torch.Tensor, key: SampleKey) -> torch.Tensor:
+        torch.default_generator.manual_seed(seed_of(self.seed, *key))
+        return self.transform(image)
+
+
+def _crop(arguments: AugmentationArguments, size: tuple[int, int], interpolation) -> list[torch.nn.Module]:
+    kind, padding = arguments.train_crop, arguments.crop_padding
+    if kind == "random_resized_crop":
+        scale, ratio = tuple(arguments.crop_scale), tuple(arguments.crop_ratio)
+        return [v2.RandomResizedCrop(size, scale, ratio, interpolation=interpolation, antialias=True)]
+    whole = kind != "simple_random_crop"
+    resize = v2.Resize(size if whole else max(size), interpolation=interpolation, antialias=True)
+    if kind == "resize":
+        return [resize]
+    return [resize, v2.RandomCrop(size, padding=padding or None, padding_mode="reflect")]
+
+
+def _affine(arguments: AugmentationArguments) -> list[torch.nn.Module]:
+    degrees, shift = arguments.affine_degrees, arguments.affine_translate
+    if not any((degrees, shift, arguments.affine_scale, arguments.affine_shear)):
+        return []
+    scale = (1 - arguments.affine_scale, 1 + arguments.affine_scale)
+    shear = arguments.affine_shear or None
+    return [v2.RandomAffine(degrees, (shift, shift), scale, shear, interpolation=v2.InterpolationMode.BILINEAR)]
+
+
+def _auto_augment(arguments: AugmentationArguments, size: tuple[int, int]) -> list[torch.nn.Module]:
+    name = arguments.auto_augment
+    if name is None:
+        return []
+    if name == "randaugment":
+        return [v2.RandAugment(arguments.randaugment_num_ops, arguments.randaugment_magnitude)]
+    if name == "trivialaugment":
+        return [v2.TrivialAugmentWide()]
+    if name == "three_augment":
+        # DeiT III (arXiv 2204.07118); the blur's kernel covers its largest sigma and fits the reflected border.
+        kernel = min(13, 2 * (min(size) // 2) - 1)
+        blur = v2.GaussianBlur(kernel, sigma=(0.1, 2.0))
+        return [v2.RandomChoice([v2.Grayscale(3), v2.RandomSolarize(128, p=1.0), blur])]
+    return [v2.AutoAugment(v2.AutoAugmentPolicy(name.removeprefix("autoaugment_")))]
+
+
+class BatchMix:
+    """MixUp (arXiv 1710.09412) and CutMix (arXiv 1905.04899) of a batch with itself, rolled by one.
+
+    Args:
+        num_classes: width of the targets.
+        seed: the run's.
+    """
+
+    def __init__(self, arguments: AugmentationArguments, num_classes: int, seed: int):
+        self.seed = seed
+        self.num_classes = num_classes
+        self.probability = arguments.mixup_prob
+        mixup, cutmix = arguments.mixup_alpha, arguments.cutmix_alpha
+        self.mixes, self.weights = [], []
+        if mixup:
+            self.mixes.append(v2.MixUp(alpha=mixup, num_classes=num_classes))
+            self.weights.append(1 - arguments.mixup_switch_prob if cutmix else 1.0)
+        if cutmix:
+            self.mixes.append(v2.CutMix(alpha=cutmix, num_classes=num_classes))
+            self.weights.append(arguments.mixup_switch_prob if mixup else 1.0)
+
+    def __call__(self, pixels: torch.Tensor, labels: torch.Tensor, key: torch.Tensor):
+        """(B, C, H, W) and class indices (B,) to mixed float pixels on the same scale and targets (B, num_classes).
+
+        Args:
+            key: the key of the batch's first sample (3,), which decides the mix.
+        """
+        pixels = pixels.float()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed_of(self.seed, *key.tolist()))
+            if not self.mixes or torch.rand(()) >= self.probability:
+                return pixels, torch.nn.functional.one_hot(labels, self.num_classes).float()
+            chosen = int(torch.multinomial(torch.tensor(self.weights), 1))
+            return self.mixes[chosen](pixels, labels)
+
+
+class EvaluationTransform:
+    """What the processor does up to its normalisation, which `normalize` does once per batch."""
+
+    def __init__(self, processor: ViTImageProcessor):
+        self.processor = processor
+
+    def __call__(self, images: Sequence[torch.Tensor], keys: Sequence[SampleKey]) -> torch.Tensor:
+        return self.processor(list(images), do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
+
+
+def normalize(pixels: torch.Tensor, processor: ViTImageProcessor) -> torch.Tensor:
+    """(B, C, H, W) uint8 to the float32 that the processor would give."""
+    return processor.rescale_and_normalize(
+        pixels,
+        processor.do_rescale,
+        processor.rescale_factor,
+        processor.do_normalize,
+        tuple(processor.image_mean),
+        tuple(processor.image_std),
+    )

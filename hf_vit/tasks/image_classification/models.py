@@ -1,0 +1,208 @@
+"""The model to train and the image processor that goes with it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from PIL.Image import Resampling
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    PreTrainedModel,
+    ViTImageProcessor,
+)
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from hf_vit import HfViTConfig
+from hf_vit.config import Options, argument, check_range
+from hf_vit.tasks.models import check_fields
+from hf_vit.vision.processors import InputFormat
+from hf_vit.vision.resolution import change_image_size
+
+
+@dataclass
+class ModelArguments:
+    _argument_group_name: ClassVar[str] = "Model"
+    # What a recipe says of another architecture does not fit the one that is named instead.
+    replaces: ClassVar[dict[str, tuple[str, ...]]] = {
+        "model_name_or_path": ("config_name", "model_type", "config_overrides"),
+        "model_type": ("config_name", "model_name_or_path", "config_overrides"),
+        "config_name": ("model_name_or_path", "model_type"),
+    }
+
+    model_name_or_path: str | None = argument(
+        None, help="Start from this checkpoint: any that AutoModelForImageClassification loads."
+    )
+    model_revision: str | None = argument(None, help="Branch, tag or commit of model_name_or_path.")
+    trust_remote_code: bool = argument(False, help="Allow the code that a checkpoint brings along.")
+    model_type: str = argument("hf_vit", help="From scratch: the architecture, a model type of transformers.")
+    config_name: str | None = argument(
+        None, help="From scratch: a variant such as deit_tiny_patch16_224, or a config of the Hub or a folder."
+    )
+    config_overrides: Options = argument(Options, help="Fields of the model's config: a=b,c=d or JSON.")
+    image_size: list[int] | None = argument(None, help="Height and width of the model's images, or one side.")
+    interpolation: str | None = argument(
+        None, help="How images are resized; as in the checkpoint, or bilinear.", choices=("bilinear", "bicubic")
+    )
+    image_mean: list[float] | None = argument(None, help="Mean per channel, subtracted from pixels in [0, 1].")
+    image_std: list[float] | None = argument(None, help="Standard deviation per channel that divides them.")
+
+    eval_crop_ratio: float | None = argument(
+        None, help="Evaluate on a centre crop: its part of the resized image's short side; else on the whole image."
+    )
+    train_only: str | None = argument(
+        None, help="Freeze the rest: train the classifier, or it and the attention.", choices=("head", "attention")
+    )
+    gradient_checkpointing: bool = argument(False, help="Recompute activations to save memory.")
+
+    def __post_init__(self):
+        check_range("eval_crop_ratio", self.eval_crop_ratio, 0, 1, open_low=True)
+        if self.model_name_or_path is not None and self.config_name is not None:
+            raise ValueError("--config_name is for training from scratch, it does not go with --model_name_or_path")
+        if self.image_size is not None:
+            if len(self.image_size) > 2:
+                raise ValueError(f"--image_size takes one or two numbers, found {self.image_size}")
+            for side in self.image_size:
+                check_range("image_size", side, 1)
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            if value is not None and len(value) not in (1, 3):
+                raise ValueError(f"--{name} takes one number or one per channel (3), found {value}")
+        for value in self.image_std or []:
+            check_range("image_std", value, 0, open_low=True)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width)."""
+        return None if self.image_size is None else (self.image_size[0], self.image_size[-1])
+
+
+def build_model(arguments: ModelArguments, class_mapping: dict[str, dict]) -> PreTrainedModel:
+    """A model for the classes, from a checkpoint (with a new head where the classes differ) or from scratch.
+
+    Raises:
+        ValueError: an unknown architecture, variant or config field, or weights that do not fit.
+    """
+    if "problem_type" in arguments.config_overrides:
+        raise ValueError("--config_overrides: problem_type cannot be set, the classes of this task exclude each other")
+    model = _pretrained(arguments, class_mapping) if arguments.model_name_or_path else _new(arguments, class_mapping)
+    model.config.problem_type = None  # a checkpoint's own would be read by what applies the saved model
+    if arguments.train_only is not None:
+        freeze(model, arguments.train_only)
+    if arguments.gradient_checkpointing:
+        # The older of the two names is deprecated where there is the newer.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+    return model
+
+
+def _size_field(arguments: ModelArguments) -> dict[str, Any]:
+    if arguments.size is None:
+        return {}
+    height, width = arguments.size
+    return {"image_size": height if height == width else [height, width]}
+
+
+def _new(arguments: ModelArguments, class_mapping: dict[str, dict]) -> PreTrainedModel:
+    name, fields = arguments.config_name, {**arguments.config_overrides, **_size_field(arguments)}
+    if name is None:
+        default = AutoConfig.for_model(arguments.model_type)
+        fields = fields if hasattr(default, "image_size") else dict(arguments.config_overrides)
+        check_fields(fields, default)
+        config = AutoConfig.for_model(arguments.model_type, **fields, **class_mapping)
+    elif Path(name).exists() or "/" in name:
+        options = {"trust_remote_code": arguments.trust_remote_code, "revision": arguments.model_revision}
+        config = AutoConfig.from_pretrained(name, **options)
+        fields = fields if hasattr(config, "image_size") else dict(arguments.config_overrides)
+        check_fields(fields, config)
+        config = AutoConfig.from_pretrained(name, **options, **fields, **class_mapping)
+    else:
+        config = HfViTConfig.from_variant(name, **fields, **class_mapping)
+    return AutoModelForImageClassification.from_config(config, trust_remote_code=arguments.trust_remote_code)
+
+
+def _pretrained(arguments: ModelArguments, class_mapping: dict[str, dict]) -> PreTrainedModel:
+    name = arguments.model_name_or_path
+    options = {"trust_remote_code": arguments.trust_remote_code, "revision": arguments.model_revision}
+    fields = dict(arguments.config_overrides)
+    config = AutoConfig.from_pretrained(name, **options)
+    check_fields(fields, config)
+    resamples_itself = config.model_type == HfViTConfig.model_type
+    if resamples_itself:
+        fields = {**fields, **_size_field(arguments)}
+    config = AutoConfig.from_pretrained(name, **options, **fields)
+    config.id2label, config.label2id = class_mapping["id2label"], class_mapping["label2id"]
+    model, info = AutoModelForImageClassification.from_pretrained(
+        name, **options, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    own = {id(parameter) for parameter in head_parameters(model)}
+    head = {key for key, parameter in model.named_parameters() if id(parameter) in own}
+    misfits = [key for key, *_ in info["mismatched_keys"] if key not in head]
+    if misfits:
+        raise ValueError(
+            f"--model_name_or_path {name!r} is of another architecture: {', '.join(misfits[:5])} do not fit"
+        )
+    if arguments.size is not None and not resamples_itself:
+        change_image_size(model, arguments.size)
+    return model
+
+
+def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
+    """The parameters of the classifier: those outside the base model.
+
+    Raises:
+        ValueError: the model does not say which part of it is the classifier.
+    """
+    timm_model = getattr(model, "timm_model", None)
+    if timm_model is not None:
+        return list(timm_model.get_classifier().parameters())
+    body = {id(parameter) for parameter in model.base_model.parameters()}
+    head = [parameter for parameter in model.parameters() if id(parameter) not in body]
+    if not head:
+        raise ValueError(f"{type(model).__name__} does not say which of its parameters are the classifier's")
+    return head
+
+
+def freeze(model: PreTrainedModel, train_only: str) -> None:
+    """Leaves the classifier trainable and, for `attention`, the attention layers (arXiv 2203.09795)."""
+    model.requires_grad_(False)
+    for parameter in head_parameters(model):
+        parameter.requires_grad_(True)
+    if train_only == "attention":
+        layers = [
+            module for name, module in model.named_modules() if re.fullmatch(r"attn|attention", name.split(".")[-1])
+        ]
+        if not layers:
+            raise ValueError(f"--train_only attention: {type(model).__name__} has no attention layers")
+        for layer in layers:
+            layer.requires_grad_(True)
+
+
+def build_processor(arguments: ModelArguments, model: PreTrainedModel) -> ViTImageProcessor:
+    """The processor saved beside the weights.
+
+    What is not given is the checkpoint's own, or: the config's size, mean and deviation 0.5, bilinear, no crop.
+    """
+    size = getattr(model.config, "image_size", 224)
+    size = (size, size) if isinstance(size, int) else (size[0], size[1])
+    form = InputFormat(size, [0.5] * 3, [0.5] * 3, Resampling.BILINEAR)
+    if arguments.model_name_or_path is not None:
+        options = {"trust_remote_code": arguments.trust_remote_code, "revision": arguments.model_revision}
+        form = InputFormat.of(AutoImageProcessor.from_pretrained(arguments.model_name_or_path, **options))
+    given = {
+        "size": arguments.size,
+        "mean": _per_channel(arguments.image_mean),
+        "std": _per_channel(arguments.image_std),
+        "resample": arguments.interpolation and Resampling[arguments.interpolation.upper()],
+        "crop_ratio": arguments.eval_crop_ratio,
+        "crop_mode": None if arguments.eval_crop_ratio is None else "center",
+    }
+    return form._replace(**{name: value for name, value in given.items() if value is not None}).processor()
+
+
+def _per_channel(values: list[float] | None) -> list[float] | None:
+    return values * 3 if values is not None and len(values) == 1 else values

@@ -1,0 +1,126 @@
+# ruff: noqa: RUF012 - pydantic copies a default for each object
+"""What the record of an image classifier's run holds beyond the shared schema."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import ConfigDict
+
+from hf_vit import record
+from hf_vit.record import HOLDS_PATHS, Part, metric
+
+
+class Split(record.Split):
+    """`class_counts[i]` examples bear label `i`; of a stream `num_shards` files are read."""
+
+    class_counts: list[int] = []
+    num_shards: int | None = None
+
+
+class Data(record.Data):
+    """`bad_samples` counts the images left out of each of the source's splits."""
+
+    bad_samples: dict[str, int] = {}
+    image_column: str | None = None
+    label_column: str | None = None
+    class_names: list[str] = []
+    splits: dict[str, Split] = {}
+
+
+class ClassScore(Part):
+    """How one class fared: fractions in [0, 1]; `support` is its number of examples."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+class CalibrationBin(Part):
+    """The examples whose confidence falls into one bin: its mean, their accuracy and their number."""
+
+    confidence: float
+    accuracy: float
+    num_examples: int
+
+
+class Metrics(record.Metrics):
+    """`confusion_matrix[i][j]` examples of class `i` were taken for class `j`; `heads` holds the metrics of each head
+    by its name, of a model that has several."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    accuracy: float | None = metric("Accuracy", "percent")
+    top5_accuracy: float | None = metric("Top-5 accuracy", "percent")
+    expected_calibration_error: float | None = metric("Expected calibration error", "percent")
+    calibration: list[CalibrationBin] = []
+    f1_macro: float | None = metric("F1 macro", "percent")
+    per_class: list[ClassScore] = []
+    confusion_matrix: list[list[int]] = []
+    heads: dict[str, Metrics] = {}
+
+
+class Epoch(record.Epoch):
+    metrics: Metrics = Metrics()
+
+
+class Sample(Part):
+    """An image of the evaluated split, `file` relative to the folder, and the class that it was taken for."""
+
+    file: str
+    label: str
+    prediction: str
+    score: float
+
+
+class Result(record.Result):
+    metrics: Metrics = Metrics()
+    samples: list[Sample] = []
+
+
+class Teacher(Part):
+    """A model that taught this one; `accuracy` is its own on the split of the result, a fraction in [0, 1]."""
+
+    name: str
+    revision: str | None = None
+    accuracy: float | None = None
+
+
+class Attention(Part):
+    """Attention maps (rows, columns) of an image by their titles; 1 is an even share of the patches."""
+
+    file: str
+    maps: dict[str, list[list[float]]]
+
+
+class Positions(Part):
+    """What position embeddings say of each other: `maps` (count, height, width), and of similarities the `rows` and
+    `columns` of the patches that they are to."""
+
+    kind: str
+    grid_size: list[int]
+    rows: list[int] = []
+    columns: list[int] = []
+    maps: list[list[list[float]]]
+
+
+class Measurement(record.Measurement):
+    """`input_shape` is (C, H, W), `flops` those of one forward pass on one image, a multiplication and an addition
+    counting as two."""
+
+    input_shape: list[int] = []
+    flops: int | None = None
+    num_patches: int | None = None
+    num_prefix_tokens: int | None = None
+    positions: Positions | None = None
+    attention: list[Attention] = []
+
+
+class ImageClassificationRecord(record.Record):
+    data: Data = Data()
+    epochs: list[Epoch] = []
+    result: Result = Result()
+    teachers: Annotated[list[Teacher], HOLDS_PATHS] = []
+    card: Measurement = Measurement()

@@ -1,0 +1,243 @@
+"""Image classification: labelled images, any AutoModelForImageClassification, cross entropy, accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from hf_vit import HfViTConfig
+from hf_vit.models.losses import distillation_loss
+from hf_vit.tasks.image_classification import figures
+from hf_vit.tasks.image_classification.arguments import (
+    ClassOrderArguments,
+    DataArguments,
+    ImageClassificationArguments,
+)
+from hf_vit.tasks.image_classification.augment import (
+    BatchMix,
+    EvaluationTransform,
+    TrainTransform,
+    normalize,
+)
+from hf_vit.tasks.image_classification.data import (
+    ImageView,
+    LabelledImages,
+    class_mapping,
+    load_labelled_images,
+    load_labelled_split,
+)
+from hf_vit.tasks.image_classification.distillation import TeacherEnsemble
+from hf_vit.tasks.image_classification.evaluation import ClassificationEvaluator
+from hf_vit.tasks.image_classification.losses import ClassificationLoss
+from hf_vit.tasks.image_classification.metrics import head_logits
+from hf_vit.tasks.image_classification.models import build_model, build_processor
+from hf_vit.tasks.image_classification.streaming import ImageStream, load_streamed_images
+from hf_vit.tasks.image_classification.teacher_cache import cached_logits
+from hf_vit.tasks.task import Assessment, Batch, StepOutput, Task, data_loader
+from hf_vit.trainer.sampler import EpochBatchSampler
+from hf_vit.vision.processors import InputFormat
+
+
+class ImageClassification(Task):
+    """The task `image_classification`."""
+
+    name = "image_classification"
+    scoring_groups: ClassVar = {"data": DataArguments, "classes": ClassOrderArguments}
+    sample_unit = "images"
+    best = ("accuracy", "max")
+
+    def __init__(self, arguments: ImageClassificationArguments):
+        self.arguments = arguments
+        self.seed = arguments.run.seed
+        if arguments.data.streaming:
+            self.data = load_streamed_images(arguments.data)
+        else:
+            self.data = load_labelled_images(arguments.data, self.seed)
+        set_seed(self.seed)
+        self.model = build_model(arguments.model, class_mapping(self.data.class_names))
+        self.processor = build_processor(arguments.model, self.model)
+        self.mix = BatchMix(arguments.augmentation, len(self.data.class_names), self.seed)
+        self.label_loss = ClassificationLoss(arguments.loss)
+        self.teachers = None
+        self.teacher_logits = None
+        if arguments.distillation.teacher:
+            self.teachers = TeacherEnsemble(arguments.distillation, self.data.class_names)
+            if self.model.config.model_type == HfViTConfig.model_type:
+                for name in ("distillation_type", "distillation_alpha", "distillation_temperature"):
+                    setattr(self.model.config, name, getattr(arguments.distillation, name))
+            if arguments.distillation.teacher_cache_dir is not None:
+                self.teacher_logits = self._cached_teacher_logits()
+
+    @property
+    def _train_transform(self) -> TrainTransform:
+        return TrainTransform(self.arguments.augmentation, self.processor, self.seed)
+
+    def _views(self, split: str, transform: TrainTransform | EvaluationTransform) -> ImageView:
+        return ImageView(self.data.splits[split], transform, keep_in_memory=self.arguments.data.keep_in_memory)
+
+    def _cached_teacher_logits(self) -> torch.Tensor | None:
+        if self.arguments.data.streaming:
+            raise ValueError("--teacher_cache_dir does not go with --streaming: a stream's samples have no number")
+        random_parts = self.arguments.augmentation.random_parts
+        if random_parts:
+            raise ValueError(
+                f"--teacher_cache_dir wants views that never change, but --{random_parts[0]} changes them"
+            )
+        if self.arguments.run.dry_run:
+            return None
+        described = self.data.describe()["splits"]["train"]["fingerprint"]
+        return cached_logits(
+            self.teachers.to(PartialState().device),
+            ImageView(self.data.splits["train"], self._train_transform),
+            Path(self.arguments.distillation.teacher_cache_dir),
+            {"train": described, "processor": self.processor.to_dict()},
+            {
+                "batch_size": self.arguments.optimization.per_device_eval_batch_size,
+                "num_workers": self.arguments.data.dataloader_num_workers,
+            },
+        )
+
+    def train_loader(self, batches_per_step: int) -> DataLoader:
+        """Batches for all processes in order, or of this process from a stream."""
+        if self.arguments.data.streaming:
+            return self._stream_loader(batches_per_step)
+        sampler = EpochBatchSampler(
+            len(self.data.splits["train"]),
+            self.arguments.optimization.per_device_train_batch_size,
+            batches_per_step,
+            num_repeats=self.arguments.augmentation.repeated_augmentation,
+            seed=self.seed,
+        )
+        views = self._views("train", self._train_transform)
+        return data_loader(views, self.arguments.data, batch_sampler=sampler)
+
+    def _stream_loader(self, batches_per_step: int) -> DataLoader:
+        if self.arguments.augmentation.repeated_augmentation > 1:
+            raise ValueError("--repeated_augmentation does not go with --streaming, which shows each sample once")
+        batch_size = self.arguments.optimization.per_device_train_batch_size
+        stream = ImageStream(
+            self.data.stream,
+            self.data.class_index,
+            self._train_transform,
+            samples_per_epoch=self.data.samples_per_epoch,
+            batch_size=batch_size,
+            batches_per_step=batches_per_step,
+            buffer_size=self.arguments.data.shuffle_buffer_size,
+            seed=self.seed,
+        )
+        workers = min(self.arguments.data.dataloader_num_workers, stream.max_workers)
+        # Workers that stayed would not hear of the next epoch.
+        options = {"batch_size": batch_size, "num_workers": workers, "persistent_workers": False}
+        return data_loader(stream, self.arguments.data, **options)
+
+    def evaluation_loader(self, split: str) -> DataLoader:
+        batch_size = self.arguments.optimization.per_device_eval_batch_size
+        views = self._views(split, EvaluationTransform(self.processor))
+        return data_loader(views, self.arguments.data, batch_size=batch_size)
+
+    def training_step(self, model: torch.nn.Module, batch: Batch) -> StepOutput:
+        """Loss of the labels or, with teachers, of both, which `logs` tells apart."""
+        pixels, targets = batch["pixel_values"], batch["labels"]
+        if self.mix.mixes:
+            pixels, targets = self.mix(pixels, targets, batch["sample_key"][0])
+        outputs = model(pixel_values=normalize(pixels, self.processor))
+        if self.teachers is None:
+            return StepOutput(self.label_loss(outputs.logits, targets))
+        if self.teacher_logits is not None:
+            known = self.teacher_logits[torch.as_tensor(batch["sample_key"][:, 1])]
+            teacher_logits = known.to(pixels.device, non_blocking=True)
+        else:
+            teacher_logits = self.teachers.to(pixels.device)(pixels.float())
+        heads, options = head_logits(outputs), self.arguments.distillation
+        label_loss = self.label_loss(heads.get("class", outputs.logits), targets)
+        teacher_loss = distillation_loss(
+            heads.get("distillation", outputs.logits),
+            teacher_logits,
+            options.distillation_type,
+            options.distillation_temperature,
+        )
+        share = options.distillation_alpha
+        logs = {"label_loss": label_loss, "teacher_loss": teacher_loss}
+        return StepOutput((1 - share) * label_loss + share * teacher_loss, logs)
+
+    def evaluator(self, split: str, *, final: bool) -> ClassificationEvaluator:
+        return ClassificationEvaluator(
+            self.data.splits[split],
+            self.data.class_names,
+            self.processor,
+            final=final,
+            num_samples=self.arguments.data.card_num_samples,
+            teachers=self.teachers,
+        )
+
+    @classmethod
+    def assess(cls, arguments: Any) -> Assessment:
+        """The images go through the model's own processor."""
+        score = arguments.score
+        origin = {"revision": score.model_revision, "trust_remote_code": score.trust_remote_code}
+        model = AutoModelForImageClassification.from_pretrained(score.model_name_or_path, **origin)
+        processor = AutoImageProcessor.from_pretrained(score.model_name_or_path, **origin)
+        # Timm's, for one; and EfficientNet's takes a step after the normalization.
+        if not isinstance(processor, TorchvisionBackend) or getattr(processor, "include_top", False):
+            processor = InputFormat.of(processor).processor()
+        data = load_scored_images(model, arguments.data, score.split, arguments.classes.class_order)
+        images = data.splits[score.split]
+        views = ImageView(images, EvaluationTransform(processor))
+        evaluator = ClassificationEvaluator(images, data.class_names, processor, final=True)
+
+        def draw(metrics: Mapping[str, Any]) -> dict[str, bytes]:
+            drawn = ("confusion_matrix", "calibration")
+            facts = SimpleNamespace(class_names=data.class_names, **{name: metrics[name] for name in drawn})
+            pictures = {
+                "confusion_matrix.png": figures.confusion_matrix(facts),
+                "reliability.png": figures.reliability_diagram(facts),
+            }
+            return {name: picture for name, picture in pictures.items() if picture is not None}
+
+        loader = data_loader(views, arguments.data, batch_size=score.per_device_eval_batch_size)
+        return Assessment(model, loader, evaluator, data.describe(), draw)
+
+    def save_pretrained(self, model: PreTrainedModel, folder: Path, state_dict: dict | None = None) -> None:
+        """Weights (of `state_dict`, else the model's own), config, the model's code and the processor."""
+        model.save_pretrained(folder, state_dict=state_dict)
+        self.processor.save_pretrained(folder)
+
+    def usage_snippet(self, folder: Path) -> str:
+        return (
+            "from transformers import pipeline\n"
+            f'classifier = pipeline("image-classification", model="{folder}", trust_remote_code=True)'
+        )
+
+
+def load_scored_images(
+    model: PreTrainedModel, arguments: DataArguments, split: str, class_order: str
+) -> LabelledImages:
+    """A split, its labels as the model's indices.
+
+    Args:
+        class_order: "name": the data's classes bear the names of the model's; "index": they come in the same order.
+
+    Raises:
+        ValueError: the data has classes that the model does not know, or as many as it does not have.
+    """
+    class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    if class_order == "index":
+        data = load_labelled_split(arguments, split, None)
+        if len(data.class_names) != len(class_names):
+            raise ValueError(
+                f"--class_order index: the data has {len(data.class_names)} classes, the model {len(class_names)}"
+            )
+        return data
+    if len(set(class_names)) < len(class_names):
+        raise ValueError("the model has classes of the same name: --class_order index")
+    return load_labelled_split(arguments, split, class_names)

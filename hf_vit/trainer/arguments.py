@@ -1,0 +1,28 @@
+"""The arguments that every run has, whatever its task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_vit.config import Arguments
+from hf_vit.source_arguments import SourceArguments
+from hf_vit.trainer.authors import AuthorArguments
+from hf_vit.trainer.averaging import EmaArguments
+from hf_vit.trainer.checkpoint import CheckpointArguments
+from hf_vit.trainer.optim import OptimizationArguments
+from hf_vit.trainer.publishing import HubArguments
+from hf_vit.trainer.tracking import TrackingArguments
+
+
+@dataclass(kw_only=True)
+class TrainingArguments(Arguments):
+    """What the loop reads. A task's `arguments.py` derives its own from it, with a field for each of its groups:
+    `data`, of a class derived from `SourceArguments`, `model`, ..."""
+
+    data: SourceArguments
+    optimization: OptimizationArguments
+    ema: EmaArguments
+    checkpoint: CheckpointArguments
+    tracking: TrackingArguments
+    hub: HubArguments
+    author: AuthorArguments

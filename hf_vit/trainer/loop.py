@@ -1,0 +1,299 @@
+"""The one Accelerate loop: devices, precision, accumulation, evaluation and checkpoints of every task.
+
+`hf_vit.tasks.task` says what it asks of a task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object, set_seed
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from hf_vit.config import Arguments
+from hf_vit.trainer.averaging import averaged_model
+from hf_vit.trainer.checkpoint import CHECKPOINTS, Checkpointer, TrainingState, run_facts
+from hf_vit.trainer.energy import EnergyMeter
+from hf_vit.trainer.evaluation import evaluate
+from hf_vit.trainer.loaders import (
+    loader_from,
+    prepare_evaluation_loader,
+    prepare_train_loader,
+    schedule_of,
+    tell_deepspeed,
+)
+from hf_vit.trainer.optim import build_optimizer, build_scheduler
+from hf_vit.trainer.progress import Meter, progress_bar
+from hf_vit.trainer.run_folder import RunFolder
+from hf_vit.trainer.run_record import peak_memory_bytes
+from hf_vit.trainer.signals import Interruption
+from hf_vit.trainer.step_watch import StepWatch
+from hf_vit.trainer.tracking import start_trackers
+from hf_vit.trainer.train_mode import train_mode
+
+if TYPE_CHECKING:
+    from hf_vit.tasks.task import Batch, Evaluator, Task
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingLoop:
+    """Trains, evaluates and saves one task.
+
+    Args:
+        arguments: the groups `run`, `optimization`, `ema`, `checkpoint`, `tracking` and `hub` are read.
+
+    Raises:
+        ValueError: the checkpoint to resume from is missing or of another run.
+    """
+
+    def __init__(self, accelerator: Accelerator, task: Task, arguments: Arguments):
+        self.started = time.perf_counter()
+        self.accelerator = accelerator
+        self.task = task
+        self.arguments = arguments
+        self.output_dir = Path(arguments.run.output_dir)
+        kind = accelerator.distributed_type
+        self._sharding = kind.value if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) else None
+        described = task.describe()  # before sharding renames the model's class
+        self._prepare()
+        # Dropout must differ between processes; until here all had to draw the same.
+        set_seed(arguments.run.seed, device_specific=True)
+        self.folder = RunFolder(accelerator, task, arguments, described, is_sharded=self._sharding is not None)
+        self.record = self.folder.record
+        facts = run_facts(described, self.schedule, self.train_loader, arguments, self._sharding)
+        limit = arguments.checkpoint.checkpoints_total_limit
+        self.checkpointer = Checkpointer(accelerator, self.output_dir, limit, facts)
+        self.state = TrainingState()
+        self.resume_path = self.checkpointer.find(arguments.checkpoint.resume_from_checkpoint)
+        if self.resume_path is not None:
+            self.state = self.checkpointer.read(self.resume_path)
+        if arguments.checkpoint.load_best_model_at_end:
+            self.checkpointer.check_best(self.state, task.evaluation_splits[0])
+
+    def _prepare(self) -> None:
+        """Model, optimizer, schedule, loaders and averages, on this process's device."""
+        accelerator, task, options = self.accelerator, self.task, self.arguments.optimization
+        train_loader = task.train_loader(accelerator.num_processes * options.gradient_accumulation_steps)
+        self.schedule = schedule_of(train_loader)
+        self.steps_per_epoch = self.schedule.steps_per_epoch
+        self.num_steps = options.max_train_steps or options.num_train_epochs * self.steps_per_epoch
+        tell_deepspeed(accelerator, self.schedule, options.max_grad_norm)
+        optimizer = build_optimizer(options, self.schedule.samples_per_step, task.parameter_groups)
+        # Not prepared: Accelerate would step it once for each process.
+        self.scheduler = build_scheduler(optimizer, options, self.num_steps)
+        self.evaluation_loaders = {
+            split: prepare_evaluation_loader(accelerator, task.evaluation_loader(split))
+            for split in dict.fromkeys(task.evaluation_splits)
+        }
+        self.train_loader = prepare_train_loader(accelerator, train_loader)
+        self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
+        accelerator.register_for_checkpointing(self.scheduler)
+        self.watch = StepWatch(accelerator, optimizer, self.output_dir / CHECKPOINTS)
+        whole = accelerator.unwrap_model(self.model)
+        self.ema = averaged_model(whole, self.arguments.ema, self.num_steps, self.steps_per_epoch, self._sharding)
+        if self.ema is not None:
+            accelerator.register_for_checkpointing(self.ema)
+
+    def train(self) -> None:
+        """From the first step, or the resumed one, to a folder that holds the trained model and its records.
+
+        Raises:
+            FloatingPointError: a loss or gradient is not finite; the last checkpoint is kept.
+            SystemExit: SIGTERM or SIGINT came, with status 128 + signal, after a checkpoint was saved.
+        """
+        self.folder.prepare()
+        self.accelerator.wait_for_everyone()
+        self._saved_step = self.state.step
+        if self.resume_path is not None:
+            self.checkpointer.load(self.resume_path)
+            self.record.go_on(self.output_dir)
+            self._log(f"resuming from {self.resume_path}: step {self.state.step:,} of {self.num_steps:,}")
+        self.folder.write_record("running", self.state)
+        # Of a run that was interrupted only the last part could be told, here and of the whole duration.
+        measures = self.accelerator.is_main_process and self.resume_path is None
+        self._energy = EnergyMeter(self.arguments.tracking.measure_energy if measures else None)
+        if self.arguments.tracking.with_tracking:
+            start_trackers(self.accelerator, self.arguments.tracking, self.arguments.to_dict())
+        self._progress = progress_bar(self.num_steps, self.state.step, self.accelerator.is_main_process)
+        with Interruption(self.accelerator) as self._interruption, self._progress, logging_redirect_tqdm():
+            try:
+                while self.state.step < self.num_steps or not self.state.is_evaluated:
+                    self._train_epoch()
+                    self._end_epoch()
+                self._finish()
+            except BaseException as error:
+                reason = {"error": f"{type(error).__name__}: {error}"} if isinstance(error, Exception) else {}
+                with contextlib.suppress(OSError):  # a full disk must not hide what happened
+                    self.folder.write_record("interrupted", self.state, **reason)
+                raise
+        self.folder.publisher.finish()
+        self._log(
+            f"The model, its card (README.md) and its records (run.json, curves.png) are in {self.output_dir}\n"
+            f"Load it with\n\n{self.task.usage_snippet(self.output_dir)}\n"
+        )
+
+    def _train_epoch(self) -> None:
+        state = self.state
+        self.schedule.set_epoch(state.epoch)
+        loader = loader_from(self.train_loader, state.epoch, state.batch)
+        train_mode(self.model)
+        self._num_read = state.batch  # batches whose losses are known
+        self._meter = Meter(self.schedule.samples_per_batch * self.accelerator.num_processes)
+        for batch in self._meter.timed(loader) if state.step < self.num_steps else ():
+            self._train_batch(batch)
+            if self.accelerator.sync_gradients:
+                self._after_step()
+                if state.step == self.num_steps:
+                    break
+        self._read_losses(newest=True)
+        self._meter.stop()
+
+    def _train_batch(self, batch: Batch) -> None:
+        """Forward and backward pass and, where it is due, an optimizer step. Nothing here waits for the device."""
+        with self.accelerator.accumulate(self.model):
+            with self.accelerator.autocast():  # what the task runs beside the model, such as teachers, too
+                output = self.task.training_step(self.model, batch)
+            self.accelerator.backward(output.loss)
+            self.watch.add(output, batch["sample_key"])
+            self.state.batch += 1
+            if self.accelerator.sync_gradients:
+                limit = self.arguments.optimization.max_grad_norm or float("inf")
+                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+                number, rate = self.state.step + 1, self.scheduler.get_last_lr()[-1]
+                self.watch.close(number, rate, norm, self._interruption.received)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        if self.accelerator.sync_gradients:
+            if not self.accelerator.optimizer_step_was_skipped:
+                self.scheduler.step()
+            if self.ema is not None:  # after skipped steps too: averages of epochs count them
+                self.ema.update_parameters(self.accelerator.unwrap_model(self.model))
+            self.state.step += 1
+
+    def _after_step(self) -> None:
+        state, tracking = self.state, self.arguments.tracking
+        within_epoch = state.batch < len(self.train_loader) and state.step < self.num_steps
+        is_due = within_epoch and self.arguments.checkpoint.due(state.step)
+        is_logged = tracking.with_tracking and state.step % tracking.logging_steps == 0
+        self._read_losses(newest=is_due or is_logged)
+        self._progress.update()
+        memory = peak_memory_bytes(self.accelerator.device) / 2**30
+        loss = f"loss {state.loss_sum / self._num_read:.3f}, " if self._num_read else ""
+        self._progress.set_postfix_str(f"{loss}{self._speed()}, {memory:.1f} GiB", refresh=False)
+        if is_logged:
+            terms = {f"train_{name}": value for name, value in state.mean_terms().items()}
+            values = {"train_loss": state.loss_sum / state.batch, "learning_rate": self.scheduler.get_last_lr()[-1]}
+            self.accelerator.log({**values, **terms}, step=state.step)
+        if is_due:
+            self._save()
+        if within_epoch:
+            self._heed(self.watch.signal)
+
+    def _read_losses(self, *, newest: bool) -> None:
+        """Add the losses of the steps that are over to the epoch's, those of the last one too if `newest`."""
+        for values in self.watch.read(newest=newest):
+            self.state.add(values)
+            self._num_read += len(values[""])
+
+    def _heed(self, signal: int | None = None) -> None:
+        """Stop for a signal, by default for one that any process has received by now; every process calls it."""
+        signal = self._interruption.signal() if signal is None else signal
+        if signal:
+            if self._saved_step != self.state.step:
+                self._read_losses(newest=True)
+                self._save()
+            self._log(
+                f"interrupted by signal {signal} at step {self.state.step:,}; go on with "
+                "--resume_from_checkpoint latest"
+            )
+            raise SystemExit(128 + signal)
+
+    def _save(self) -> None:
+        """Save a checkpoint; the losses of all steps have been read, so that none was made that was not finite."""
+        self.state.training_seconds += self._meter.lap()
+        self.state.share(gather_object([self.state.losses]))  # one process writes the state for all
+        self.checkpointer.save(self.state)
+        self._saved_step = self.state.step
+
+    def _speed(self) -> str:
+        speed, waiting = f"{self._meter.speed:,.0f}", f"{self._meter.wait_fraction:.0%}"
+        return f"{speed} {self.task.sample_unit}/s, waiting for data {waiting} of the time"
+
+    def _end_epoch(self) -> None:
+        state, meter = self.state, self._meter
+        split = self.task.evaluation_splits[0]
+        evaluator = self.task.evaluator(split, final=False)
+        metrics, _ = self.evaluate(split, evaluator)
+        state.share(gather_object([state.losses]))
+        row = {
+            "epoch": state.epoch + 1,
+            "step": state.step,
+            "learning_rate": self.scheduler.get_last_lr()[-1],
+            "train_loss": state.loss_sum / state.batch,
+            **({"train_terms": state.mean_terms()} if state.terms else {}),
+            "metrics": metrics,
+            "duration_s": meter.elapsed,
+            f"{self.task.sample_unit}_per_second": meter.speed,
+            "data_wait_fraction": meter.wait_fraction,
+        }
+        # An epoch that was cut short is told again when a later run completes it.
+        state.epochs = [*(earlier for earlier in state.epochs if earlier["epoch"] != row["epoch"]), row]
+        state.note_best(*self.task.best, metrics)
+        if state.batch >= len(self.train_loader):
+            state.next_epoch()
+        self._save()
+        self.folder.write_record("running", state)
+        self.folder.publish_epoch(row["epoch"], self.final_model, self.checkpointer.path_of(state.step))
+        numbers = {f"{split}_{name}": value for name, value in metrics.items() if isinstance(value, (int, float))}
+        self.accelerator.log(numbers, step=state.step)
+        self._log(
+            f"epoch {row['epoch']:>3}: train loss {row['train_loss']:.4f}, {split} loss {metrics['loss']:.4f}, "
+            f"{evaluator.headline(metrics)}, {self._speed()}"
+        )
+        self._heed()
+
+    @property
+    def final_model(self) -> torch.nn.Module:
+        """What is evaluated and saved: the averaged weights where there are some and they are wanted."""
+        if self.ema is not None and self.arguments.ema.use_ema_weights:
+            return self.ema.module
+        return self.accelerator.unwrap_model(self.model)
+
+    def evaluate(self, split: str, evaluator: Evaluator) -> tuple[dict[str, Any], int]:
+        """Metrics of a split and its number of samples; a signal that comes ends it after a batch."""
+        model, loader = self.final_model.eval(), self.evaluation_loaders[split]
+        return evaluate(self.accelerator, model, loader, evaluator, self._heed)
+
+    def _finish(self) -> None:
+        state = self.state
+        if self.arguments.checkpoint.load_best_model_at_end and state.best_step != state.step:
+            self.checkpointer.load(self.checkpointer.path_of(state.best_step))
+            self._log(f"taking the weights of step {state.best_step:,}, the best on validation")
+        split = self.task.evaluation_splits[1]
+        evaluator = self.task.evaluator(split, final=True)
+        metrics, num_examples = self.evaluate(split, evaluator)
+        durations = {"training": state.training_seconds}
+        if self.resume_path is None:
+            durations["total"] = time.perf_counter() - self.started
+        result = {"split": split, "num_examples": num_examples, "metrics": metrics}
+        # Gathering what the processes share out takes all of them.
+        state_dict = self.accelerator.get_state_dict(self.model) if self._sharding else None
+        cost = self._energy.stop()
+        self.folder.finish(self.final_model, state, evaluator, result, state_dict, duration_s=durations, **cost)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        self._log(
+            f"{split} {evaluator.headline(metrics)} on {num_examples} "
+            f"{self.task.sample_unit} after {durations['training']:.0f} s of training"
+        )
+
+    def _log(self, message: str) -> None:
+        if self.accelerator.is_main_process:
+            logger.info(message)

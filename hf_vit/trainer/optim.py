@@ -1,0 +1,139 @@
+"""Optimizer, parameter groups and schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+from transformers import SchedulerType, get_scheduler
+
+from hf_vit.config import Options, argument, check_range
+from hf_vit.trainer.layers import parameter_depths
+
+_NEEDS_METRICS = ("reduce_lr_on_plateau", "greedy")
+
+
+@dataclass
+class OptimizationArguments:
+    _argument_group_name: ClassVar[str] = "Optimization"
+    replaces: ClassVar[dict[str, tuple[str, ...]]] = {
+        "num_train_epochs": ("max_train_steps",),
+        "warmup_steps": ("warmup_ratio",),
+        "warmup_ratio": ("warmup_steps",),
+    }
+
+    num_train_epochs: int = argument(10, help="Passes over the training data.")
+    max_train_steps: int | None = argument(None, help="Stop after this many optimizer steps, whatever the epochs.")
+    per_device_train_batch_size: int = argument(32, help="Images of one process in one training batch.")
+    per_device_eval_batch_size: int = argument(64, help="Images of one process in one evaluation batch.")
+    gradient_accumulation_steps: int = argument(1, help="Batches of each process in one optimizer step.")
+    learning_rate: float = argument(1e-3, help="Peak learning rate of AdamW.")
+    lr_base_batch_size: int | None = argument(
+        None, help="Take learning_rate as that of so many images in a step, and scale it to the real number."
+    )
+    layer_decay: float = argument(1.0, help="Factor of the learning rate from each layer to the one below it.")
+    weight_decay: float = argument(0.05, help="Decay of weights; biases, norms, tokens and positions have none.")
+    adam_beta1: float = argument(0.9, help="AdamW's decay of the mean gradient.")
+    adam_beta2: float = argument(0.999, help="AdamW's decay of the squared gradient.")
+    adam_epsilon: float = argument(1e-8, help="AdamW's epsilon.")
+    max_grad_norm: float | None = argument(1.0, help="Clip the gradients to this norm; 0 never clips.")
+    lr_scheduler_type: SchedulerType = argument(SchedulerType.COSINE, help="Schedule of transformers.get_scheduler.")
+    lr_scheduler_kwargs: Options = argument(Options, help="More of the schedule, such as min_lr=1e-5.")
+    warmup_steps: int = argument(0, help="Optimizer steps of linear warm-up.")
+    warmup_ratio: float = argument(0.0, help="Warm-up as a part of all steps, when warmup_steps is 0.")
+    torch_compile: bool = argument(False, help="Compile the model: slow to start, then faster, above all on a GPU.")
+    mixed_precision: str | None = argument(
+        None, help="Precision; as `accelerate launch` was told when not given.", choices=["no", "bf16", "fp16"]
+    )
+
+    def __post_init__(self):
+        for name in (
+            "num_train_epochs",
+            "max_train_steps",
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+        ):
+            check_range(name, getattr(self, name), 1)
+        check_range("learning_rate", self.learning_rate, 0, open_low=True)
+        check_range("lr_base_batch_size", self.lr_base_batch_size, 1)
+        check_range("layer_decay", self.layer_decay, 0, 1, open_low=True)
+        check_range("weight_decay", self.weight_decay, 0)
+        check_range("adam_beta1", self.adam_beta1, 0, 1)
+        check_range("adam_beta2", self.adam_beta2, 0, 1)
+        check_range("max_grad_norm", self.max_grad_norm, 0)
+        check_range("warmup_steps", self.warmup_steps, 0)
+        check_range("warmup_ratio", self.warmup_ratio, 0, 1)
+        self.lr_scheduler_type = SchedulerType(self.lr_scheduler_type)
+        if self.lr_scheduler_type.value in _NEEDS_METRICS:
+            raise ValueError(f"--lr_scheduler_type {self.lr_scheduler_type.value} follows a metric, not the steps")
+
+
+def _decays(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    """Matrices of linear and convolution layers and of embeddings of words decay.
+
+    Biases, norms, and parameters that a module holds by itself (tokens, positions, queries, scales) do not.
+    """
+    is_weight = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)) and parameter.ndim >= 2
+    return is_weight and "position" not in name
+
+
+def parameter_groups(model: nn.Module, arguments: OptimizationArguments, learning_rate: float) -> list[dict]:
+    """The trainable parameters in groups of equal weight decay and learning rate.
+
+    With `layer_decay` the learning rate falls by that factor from the head to each layer below (BEiT, 2106.08254).
+
+    Raises:
+        ValueError: `layer_decay` is not 1 and nothing says which layer a parameter belongs to.
+    """
+    depths: dict[int, int] = {}
+    if arguments.layer_decay != 1:
+        depths = parameter_depths(model)
+    deepest = max(depths.values(), default=0)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    seen = set()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                decay = arguments.weight_decay if _decays(module, f"{module_name}.{name}", parameter) else 0.0
+                rate = learning_rate * arguments.layer_decay ** (deepest - depths.get(id(parameter), deepest))
+                groups.setdefault((decay, rate), []).append(parameter)
+    return [{"params": parameters, "weight_decay": d, "lr": lr} for (d, lr), parameters in groups.items()]
+
+
+def build_optimizer(
+    arguments: OptimizationArguments,
+    global_batch_size: float,
+    groups: Callable[[OptimizationArguments, float], list[dict]],
+) -> torch.optim.Optimizer:
+    """AdamW, its update fused into one kernel.
+
+    Args:
+        global_batch_size: samples in one optimizer step, to scale the learning rate by where that is asked for.
+        groups: the arguments and the learning rate to the groups of parameters, as `Task.parameter_groups`.
+    """
+    learning_rate = arguments.learning_rate
+    if arguments.lr_base_batch_size is not None:
+        learning_rate *= global_batch_size / arguments.lr_base_batch_size
+    return torch.optim.AdamW(
+        groups(arguments, learning_rate),
+        lr=learning_rate,
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        eps=arguments.adam_epsilon,
+        fused=True,
+    )
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, arguments: OptimizationArguments, num_steps: int):
+    """The learning rate's schedule over `num_steps` optimizer steps."""
+    return get_scheduler(
+        arguments.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=arguments.warmup_steps or round(arguments.warmup_ratio * num_steps),
+        num_training_steps=num_steps,
+        scheduler_specific_kwargs=dict(arguments.lr_scheduler_kwargs) or None,
+    )

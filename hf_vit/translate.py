@@ -1,0 +1,31 @@
+"""Translation on the command line: a text, or lines as they come, each token shown as soon as it is known."""
+
+from collections.abc import Iterable
+
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TextStreamer
+
+from hf_vit.models.pipeline_translation import TranslationPipeline
+
+
+def load_translator(model: str, revision: str | None = None) -> TranslationPipeline:
+    """The pipeline of a model of the Hub or of a folder. Runs no code of it: the classes are this package's, or
+    transformers' own."""
+    return TranslationPipeline(
+        model=AutoModelForSeq2SeqLM.from_pretrained(model, revision=revision),
+        tokenizer=AutoTokenizer.from_pretrained(model, revision=revision),
+    )
+
+
+def print_translations(translator: TranslationPipeline, texts: Iterable[str], **generate_kwargs) -> None:
+    """Prints each text's translation on a line; with one beam token by token, while the model writes it.
+
+    Args:
+        generate_kwargs: as for the pipeline; `num_beams` is the model's own unless given.
+    """
+    num_beams = generate_kwargs.setdefault("num_beams", translator.model.generation_config.num_beams or 1)
+    for text in texts:
+        if num_beams > 1 or not text.strip():
+            print(translator(text, **generate_kwargs)[0]["translation_text"], flush=True)
+        else:
+            streamer = TextStreamer(translator.target_tokenizer, skip_prompt=True, skip_special_tokens=True)
+            translator(text, streamer=streamer, **generate_kwargs)

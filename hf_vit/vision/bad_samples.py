@@ -1,0 +1,33 @@
+"""Images that cannot be decoded, found before training so that every epoch, resumed or not, is the same."""
+
+from __future__ import annotations
+
+from datasets import Dataset
+from torch.utils.data import DataLoader
+
+from hf_vit.vision.decoding import decode
+
+_BATCH_SIZE = 256
+
+
+class _Decodable:
+    """Whether each image of a split decodes."""
+
+    def __init__(self, split: Dataset):
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> bool:
+        try:
+            decode(self.split[index]["image"], index)
+        except ValueError:
+            return False
+        return True
+
+
+def find_bad_samples(split: Dataset, num_workers: int) -> list[int]:
+    """Indices of the images that cannot be decoded; decodes all of them once."""
+    loader = DataLoader(_Decodable(split), batch_size=_BATCH_SIZE, num_workers=num_workers, collate_fn=list)
+    return [index for index, good in enumerate(good for batch in loader for good in batch) if not good]

@@ -1,0 +1,137 @@
+"""A study trains what is missing, and its numbers are the runs' own."""
+
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_vit import study
+from hf_vit.train import parse
+
+
+def finished(folder, accuracy, words=()):
+    folder.mkdir(parents=True)
+    run = {
+        "task": "image_classification",
+        "status": "finished",
+        "arguments": parse(words).to_dict(),
+        "model": {"num_parameters": 7},
+        "result": {"split": "test", "num_examples": 10, "metrics": {"accuracy": accuracy, "loss": 1 - accuracy}},
+        "duration_s": {"training": 1.0},
+        "versions": {},
+        "hardware": {},
+    }
+    (folder / "run.json").write_text(json.dumps(run))
+
+
+@pytest.fixture
+def study_file(tmp_path):
+    path = tmp_path / "poolings.yaml"
+    fields = {
+        "title": "Poolings",
+        "recipe": "digits",
+        "seeds": [0, 1],
+        "metrics": ["accuracy", "loss"],
+        "arguments": {"num_train_epochs": 3, "config_overrides": {"use_class_token": True}},
+        "variants": {"cls": {"config_overrides": {"pooling": "cls"}}, "mean": {"num_train_epochs": 5}},
+    }
+    path.write_text(yaml.safe_dump(fields))
+    return path
+
+
+def test_finished_runs_are_not_trained_again_and_give_the_results(study_file, tmp_path, capsys):
+    accuracies = {("cls", 0): 0.5, ("cls", 1): 0.7, ("mean", 0): 0.8, ("mean", 1): 0.9}
+    for (variant, seed), accuracy in accuracies.items():
+        folder = tmp_path / "runs" / variant / f"seed_{seed}"
+        words = study.run_words(study.load_study(str(study_file)), variant, seed, folder)
+        finished(folder, accuracy, [*words, "--resume_from_checkpoint=latest"])
+    folders = [str(study_file), "--output_dir", str(tmp_path / "runs"), "--results_dir", str(tmp_path / "results")]
+    study.main(folders)
+    results = json.loads((tmp_path / "results" / "poolings.json").read_text())
+    summary = {entry["variant"]: entry["accuracy"] for entry in results["summary"]}
+    assert summary["cls"] == {"mean": pytest.approx(0.6), "std": pytest.approx(statistics.stdev([0.5, 0.7]))}
+    assert {(row["variant"], row["seed"]): row["accuracy"] for row in results["runs"]} == accuracies
+    assert (
+        "| `mean` | 85.00 ± 7.07 % | 0.1500 ± 0.0707 | 7 | 2 |" in (tmp_path / "results" / "poolings.md").read_text()
+    )
+    assert (tmp_path / "results" / "poolings.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit):
+        study.main([*folders, "--num_train_epochs=1"])
+    assert "a run with other arguments, --num_train_epochs 3, not 1: choose another" in capsys.readouterr().err
+
+
+def test_a_run_is_the_recipe_with_the_studys_and_the_variants_arguments(study_file, tmp_path):
+    loaded = study.load_study(str(study_file))
+    words = study.run_words(loaded, "cls", 1, tmp_path / "new")
+    flags = dict(zip(words[::2], words[1::2]))
+    assert flags["--recipe"] == "digits" and flags["--seed"] == "1" and flags["--num_train_epochs"] == "3"
+    assert json.loads(flags["--config_overrides"]) == {"use_class_token": True, "pooling": "cls"}
+    words = study.run_words(loaded, "mean", 0, tmp_path / "new")
+    assert words[words.index("--num_train_epochs") + 1] == "5"
+
+    (tmp_path / "stopped" / "checkpoints" / "step_0000005").mkdir(parents=True)
+    assert study.run_words(loaded, "cls", 0, tmp_path / "stopped")[-2:] == ["--resume_from_checkpoint", "latest"]
+
+
+def test_further_arguments_of_the_command_line_hold_for_every_run(study_file, tmp_path, monkeypatch, capsys):
+    commands = []
+
+    def run(command, **kwargs):
+        commands.append(command)
+        finished(Path(command[command.index("--output_dir") + 1]), 0.5)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(study.subprocess, "run", run)
+    folders = ["--output_dir", str(tmp_path / "runs"), "--results_dir", str(tmp_path / "results")]
+    study.main([str(study_file), *folders, "--dataset_name", "some folder", "--horizontal_flip"])
+    assert len(commands) == 4
+    for command in commands:
+        assert command[command.index("--dataset_name") + 1] == "some folder"
+        assert "--horizontal_flip" in command and command[command.index("--num_train_epochs") + 1] in ("3", "5")
+    assert json.loads((tmp_path / "results" / "poolings.json").read_text())["study"]["arguments"]["dataset_name"]
+    with pytest.raises(SystemExit):
+        study.main([str(study_file), *folders, "stray"])
+    assert "'stray' belongs to no argument" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_the_commands_that_are_missing(study_file, tmp_path, capsys):
+    finished(tmp_path / "runs" / "cls" / "seed_0", 0.5)
+    study.main([str(study_file), "--output_dir", str(tmp_path / "runs"), "--dry_run"])
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert [command[:2] for command in commands] == [["hf-vit", "train"]] * 3
+    arguments = [parse(command[2:]) for command in commands]
+    assert [(each.run.seed, each.optimization.num_train_epochs) for each in arguments] == [(0, 5), (1, 3), (1, 5)]
+    assert not (tmp_path / "runs" / "poolings.json").exists()
+
+
+def test_the_script_of_a_clone_finds_its_studies_from_any_folder(tmp_path):
+    """And a wrong name is told with the nearest of them."""
+    script = Path(__file__).parents[1] / "training" / "study.py"
+    options = {"cwd": tmp_path, "capture_output": True, "text": True}
+    found = subprocess.run([sys.executable, script, "pooling_digits", "--dry_run"], **options)
+    assert found.returncode == 0, found.stderr
+    assert len(found.stdout.splitlines()) == 18
+    refused = subprocess.run([sys.executable, script, "poling_digits"], **options)
+    assert refused.returncode == 2
+    assert refused.stderr.endswith("study 'poling_digits' not found; did you mean 'pooling_digits'?\n")
+
+
+def test_what_is_wrong_with_a_study_is_said(study_file, tmp_path):
+    with pytest.raises(ValueError, match="study 'poling' not found; give the path"):
+        study.load_study("poling")
+    fields = yaml.safe_load(study_file.read_text())
+    study_file.write_text(yaml.safe_dump({**fields, "sedes": [1]}))
+    with pytest.raises(ValueError, match=r"unknown field 'sedes' in study poolings.yaml; did you mean 'seeds'"):
+        study.load_study(str(study_file))
+    study_file.write_text("- 1")
+    with pytest.raises(ValueError, match="must hold `name: value` lines, found list"):
+        study.load_study(str(study_file))
+    study_file.write_text(yaml.safe_dump({**fields, "recipe": "no_such_recipe"}))
+    loaded = study.load_study(str(study_file))
+    with pytest.raises(RuntimeError, match=r"(?s)cls, seed 0 failed.*no_such_recipe"):
+        study.train_one(loaded, "cls", 0, tmp_path / "run")
