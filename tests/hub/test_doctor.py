@@ -154,8 +154,8 @@ def test_doctor_says_that_a_captioner_holds_no_code(tmp_path):
 @pytest.mark.parametrize(
     "name, content",
     [
-        ("program.py", b"import os\nsystem = os.system\n"),
-        ("class.py", b"class Os:\n    pass\n"),
+        ("program.txt", b"import os\nsystem = os.system\n"),
+        ("class.txt", b"class Os:\n    pass\n"),
         ("vocab.txt", b"cat\ndog\nemu\n"),
         ("colon.txt", b"I12\n."),
         ("merges.txt", b"#version: 0.2\ni n\nt h\n"),
