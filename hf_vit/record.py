@@ -104,12 +104,14 @@ def metric(label: str, kind: str = "number") -> Any:
 
 
 class Epoch(Part):
-    """One epoch; `step` is the optimizer step that ended it, `metrics` are of the split that the run follows."""
+    """One epoch; `step` is the optimizer step that ended it, `metrics` are of the split that the run follows, and
+    `train_terms` the means of the terms of the loss by name, of a task that has several."""
 
     epoch: int | None = None
     step: int | None = None
     learning_rate: float | None = None
     train_loss: float | None = None
+    train_terms: dict[str, float] = {}
     metrics: Metrics = Metrics()
     duration_s: float | None = None
     samples_per_second: float | None = None
