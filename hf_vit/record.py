@@ -150,11 +150,12 @@ class Cost(Part):
 class Measurement(Part):
     """What was found when the model was run for its card; a task adds what it measures itself.
 
-    `files_sha256` is the digest of the files that decide what the model answers, `outputs` what each snippet of the
-    card printed, by its code.
+    `files_sha256` is the digest of the files that decide what the model answers, `tested_transformers` the first and
+    last version that the folder's code was tested with, `outputs` what each snippet of the card printed, by its code.
     """
 
     files_sha256: str | None = None
+    tested_transformers: list[str] = []
     outputs: dict[str, str] = {}
 
 

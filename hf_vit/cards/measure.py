@@ -54,4 +54,4 @@ def measure(folder: Path, facts: CardFacts) -> dict[str, Any] | None:
     except ProcessError as error:
         warnings.warn(f"the card shows no output of its snippets: {error}", stacklevel=3)
         return None
-    return {"files_sha256": fingerprint(folder), "tested_transformers": range_of_code(folder), **measured}
+    return {"files_sha256": fingerprint(folder), "tested_transformers": list(range_of_code(folder) or ()), **measured}
