@@ -104,12 +104,14 @@ def metric(label: str, kind: str = "number") -> Any:
 
 
 class Epoch(Part):
-    """One epoch; `step` is the optimizer step that ended it, `metrics` are of the split that the run follows."""
+    """One epoch; `step` is the optimizer step that ended it, `metrics` are of the split that the run follows, and
+    `train_terms` the means of the terms of the loss by name, of a task that has several."""
 
     epoch: int | None = None
     step: int | None = None
     learning_rate: float | None = None
     train_loss: float | None = None
+    train_terms: dict[str, float] = {}
     metrics: Metrics = Metrics()
     duration_s: float | None = None
     samples_per_second: float | None = None
@@ -148,13 +150,12 @@ class Cost(Part):
 class Measurement(Part):
     """What was found when the model was run for its card; a task adds what it measures itself.
 
-    `files_sha256` is the digest of the files that decide what the model answers, `tested_transformers` the oldest and
-    the newest version that the folder's code says it was tested with, `outputs` what each snippet of the
-    card printed, by its code.
+    `files_sha256` is the digest of the files that decide what the model answers, `tested_transformers` the first and
+    last version that the folder's code was tested with, `outputs` what each snippet of the card printed, by its code.
     """
 
     files_sha256: str | None = None
-    tested_transformers: list[str] | None = None
+    tested_transformers: list[str] = []
     outputs: dict[str, str] = {}
 
 

@@ -57,7 +57,7 @@ def test_the_cards_of_older_runs_are_those_that_their_records_make(tmp_path):
 def test_an_older_folder_can_be_staged(folder):
     with staged(folder) as stage:
         record = read_record(stage)
-    assert record.arguments["output_dir"] == Path(read_record(folder).arguments["output_dir"]).name
+    assert record.arguments["output_dir"] == read_record(folder).arguments["output_dir"]
     assert record.result == read_record(folder).result
 
 
@@ -93,18 +93,18 @@ result = [done.exit_code, done.output, repr(done.exception)]"""
 )
 def test_what_the_schema_does_not_know_is_an_error(tmp_path, section, value, message):
     content = {"task": "image_classification", section: value}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"(?i){message}"):
         record_from(content)
     write_run(tmp_path, content)
     for use in (read_record, check_card, write_card):
-        with pytest.raises(ValueError, match=f"run.json is not what a run writes: .*{message}"):
+        with pytest.raises(ValueError, match=f"(?i)run.json is not what a run writes: .*{message}"):
             use(tmp_path)
 
 
 def test_metrics_that_a_task_does_not_name_are_numbers():
     metrics = record_from({"task": "translation", "result": {"metrics": {"beam4_bleu": 1.5}}}).result.metrics
     assert metrics.number("beam4_bleu") == 1.5 and metrics.number("beam5_bleu") is None
-    with pytest.raises(ValueError, match=r"result\.metrics\.table: input should be a valid number"):
+    with pytest.raises(ValueError, match=r"result\.metrics\.table: Input should be a valid number"):
         record_from({"task": "translation", "result": {"metrics": {"table": []}}})
 
 

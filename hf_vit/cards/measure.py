@@ -54,5 +54,4 @@ def measure(folder: Path, facts: CardFacts) -> dict[str, Any] | None:
     except ProcessError as error:
         warnings.warn(f"the card shows no output of its snippets: {error}", stacklevel=3)
         return None
-    tested = range_of_code(folder)
-    return {"files_sha256": fingerprint(folder), "tested_transformers": list(tested) if tested else None, **measured}
+    return {"files_sha256": fingerprint(folder), "tested_transformers": list(range_of_code(folder) or ()), **measured}

@@ -178,7 +178,7 @@ def test_layer_wise_decay_counts_the_stem_as_the_lowest_layer(patch_embedding, p
         use_distillation_token=True,
     )
     stem = {"vit.embeddings.": 3, "relative_position_bias": 3}
-    head = {"vit.norm": 0, "pooler": 0, "classifier": 0}
+    head = {"vit.norm": 0, "pooler": 0, "classifier": 0, "distillation_head": 0}
     assert_rates(HfViTForImageClassification(config), {**stem, "vit.layers.0.": 2, "vit.layers.1.": 1, **head})
 
 

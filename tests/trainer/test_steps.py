@@ -33,12 +33,16 @@ WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "uniqu
 
 @cache
 def cpu_checks(path):
-    """The lines of a file that run only where a tensor is found to be on a CPU."""
-    found = set()
+    """The lines of a file that run only where a tensor is found to be on a CPU: under such a condition, or behind
+    another one that returns."""
+    found = []
     for node in ast.walk(ast.parse(Path(path).read_text())):
-        if isinstance(node, ast.If) and 'device.type == "cpu"' in ast.unparse(node.test).replace("'", '"'):
-            found.update(line for each in node.body for line in range(each.lineno, each.end_lineno + 1))
-    return found
+        if isinstance(node, ast.If) and "device.type == 'cpu'" in ast.unparse(node.test):
+            found += node.body
+        for number, statement in enumerate(node.body if isinstance(node, ast.FunctionDef) else ()):
+            if isinstance(statement, ast.If) and "device.type != 'cpu'" in ast.unparse(statement.test):
+                found += node.body[number + 1 :] if isinstance(statement.body[-1], ast.Return) else []
+    return {line for statement in found for line in range(statement.lineno, statement.end_lineno + 1)}
 
 
 class NoWaiting:
