@@ -84,7 +84,7 @@ result = [done.exit_code, done.output, repr(done.exception)]"""
         ("data", [], "data: input should be"),
         ("result", {"metrics": {"per_classes": []}}, "result.metrics.per_classes: extra"),
         ("result", {"metrics": {"accuracy": "high"}}, "result.metrics.accuracy: input should be a valid number"),
-        ("result", {"samples": [{"file": "a.png", "label": "1", "prediction": "1"}]}, "result.samples.0.score: field"),
+        ("result", {"samples": [{"file": "a.png", "label": "1", "score": 1.0}]}, "result.samples.0.prediction: field"),
         ("epochs", [{"epochs": 1}], "epochs.0.epochs: extra"),
         ("card", {"flop": 1}, "card.flop: extra"),
         ("schema_version", SCHEMA_VERSION + 1, "a later hf_vit wrote it"),

@@ -58,7 +58,7 @@ def confusion_matrix(data: dict) -> Figure:
     return figure
 
 
-@from_data(lambda facts: [bin for bin in facts.calibration if bin.get("num_examples")])
+@from_data(lambda facts: [bin for bin in facts.calibration if bin.get("num_examples") and "confidence" in bin])
 def reliability_diagram(bins: list[dict]) -> Figure:
     """Accuracy against confidence in each bin with its 95 % interval, over the number of examples in it."""
     confidence, accuracy = (100 * np.array([bin[key] for bin in bins]) for key in ("confidence", "accuracy"))
@@ -111,7 +111,8 @@ def samples(rows: list[dict]) -> Figure:
             continue
         _show(axes, row["image"], 2 * DPI)
         right = row["label"] == row["prediction"]
-        answer = f"{shorten(row['prediction'], 18)}, {100 * row['score']:.1f} %"
+        score = f", {100 * row['score']:.1f} %" if "score" in row else ""
+        answer = shorten(row["prediction"], 18) + score
         text = f"true: {shorten(row['label'], 18)}\n{'✓' if right else '✗'} {answer}"
         size = min(11, 240 / max(map(len, text.splitlines())))  # as much as the picture below is wide
         axes.set_title(text, fontsize=size, fontweight="normal", color=BLUE if right else ORANGE)

@@ -39,9 +39,10 @@ class ClassScore(Part):
 
 
 class CalibrationBin(Part):
-    """The examples whose confidence falls into one bin: its mean, their accuracy and their number."""
+    """The examples whose confidence falls into one bin: its mean, unless the model gave no numbers, their accuracy and
+    how many they are."""
 
-    confidence: float
+    confidence: float | None = None
     accuracy: float
     num_examples: int
 
@@ -72,7 +73,7 @@ class Sample(Part):
     file: str
     label: str
     prediction: str
-    score: float
+    score: float | None = None  # of a model that gave no number
 
 
 class Result(record.Result):
