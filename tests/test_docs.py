@@ -1,0 +1,68 @@
+"""What README and docs point at is there, and the commands they give are understood."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hf_vit import tasks, train
+from hf_vit.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)(?:#[^)]*)?\)")
+COMMAND = re.compile(r"(?:accelerate launch(?: --config_file \S+)? )training/train\.py[^`\n|&]*")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_are_there(page):
+    missing = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 110
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_trainings_parse(page, monkeypatch):
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(ROOT / "docs/examples/adding_a_task")])
+    for command in COMMAND.findall(page.read_text()):
+        launch, _, flags = command.partition("training/train.py")
+        arguments = train.parse(shlex.split(flags))
+        assert arguments.run.recipe in tasks.recipes()
+        configuration = re.search(r"--config_file (\S+)", launch)
+        assert configuration is None or (ROOT / configuration[1]).is_file()
+
+
+def test_every_recipe_is_on_the_page_of_training():
+    text = (ROOT / "docs" / "training.md").read_text()
+    assert all(f"`{name}`" in text for name in tasks.recipes())
+
+
+def test_verbs_and_options_of_hf_vit_exist():
+    runner = CliRunner()
+    for page in PAGES:
+        for verb in set(re.findall(r"`hf-vit ([a-z]+)", page.read_text())):
+            assert runner.invoke(app, [verb, "--help"]).exit_code == 0, verb
+        for verb, option in re.findall(r"`hf-vit ([a-z]+) (--[a-z-]+) FOLDER`", page.read_text()):
+            assert option in re.sub(r"\x1b\[[0-9;]*m", "", runner.invoke(app, [verb, "--help"]).output)
+
+
+@pytest.mark.slow
+def test_the_snippet_of_the_readme_prints_what_it_says(tmp_path):
+    """After the commands that it names have trained their models."""
+    for recipe in ("digits", "dates"):
+        command = [sys.executable, "-m", "accelerate.commands.launch", "-m", "hf_vit.train", "--recipe", recipe]
+        subprocess.run(command, cwd=tmp_path, check=True)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    program = "import sys\nsys.modules['hf_vit'] = None\n" + code
+    printed = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True, text=True)
+    label, features, text = printed.stdout.splitlines()
+    expected = re.findall(r"\)  # (.*)", code)
+    assert label.partition(", 'score'")[0] == expected[0].partition(", 'score'")[0]
+    assert (features, text) == (expected[1], expected[2])
