@@ -78,7 +78,8 @@ def run_tests(python: Path, names: tuple[str, ...]) -> dict:
     files = [path for name in names for path in sorted((ROOT / "tests").rglob(f"test_{name}.py"))]
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory, "report.xml")
-        command = [python, "-m", "pytest", "--override-ini=addopts=", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        command = [python, "-m", "pytest", "--override-ini=addopts=", "-m", "not slow"]
+        command += ["-p", "no:cacheprovider", f"--junitxml={report}"]
         options = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         options["HF_MODULES_CACHE"] = str(Path(directory, "modules"))
         subprocess.run([*command, *files], cwd=ROOT, env={**os.environ, **options}, stdout=subprocess.DEVNULL)
