@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from random_weights import randomise
 
 from hf_vit import HfViTConfig, HfViTForImageClassification
 
@@ -63,24 +64,11 @@ def tiny_config():
 
 
 @pytest.fixture
-def randomise():
-    """`randomise(module)`: the module with every parameter random, so that none can be missing unnoticed."""
-
-    def change(module):
-        generator = torch.Generator().manual_seed(0)
-        for parameter in module.parameters():
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-        return module
-
-    return change
-
-
-@pytest.fixture
-def tiny_model(tiny_config, randomise):
+def tiny_model(tiny_config):
     """`tiny_model(model_class, **options)`: a random model in eval mode."""
 
     def make(model_class=HfViTForImageClassification, **options):
-        return randomise(model_class(tiny_config(**options)).eval())
+        return randomise(model_class(tiny_config(**options)))
 
     return make
 

@@ -35,15 +35,6 @@ T5 = {
 }
 
 
-def randomise(model, scale=0.2):
-    """Every parameter random, so that no part can be missing unnoticed."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * scale
-    return model.eval()
-
-
 def batch():
     """Sources of three lengths, padded on the right, and the beginnings of targets."""
     generator = torch.Generator().manual_seed(1)

@@ -85,7 +85,7 @@ class HfViTEmbeddings(nn.Module):
         return [token for token in tokens if token is not None]
 
     def forward(self, pixel_values: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
-        patches = self.patch_embedding(pixel_values)  # (B, N, D)
+        patches = self.patch_embedding(pixel_values, grid_size)  # (B, N, D)
         positions = self.position_embedding(grid_size) if self.position_embedding else None
         if positions is not None and not self.has_prefix_positions:
             patches = patches + positions
@@ -247,12 +247,13 @@ class HfViTModel(HfViTPreTrainedModel):
             hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden_states,
-            pooler_output=self.pooler(hidden_states, self.norm_of_pooled) if self.pooler else None,
+            pooler_output=self.pooler(hidden_states, self.pooled_norm) if self.pooler else None,
         )
 
-    def norm_of_pooled(self, pooled: torch.Tensor) -> torch.Tensor:
-        """The final norm if it has not been applied to the tokens, else nothing: (..., hidden_size)."""
-        return self.norm(pooled) if self.config.norm_after_pooling else pooled
+    @property
+    def pooled_norm(self) -> nn.Module | None:
+        """The final norm where it follows the pooling; None where it has been applied to all tokens."""
+        return self.norm if self.config.norm_after_pooling else None
 
     def layer_groups(self) -> list[list[nn.Module]]:
         """Modules from the input up, those of the stem first, then those of each layer; the rest belongs to the
@@ -320,7 +321,9 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
         logits, class_logits, distillation_logits = self.classifier(outputs.pooler_output), None, None
         if self.distillation_head is not None:
             token = outputs.last_hidden_state[:, self.config.distillation_token_index]
-            class_logits, distillation_logits = logits, self.distillation_head(self.vit.norm_of_pooled(token))
+            if self.vit.pooled_norm is not None:
+                token = self.vit.pooled_norm(token)
+            class_logits, distillation_logits = logits, self.distillation_head(token)
             logits = (class_logits + distillation_logits) / 2
         return HfViTImageClassifierOutput(
             loss=self._loss(logits, class_logits, distillation_logits, labels, teacher_logits),

@@ -16,6 +16,8 @@ class PatchEmbedding(nn.Module):
     of each patch, with the convolution's kernel flattened to (hidden_size, channels * patch height * patch width).
     With a `stem`, the map takes the patches of the stem's output.
 
+    `forward` is told the [`~PatchEmbedding.grid_size`] of the images, which checks them.
+
     Args:
         config: gives `num_channels`, `hidden_size`, `patch_shape` and `patch_embedding`.
     """
@@ -61,8 +63,8 @@ class PatchEmbedding(nn.Module):
             )
         return size[0] // self.patch_shape[0], size[1] // self.patch_shape[1]
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        rows, columns = self.grid_size(pixel_values)
+    def forward(self, pixel_values: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+        rows, columns = grid_size
         features = self.stem(pixel_values) if self.stem else pixel_values
         batch_size, channels = features.shape[:2]
         height, width = self.map_patch_shape

@@ -120,7 +120,7 @@ _POOLINGS = {
 
 
 class Pooler(nn.Module):
-    """The poolings that `config.pooling` names, each normed if the norm comes after pooling, concatenated.
+    """The poolings that `config.pooling` names, each normed by itself where a norm is given, concatenated.
 
     (batch, tokens, hidden_size) -> (batch, config.pooled_size)
     """
@@ -129,8 +129,10 @@ class Pooler(nn.Module):
         super().__init__()
         self.poolings = nn.ModuleDict({name: _POOLINGS[name](config) for name in config.poolings})
 
-    def forward(self, tokens: torch.Tensor, norm: nn.Module) -> torch.Tensor:
-        pooled = [norm(pooling(tokens)) for pooling in self.poolings.values()]
+    def forward(self, tokens: torch.Tensor, norm: nn.Module | None = None) -> torch.Tensor:
+        pooled = [pooling(tokens) for pooling in self.poolings.values()]
+        if norm is not None:
+            pooled = [norm(vector) for vector in pooled]
         return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=-1)
 
 

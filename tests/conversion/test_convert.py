@@ -8,9 +8,10 @@ import timm
 import torch
 import transformers
 from PIL import Image
+from random_weights import randomise
 from timm.models import save_for_hf
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
-from translators import MARIAN, T5, batch, make_tokenizer, randomise
+from translators import MARIAN, T5, batch, make_tokenizer
 from typer.testing import CliRunner
 
 import hf_vit

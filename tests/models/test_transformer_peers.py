@@ -3,8 +3,9 @@
 import pytest
 import torch
 import transformers
+from random_weights import randomise
 from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetRelativeAttention
-from translators import MARIAN, T5, batch, randomise
+from translators import MARIAN, T5, batch
 
 from hf_vit import HfTransformerConfig
 from hf_vit.conversion.text import from_marian, from_t5

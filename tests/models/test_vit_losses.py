@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from huggingface_trainer import train
+from random_weights import randomise
 from torch.distributions import Bernoulli, kl_divergence
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
@@ -36,7 +37,7 @@ def num_labels_of(labels):
     return 1 if labels.is_floating_point() and labels.shape[1:] != (5,) else 5
 
 
-def make_peer(randomise, problem_type, labels):
+def make_peer(problem_type, labels):
     config = transformers.ViTConfig(
         hidden_size=32,
         num_hidden_layers=2,
@@ -47,7 +48,7 @@ def make_peer(randomise, problem_type, labels):
         num_labels=num_labels_of(labels),
         problem_type=problem_type,
     )
-    return randomise(transformers.ViTForImageClassification(config)).eval()
+    return randomise(transformers.ViTForImageClassification(config))
 
 
 def pixels(count=6):
@@ -58,8 +59,8 @@ def pixels(count=6):
 
 
 @problems
-def test_loss_and_gradients_are_those_of_vit(randomise, problem_type, labels):
-    peer = make_peer(randomise, problem_type, labels)
+def test_loss_and_gradients_are_those_of_vit(problem_type, labels):
+    peer = make_peer(problem_type, labels)
     ours = from_transformers(peer)
     assert ours.config.problem_type == problem_type
     before = ours.config.to_dict()
@@ -83,20 +84,20 @@ def test_two_heads_have_the_loss_of_their_mean(tiny_model, problem_type, labels)
 
 
 @problems
-def test_trainer_takes_the_step_it_takes_with_vit(randomise, tmp_path, problem_type, labels):
-    peer = make_peer(randomise, problem_type, labels)
+def test_trainer_takes_the_step_it_takes_with_vit(tmp_path, problem_type, labels):
+    peer = make_peer(problem_type, labels)
     ours = from_transformers(peer)
     examples = [{"pixel_values": image.numpy(), "labels": label.tolist()} for image, label in zip(pixels(), labels)]
     for model in (peer, ours):
         train(model, examples, tmp_path, per_device_train_batch_size=6)
     after, expected = ours.state_dict(), from_transformers(peer).state_dict()
     torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-4)
-    assert not torch.equal(ours.classifier.weight, make_peer(randomise, problem_type, labels).classifier.weight)
+    assert not torch.equal(ours.classifier.weight, make_peer(problem_type, labels).classifier.weight)
 
 
 @problems
-def test_converted_folders_answer_pipelines_as_vit_does(randomise, tmp_path, problem_type, labels):
-    peer = make_peer(randomise, problem_type, labels)
+def test_converted_folders_answer_pipelines_as_vit_does(tmp_path, problem_type, labels):
+    peer = make_peer(problem_type, labels)
     peer.save_pretrained(tmp_path / "peer")
     processor = transformers.ViTImageProcessor(size={"height": 16, "width": 16})
     processor.save_pretrained(tmp_path / "peer")

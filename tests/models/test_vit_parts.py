@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from random_weights import randomise
 from scipy.special import log_softmax, rel_entr, softmax
 from torch import nn
 from torchvision.models.resnet import BasicBlock
@@ -42,7 +43,7 @@ def test_patch_embedding_is_a_convolution(tiny_config, patch_embedding, patch_si
     with torch.no_grad():
         features = embedding.stem(pixel_values) if embedding.stem else pixel_values
         expected = convolution(features.float()).to(dtype)
-        got = embedding(pixel_values)
+        got = embedding(pixel_values, (3, 5))
     assert expected.shape == (2, 32, 3, 5) and embedding.grid_size(pixel_values) == (3, 5)
     torch.testing.assert_close(got, expected.flatten(2).transpose(1, 2), atol=tolerance, rtol=tolerance)
 
@@ -51,9 +52,7 @@ def test_patch_embedding_is_a_convolution(tiny_config, patch_embedding, patch_si
     "patch_size,widths,stride", [(16, [8, 8, 16, 32], 2), (2, [32], 2), (3, [32], 1), ([4, 8], [16, 32], 2)], ids=str
 )
 @pytest.mark.parametrize("num_blocks", [0, 2])
-def test_the_stem_is_a_chain_of_convolutions_and_resnets_blocks(
-    tiny_config, randomise, patch_size, widths, stride, num_blocks
-):
+def test_the_stem_is_a_chain_of_convolutions_and_resnets_blocks(tiny_config, patch_size, widths, stride, num_blocks):
     """Strided, its channels doubling up to half the hidden size, but never fewer than 8."""
     options = {"patch_size": patch_size, "image_size": 48, "hidden_size": 64, "patch_embedding": "hybrid"}
     embedding = PatchEmbedding(tiny_config(**options, num_stem_blocks=num_blocks))
@@ -167,7 +166,7 @@ def test_weighted_pooling_is_a_softmax_of_scores(tiny_config):
     torch.testing.assert_close(module(TOKENS, nn.Identity()), expected)
 
 
-def test_attention_pooling_is_torchs_attention_and_an_mlp(tiny_config, randomise):
+def test_attention_pooling_is_torchs_attention_and_an_mlp(tiny_config):
     module = pooler(tiny_config, "attention")
     part = randomise(module.poolings["attention"])
     attention = nn.MultiheadAttention(4, 2, batch_first=True)

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 import transformers
+from random_weights import randomise
 from timm.models import vision_transformer
 from timm.models.deit import VisionTransformerDistilled
 
@@ -11,14 +12,6 @@ from hf_vit.conversion.vit import from_timm, from_transformers
 
 TIMM_SIZES = {"embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5, "img_size": 32, "patch_size": 8}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-
-
-def randomise(model):
-    """Every parameter random, so that no part can be missing unnoticed."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-    return model.eval()
 
 
 def images(height=32, width=32):

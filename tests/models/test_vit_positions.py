@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from random_weights import randomise
 from timm.layers.pos_embed_rel import RelPosBias, gen_relative_position_index
 from transformers import DINOv3ViTConfig
 from transformers.models.dinov3_vit import modeling_dinov3_vit as dinov3
@@ -64,7 +65,7 @@ def test_sincos_2d_follows_other_sizes(tiny_config, rows, columns):
 
 
 @pytest.mark.parametrize("position_embedding", ["learned", "learned_2d"])
-def test_learned_positions_are_rows_of_the_table(tiny_config, position_embedding, randomise):
+def test_learned_positions_are_rows_of_the_table(tiny_config, position_embedding):
     config = tiny_config(position_embedding=position_embedding, image_size=[8, 12], use_distillation_token=True)
     module = randomise(ABSOLUTE_POSITIONS[position_embedding](config))
     got = module(config.grid_size)[0]
@@ -79,19 +80,17 @@ def test_learned_positions_are_rows_of_the_table(tiny_config, position_embedding
 
 @pytest.mark.parametrize("position_embedding", ["learned", "learned_2d", "sincos_1d", "sincos_2d"])
 @pytest.mark.parametrize("on_prefix", [True, False])
-def test_embeddings_are_prefix_tokens_then_patches_with_their_positions(
-    tiny_config, position_embedding, on_prefix, randomise
-):
+def test_embeddings_are_prefix_tokens_then_patches_with_their_positions(tiny_config, position_embedding, on_prefix):
     config = tiny_config(
         position_embedding=position_embedding,
         position_embedding_on_prefix=on_prefix,
         use_distillation_token=True,
         num_register_tokens=3,
     )
-    embeddings = randomise(HfViTModel(config).embeddings).eval()
+    embeddings = randomise(HfViTModel(config).embeddings)
     pixel_values = torch.randn(2, 3, 16, 16)
     tokens = torch.cat((embeddings.class_token, embeddings.distillation_token, embeddings.register_tokens), dim=1)
-    expected = torch.cat((tokens.expand(2, -1, -1), embeddings.patch_embedding(pixel_values)), dim=1)
+    expected = torch.cat((tokens.expand(2, -1, -1), embeddings.patch_embedding(pixel_values, (4, 4))), dim=1)
     assert config.num_prefix_tokens == 5 and expected.shape[1] == 5 + 16
     table = embeddings.position_embedding((4, 4))[0]
     assert len(table) == (21 if on_prefix else 16)
@@ -132,7 +131,7 @@ def test_rotary_scores_depend_on_offsets_alone(tiny_config):
 
 
 @pytest.mark.parametrize("grid_size", [(3, 3), (2, 5), (1, 4), (1, 1)], ids=str)
-def test_relative_position_bias_is_that_of_beit_and_swin(tiny_config, grid_size, randomise):
+def test_relative_position_bias_is_that_of_beit_and_swin(tiny_config, grid_size):
     rows, columns = grid_size
     assert torch.equal(relative_position_index(grid_size), gen_relative_position_index(grid_size))
     config = tiny_config(position_embedding="relative_bias", image_size=[4 * rows, 4 * columns])
@@ -142,7 +141,7 @@ def test_relative_position_bias_is_that_of_beit_and_swin(tiny_config, grid_size,
     torch.testing.assert_close(module(grid_size), peer.get_bias())
 
 
-def test_relative_position_bias_of_several_prefix_tokens(tiny_config, randomise):
+def test_relative_position_bias_of_several_prefix_tokens(tiny_config):
     options = {"position_embedding": "relative_bias", "num_register_tokens": 2}
     module = randomise(RelativePositionBias(tiny_config(**options)))
     bias = module((4, 4))[0]
