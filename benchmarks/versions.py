@@ -100,6 +100,11 @@ def table(rows: list[dict]) -> str:
     for row in rows:
         cells = [f"{each['tests'] - len(each['failed'])} / {each['tests']}" for each in row["results"].values()]
         lines.append(f"| {row['transformers']} | {row['torch']} | {' | '.join(cells)} |")
+    for row in rows:
+        names = {name.partition("[")[0] for each in row["results"].values() for name in each["failed"]}
+        if names:
+            versions = f"transformers {row['transformers']} and torch {row['torch']}"
+            lines += ["", f"Failed with {versions}: {', '.join(f'`{name}`' for name in sorted(names))}."]
     return "\n".join(lines) + "\n"
 
 
@@ -132,7 +137,10 @@ def main() -> int:
             row["results"] = {name: run_tests(python, files) for name, files in COLUMNS.items()}
         rows[key(row)] = row
         write(arguments.output, rows)
-        print(table([row]).splitlines()[-1], flush=True)
+        print(
+            next(line for line in table([row]).splitlines() if line.startswith(f"| {row['transformers']} ")),
+            flush=True,
+        )
     return int(any(each["failed"] for row in rows.values() for each in row["results"].values()))
 
 
