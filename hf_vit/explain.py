@@ -1,7 +1,9 @@
-"""What a Vision Transformer looks at, and what its positions say about each other.
+"""Show what a Vision Transformer looks at, and what its positions say about each other.
 
 Plain functions from a model or its outputs to tensors. The models are those of this package, also when they were
 loaded by `trust_remote_code`; put them in eval mode first, or dropout is part of what is seen.
+
+Shapes: B batch, L layers, H heads, T tokens, N patches, D hidden size, K head size.
 """
 
 import math
@@ -25,7 +27,7 @@ def attention_maps(
     Args:
         model: an `HfViTModel` or a model with one inside.
         pixel_values: normalised images, shape (batch, channels, height, width), of any size that the model takes.
-        query: another token, by its place in the sequence (`config.distillation_token_index`, for instance), or the
+        query: another token, by its index in the sequence (`config.distillation_token_index`, for instance), or the
             weight of each token, shape (tokens,) or (batch, tokens).
 
     Returns:
@@ -69,7 +71,7 @@ def attention_to_grid(attention: torch.Tensor, query: int | torch.Tensor, grid_s
 
     Args:
         attention: shape (batch, ..., tokens, tokens), for instance one layer's or a rollout.
-        query: a token's place in the sequence, or the weights with which the tokens' rows are summed, shape (tokens,)
+        query: a token's index in the sequence, or the weights with which the tokens' rows are summed, shape (tokens,)
             or (batch, tokens).
         grid_size: (rows, columns) of patches, the last tokens of the sequence.
 
@@ -84,7 +86,7 @@ def attention_to_grid(attention: torch.Tensor, query: int | torch.Tensor, grid_s
         raise ValueError(f"grid_size must have from 1 to {num_tokens} patches, got {tuple(grid_size)}")
     if isinstance(query, int):
         if not -num_tokens <= query < num_tokens:
-            raise ValueError(f"query must be a place among {num_tokens} tokens, got {query}")
+            raise ValueError(f"query must be the index of one of {num_tokens} tokens, got {query}")
         row = attention[..., query, :]  # (B, ..., T)
     else:
         if query.shape not in ((num_tokens,), (attention.shape[0], num_tokens)):
@@ -154,12 +156,12 @@ def _learnt_weights(module, patches: torch.Tensor) -> tuple[float, torch.Tensor]
 def _attention_weights(module, patches: torch.Tensor) -> tuple[float, torch.Tensor]:
     heads = (module.num_attention_heads, -1)
     query = module.q_proj(module.query).unflatten(-1, heads)  # (1, 1, H, d)
-    key = module.kv_proj(patches).chunk(2, dim=-1)[0].unflatten(-1, heads)  # (B, N, H, d)
+    key = module.kv_proj(patches).chunk(2, dim=-1)[0].unflatten(-1, heads)  # (B, N, H, K)
     scores = (query * key).sum(-1) / math.sqrt(key.shape[-1])  # (B, N, H)
     return 0.0, scores.float().softmax(1).mean(2)
 
 
-# By the name of a pooling: (module, patches (B, N, hidden_size)) -> share of the class token, and the weights (B, N)
+# By the name of a pooling: (module, patches (B, N, D)) -> share of the class token, and the weights (B, N)
 # of the patches in what is left of it.
 _WEIGHTS = {
     "cls": _class_token_weights,
@@ -215,7 +217,7 @@ def relative_position_bias(model, grid_size: tuple[int, int] | None = None) -> t
 
 @torch.no_grad()
 def rotary_kernel(model, grid_size: tuple[int, int] | None = None) -> torch.Tensor:
-    """What rotary positions alone do to the score of a query with a key equal to it: the mean, over the pairs of
+    """Effect of rotary positions alone on the score of a query with a key equal to it: the mean, over the pairs of
     channels that turn together, of the cosine of the angle between the two.
 
     Args:

@@ -1,4 +1,4 @@
-"""What is not installed with the package alone, and where to get it."""
+"""Packages that are not installed with this one alone, and where to get it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -35,7 +35,7 @@ class Part(BaseModel):
         return {name: value for name, value in values.items() if not _is_unmeasured(value)}
 
     def to_dict(self) -> dict[str, Any]:
-        """What was set, under the names of the file."""
+        """Values that were set, under the names of the file."""
         return self.model_dump(by_alias=True, exclude_unset=True)
 
     def with_paths(self, change: Callable[[Any], Any]) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class Cost(Part):
 
 
 class Measurement(Part):
-    """What was found when the model was run for its card; a task adds what it measures itself.
+    """Measurements made when the model was run for its card; a task adds what it measures itself.
 
     `files_sha256` is the digest of the files that decide what the model answers, `tested_transformers` the first and
     last version that the folder's code was tested with, `outputs` what each snippet of the card printed, by its code.

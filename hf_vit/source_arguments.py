@@ -1,4 +1,4 @@
-"""What the data of every task is told; apart from what loads data, which takes long to import."""
+"""Arguments about the data of every task; apart from what loads data, which takes long to import."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hf_vit.config import argument, check_range
 
 @dataclass
 class SourceArguments:
-    """What the data of every task is told."""
+    """Arguments about the data of every task."""
 
     _argument_group_name: ClassVar[str] = "Data"
 

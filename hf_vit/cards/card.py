@@ -52,7 +52,7 @@ def write_card(folder: str | os.PathLike) -> Path:
 
 
 def check_card(folder: str | os.PathLike) -> list[str]:
-    """What in `folder`'s README.md or figures does not come from the records; empty when everything does.
+    """Parts of `folder`'s README.md or figures that do not come from the records; empty when everything does.
 
     The card is rendered again and compared byte for byte. Each line that differs is one entry that names the numbers
     found in the card and not in the records. Runs nothing from the folder.

@@ -83,7 +83,7 @@ def _measured_only(value):
 
 
 def read_author(folder: Path) -> dict[str, str]:
-    """What a person wrote for the card, by its field: see `Records`.
+    """Words that a person wrote for the card, by its field: see `Records`.
 
     Raises:
         ValueError: `run.json` or `card.yaml` is not what it should be.

@@ -103,7 +103,7 @@ def _load_timm(source: str, revision: str | None) -> tuple[nn.Module, BaseImageP
 
 
 def _input_of(peer: nn.Module) -> dict:
-    """What a timm model says of its input that its pretrained configuration may not know."""
+    """Facts about a timm model's input that its pretrained configuration may not know."""
     num_channels = peer.patch_embed.proj.in_channels
     if peer.dynamic_img_size:
         return {"in_chans": num_channels}

@@ -98,7 +98,7 @@ def from_timm(model: nn.Module) -> HfViTForImageClassification:
         use_distillation_token=hasattr(model, "dist_token"),
         num_register_tokens=model.num_reg_tokens,
         pooling=_TIMM_POOLINGS[model.global_pool],
-        pooling_norm=next((place for place, present in norms.items() if present), None),
+        pooling_norm=next((position for position, present in norms.items() if present), None),
         num_labels=model.num_classes,
     )
     return _with_weights(config, renamed(model.state_dict(), _TIMM_NAMES))
@@ -187,7 +187,7 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]):
 
 def _with_weights(config: HfViTConfig, weights: dict[str, torch.Tensor]) -> HfViTForImageClassification:
     projection = "vit.embeddings.patch_embedding.projection.weight"
-    weights[projection] = weights[projection].flatten(1)  # (D, C, h, w) -> (D, C * h * w)
+    weights[projection] = weights[projection].flatten(1)  # (D, channels * height * width)
     positions = weights.pop("vit.embeddings.position_embedding", None)  # (1, [prefix +] patches, D)
     if positions is not None:
         rows, columns = config.grid_size

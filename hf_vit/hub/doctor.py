@@ -1,4 +1,4 @@
-"""What keeps a model's folder from being published, found without running anything in it."""
+"""Faults that keep a model's folder from being published, found without running anything in it."""
 
 import ast
 import functools

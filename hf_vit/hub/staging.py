@@ -1,4 +1,4 @@
-"""What of a folder goes to the Hub: links to its files, and records and card made fit to be read by others."""
+"""Files of a folder that go to the Hub: links to its files, and records and card made fit to be read by others."""
 
 import json
 import os

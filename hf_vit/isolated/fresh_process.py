@@ -20,11 +20,11 @@ _SERVING_PROGRAM, _LOADING_PROGRAM = (
 
 
 class ProcessError(RuntimeError):
-    """What the code of another process raised, as `Type: message`, or how that process ended."""
+    """Error that the code of another process raised, as `Type: message`, or how that process ended."""
 
 
 class Loaded(NamedTuple):
-    """What loading a model led to.
+    """Result of loading a model.
 
     `classes` are the Auto classes that loaded it; `difference` is the largest absolute difference of their outputs, on
     a fixed input, to those of the first model that the process has loaded.
@@ -101,7 +101,7 @@ class FreshProcess:
         return answer["result"]
 
     def output_of(self, program: str) -> str:
-        """What a program prints that knows nothing of the code executed before.
+        """Return what a program prints that knows nothing of the code executed before.
 
         Raises:
             ProcessError: it raised something, or the process ended.

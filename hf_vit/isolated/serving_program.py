@@ -17,7 +17,7 @@ for name in sys.argv[1:]:
 
 
 def output_of(code: str) -> str:
-    """What a program prints."""
+    """Run a program and return what it prints."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(code, {"__name__": "__main__"})
     return printed.getvalue()

@@ -1,4 +1,7 @@
-"""Multi-head attention, and the one place where its implementation is chosen."""
+"""Multi-head attention, and the one place where its implementation is chosen.
+
+Shapes: B batch, H heads, Q queries, S keys, T tokens, K head size.
+"""
 
 import torch
 from torch import nn
@@ -35,7 +38,7 @@ def eager_attention_forward(
     Returns:
         The output, shape (batch, queries, heads, head size), and the weights, shape (batch, heads, queries, keys).
     """
-    scores = torch.matmul(query * scaling, key.transpose(2, 3))  # (B, H, Q, K)
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))  # (B, H, Q, S)
     if position_bias is not None:
         scores = scores + position_bias
     if attention_mask is not None and attention_mask.dtype == torch.bool:
@@ -44,7 +47,7 @@ def eager_attention_forward(
         scores = scores + attention_mask
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2), weights  # (B, Q, H, D), (B, H, Q, K)
+    return torch.matmul(weights, value).transpose(1, 2), weights  # (B, Q, H, K), (B, H, Q, S)
 
 
 def attend(
@@ -121,13 +124,13 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 
 class MultiHeadAttention(nn.Module):
-    """What self-attention and cross-attention share: heads, their norms, the output projection.
+    """Base of self-attention and cross-attention: heads, their norms, the output projection.
 
     Args:
         config: gives `hidden_size`, `attention_probs_dropout_prob`, `qk_norm`, `layer_norm_eps` and the attention
             implementation.
         num_attention_heads: a divisor of `hidden_size`.
-        layer_idx: place of the layer in the cache.
+        layer_idx: index of the layer in the cache.
     """
 
     is_causal = False
@@ -170,7 +173,7 @@ class SelfAttention(MultiHeadAttention):
     Args:
         config: gives `qkv_bias` and what [`MultiHeadAttention`] reads.
         num_attention_heads: `config.num_attention_heads` unless given.
-        layer_idx: place of the layer in the cache.
+        layer_idx: index of the layer in the cache.
         is_causal: without a mask, let a token attend to itself and the tokens before it alone.
         output_bias: whether the output projection has a bias.
     """
@@ -205,7 +208,7 @@ class SelfAttention(MultiHeadAttention):
             position_bias: (1, heads, tokens, keys), added to the scores.
             past_key_values: keys and values of the tokens before these; those of these tokens are added to it.
         """
-        query, key, value = self._heads(linear(self.qkv_proj, hidden_states), 3)  # (B, H, N, D) each
+        query, key, value = self._heads(linear(self.qkv_proj, hidden_states), 3)  # (B, H, T, K) each
         query, key = self.q_norm(query), self.k_norm(key)
         if rotary_embedding is not None:
             query, key = rotate(query, *rotary_embedding), rotate(key, *rotary_embedding)
@@ -247,7 +250,7 @@ class CrossAttention(MultiHeadAttention):
             attention_mask: additive (float) or boolean (True: attend), broadcast to (batch, heads, tokens, keys).
             past_key_values: an `EncoderDecoderCache`; any other cache has no room for these keys and values.
         """
-        (query,) = self._heads(linear(self.q_proj, hidden_states), 1)  # (B, H, N, D)
+        (query,) = self._heads(linear(self.q_proj, hidden_states), 1)  # (B, H, T, K)
         key, value = self._keys_and_values(encoder_hidden_states, past_key_values)
         return self._attend(
             self.q_norm(query), key, value, attention_mask=attention_mask, output_attentions=output_attentions
@@ -258,7 +261,7 @@ class CrossAttention(MultiHeadAttention):
         if has_cache and past_key_values.is_updated.get(self.layer_idx):
             layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
             return layer.keys, layer.values
-        key, value = self._heads(linear(self.kv_proj, encoder_hidden_states), 2)  # (B, H, K, D) each
+        key, value = self._heads(linear(self.kv_proj, encoder_hidden_states), 2)  # (B, H, S, K) each
         key = self.k_norm(key)
         if has_cache:
             key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)

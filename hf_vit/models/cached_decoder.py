@@ -1,4 +1,7 @@
-"""The decoder a token at a time, on a CPU, as fast as its weights can be read."""
+"""The decoder a token at a time, on a CPU, as fast as its weights can be read.
+
+Shapes: B batch, H heads, S keys, K head size.
+"""
 
 from functools import lru_cache
 from types import FunctionType
@@ -74,7 +77,7 @@ class CachedDecoder:
         states, positions = self.decoder.add_positions(states, slot[None], None, slot, self.num_slots + 1)
         mask, rotary = self._mask(positions.get("position_bias")), positions.get("rotary_embedding")
         if rotary is not None:
-            rotary = [part[0] for part in rotary]  # (1, 1, D): every text is at the same slot
+            rotary = [part[0] for part in rotary]  # (1, 1, K): every text is at the same slot
         states = states[:, 0]
         for layer in self.layers:
             states = layer(states, self.num_slots, mask, rotary)
@@ -82,7 +85,7 @@ class CachedDecoder:
         return self.decoder.norm(states)
 
     def _mask(self, position_bias: torch.Tensor | None) -> torch.Tensor | None:
-        """What is added to the scores of the keys (slot by slot, in each the beams), (B * H, beams, keys)."""
+        """Mask and bias to add to the scores of the keys (slot by slot, in each the beams), (B * H, beams, S)."""
         mask = position_bias
         if position_bias is not None:
             mask = position_bias.repeat_interleave(self.num_beams, dim=3)
@@ -111,7 +114,7 @@ class _CachedLayer:
         self.num_beams, self.num_heads, self.head_dim = num_beams, own.num_attention_heads, own.head_dim
         self.batch_size = len(encoder_hidden_states)
         keys_and_values = cross._keys_and_values(encoder_hidden_states, None)
-        self.source = [states.flatten(0, 1).contiguous() for states in keys_and_values]  # (B * H, S, D) each
+        self.source = [states.flatten(0, 1).contiguous() for states in keys_and_values]  # (B * H, S, K) each
         self.source_mask = None
         if encoder_mask is not None:
             self.source_mask = _by_head(encoder_mask, self.batch_size, self.num_heads)  # (B * H, 1, S)
@@ -164,7 +167,7 @@ class _CachedLayer:
         return heads.permute(2, 0, 3, 1, 4).flatten(1, 2)
 
     def _attend(self, query, key, value, mask):
-        """(B * H, beams, D), twice (B * H, keys, D), (B * H, beams, keys) -> (B * beams, H * D)"""
+        """(B * H, beams, K), twice (B * H, S, K), (B * H, beams, S) -> (B * beams, H * K)"""
         if query.dtype == torch.float32:  # for so few queries matmuls are faster than the fused kernel
             added, share = (self.nothing, 0) if mask is None else (mask, 1)
             scores = torch.baddbmm(added, query, key.transpose(1, 2), beta=share, alpha=self.head_dim**-0.5)
@@ -179,12 +182,12 @@ class _CachedLayer:
 
 
 def _direct_linear(layer: nn.Module):
-    """What computes a linear layer soonest, (rows, in_features) -> (rows, out_features)."""
+    """Return the fastest function for a linear layer, (rows, in_features) -> (rows, out_features)."""
     return layer.as_function() if type(layer) is Int8Linear else direct(layer)
 
 
 def _direct(norm: nn.Module):
-    """What computes the norm soonest: calling a module takes longer than norming a few rows."""
+    """Return the fastest function for the norm: calling a module takes longer than norming a few rows."""
     if type(norm) is not nn.LayerNorm:
         return norm
     shape, weight, bias, eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
@@ -192,7 +195,7 @@ def _direct(norm: nn.Module):
 
 
 def _by_head(mask: torch.Tensor, batch_size: int, num_heads: int) -> torch.Tensor:
-    """(B or 1, H or 1, queries, keys) -> (B * H, queries, keys)"""
+    """(B or 1, H or 1, beams or 1, S) -> (B * H, beams or 1, S)"""
     return mask.expand(batch_size, num_heads, -1, -1).flatten(0, 1)
 
 

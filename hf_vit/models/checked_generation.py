@@ -24,7 +24,7 @@ class CheckedGenerationMixin(GenerationMixin):
         return super().generate(*args, **with_cache_name(kwargs))
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, inputs_embeds=None, **kwargs) -> dict:
-        """See `GenerationMixin.prepare_inputs_for_generation`. A translator is told the places of its tokens, so that
+        """See `GenerationMixin.prepare_inputs_for_generation`. A translator is told its tokens' positions, so that
         its decoder too can tell if the cache is lost on the way.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What loading does to a checkpoint: tables of positions follow the model's grid, old names become today's."""
+"""Conversion of checkpoints on loading: tables of positions follow the model's grid, old names become today's."""
 
 import torch
 from transformers.conversion_mapping import (
@@ -50,7 +50,7 @@ class _RenameOnLoading(WeightRenaming):
 
 
 def checkpoint_conversions() -> list[WeightConverter | WeightRenaming]:
-    """What `from_pretrained` does to a checkpoint of another image size (`image_size=...`) or with old names."""
+    """Conversions by `from_pretrained` of a checkpoint of another image size (`image_size=...`) or with old names."""
     tables = [WeightConverter(name, name, operations=[_ResampleToModel()]) for name in _TABLES]
     return [*tables, _RenameOnLoading(_OLD_HEAD, _HEAD)]
 

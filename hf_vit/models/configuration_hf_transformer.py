@@ -76,7 +76,7 @@ class HfTransformerConfig(CodeVersionMixin, PreTrainedConfig):
         use_cache (`bool`): whether the decoder returns keys and values for the next step, unless told.
         is_decoder (`bool`): set by [`HfTransformerForCausalLM`].
         add_cross_attention (`bool`): whether the decoder of [`HfTransformerForCausalLM`] attends to an encoder.
-        pad_token_id (`int`): filler of batches. As a label it does not count, unless it ends texts too.
+        pad_token_id (`int`): fills batches up. As a label it does not count, unless it ends texts too.
         bos_token_id (`int`, *optional*): first token of a text.
         eos_token_id (`int` or `list[int]`): last token of a text.
         decoder_start_token_id (`int`): first token the decoder is given.
@@ -161,8 +161,8 @@ class HfTransformerConfig(CodeVersionMixin, PreTrainedConfig):
     @property
     def ignored_labels(self) -> tuple[int, ...]:
         """Labels that do not count in the loss: -100, and `pad_token_id` unless it ends texts too."""
-        ends = self.eos_token_id if isinstance(self.eos_token_id, (list, tuple)) else [self.eos_token_id]
-        return (-100,) if self.pad_token_id is None or self.pad_token_id in ends else (-100, self.pad_token_id)
+        eos = self.eos_token_id if isinstance(self.eos_token_id, (list, tuple)) else [self.eos_token_id]
+        return (-100,) if self.pad_token_id is None or self.pad_token_id in eos else (-100, self.pad_token_id)
 
     def check(self):
         """Raise a `ValueError` for the first value that is out of range or does not fit the others. Called at

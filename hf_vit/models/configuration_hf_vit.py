@@ -62,7 +62,7 @@ def _pair(value: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
 
 
 def variant_names() -> list[str]:
-    """The names `HfViTConfig.from_variant` knows, at 224 pixels; any other size may stand in the last place."""
+    """The names `HfViTConfig.from_variant` knows, at 224 pixels; any other size may stand in the last position."""
     names = []
     for family, sizes in _VARIANTS.items():
         for size, patch_sizes in sizes.items():
@@ -289,7 +289,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def distillation_token_index(self) -> int:
-        """Place of the distillation token in the sequence."""
+        """Index of the distillation token in the sequence."""
         return int(self.use_class_token)
 
     @property

@@ -1,4 +1,7 @@
-"""Attention for bf16 on a CPU, where batched matmuls beat the fused kernel."""
+"""Attention for bf16 on a CPU, where batched matmuls beat the fused kernel.
+
+Shapes: B batch, of a chunk, H heads, Q queries, S keys.
+"""
 
 import torch
 
@@ -24,7 +27,7 @@ class _ChunkedAttention(torch.autograd.Function):
         query, key, value = ctx.saved_tensors
         grad_query, grad_key, grad_value = (torch.empty_like(tensor) for tensor in (query, key, value))
         for chunk in _chunks(query, key):
-            weights = _weights(query[chunk], key[chunk], ctx.scaling)  # (C, H, Q, K)
+            weights = _weights(query[chunk], key[chunk], ctx.scaling)  # (B, H, Q, S)
             grad_value[chunk] = torch.matmul(weights.transpose(2, 3), grad_output[chunk])
             grad_weights = torch.matmul(grad_output[chunk], value[chunk].transpose(2, 3))
             grad_scores = softmax_backward(grad_weights, weights).mul_(ctx.scaling)

@@ -23,7 +23,7 @@ class LoopNotRun(Exception):
 
 
 def generate_with_loop(loop: Callable, plainly: Callable, generate: Callable, arguments: dict):
-    """What `generate` of transformers returns with its loop replaced, or by its own loops where that is not possible.
+    """Return what `generate` of transformers does, with its loop replaced, or by its own where that is not possible.
 
     Args:
         loop: called as `loop(input_ids, **prepared)` with what `generate` has prepared: `logits_processor`,

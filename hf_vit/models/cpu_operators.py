@@ -21,7 +21,7 @@ _PLAIN_TYPES = (torch.Tensor, nn.Parameter)
 
 
 class _Unavailable(Exception):
-    """What this machine lacks, which is nobody's fault."""
+    """Something that this machine lacks, which is nobody's fault."""
 
 
 def _read_mode() -> str:

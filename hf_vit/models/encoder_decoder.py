@@ -1,4 +1,7 @@
-"""Encoder and decoder of the Transformer (1706.03762)."""
+"""Encoder and decoder of the Transformer (1706.03762).
+
+Shapes: T tokens.
+"""
 
 import math
 
@@ -28,7 +31,7 @@ from .transformer_pretrained import HfTransformerPreTrainedModel
 
 
 class HfTransformerStack(HfTransformerPreTrainedModel):
-    """What encoder and decoder share: token embeddings, positions, layers and, with `norm_position="pre"`, a norm.
+    """Base of encoder and decoder: token embeddings, positions, layers and, with `norm_position="pre"`, a norm.
 
     Args:
         config: the configuration.
@@ -59,7 +62,7 @@ class HfTransformerStack(HfTransformerPreTrainedModel):
 
     @property
     def input_name(self) -> str:
-        """What the model that it is part of calls its input."""
+        """Name that the model that it is part of gives its input."""
         return "decoder_input_ids" if self.stack == "decoder" and self.config.is_encoder_decoder else "input_ids"
 
     def embed(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
@@ -100,7 +103,7 @@ class HfTransformerStack(HfTransformerPreTrainedModel):
 
         Args:
             embeddings: shape (batch, tokens, d_model).
-            position_ids: places of the tokens in their texts, shape (batch, tokens); counted from the mask if `None`.
+            position_ids: of the tokens in their texts, shape (batch, tokens); counted from the mask if `None`.
             attention_mask: shape (batch, past + tokens), 1 for tokens, 0 for padding; or `None`.
             past_length: tokens that came before these.
             num_keys: tokens that these attend to, with the room that a static cache has beyond.
@@ -109,7 +112,7 @@ class HfTransformerStack(HfTransformerPreTrainedModel):
             ValueError: if there are more tokens than the table of `learned` has rows, or if the positions are not of
                 the tokens' shape, or none that the position embedding can express.
         """
-        slots = torch.arange(embeddings.shape[1], device=embeddings.device) + past_length  # (N,)
+        slots = torch.arange(embeddings.shape[1], device=embeddings.device) + past_length  # (T,)
         if position_ids is None:
             self._check_length(embeddings.shape[1], past_length)
             position_ids = text_position_ids(attention_mask, slots)

@@ -119,10 +119,10 @@ class FastGenerationMixin(CheckedGenerationMixin):
             return BeamSearch(decoder, input_ids, logits_processor, generation_config).run()
         if streamer is not None:
             streamer.put(input_ids)
-        looks_for_ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
-        filler = _padding(generation_config) if looks_for_ends else None
-        filler = None if filler is None else torch.tensor(filler)
-        return greedy_search(decoder, input_ids, logits_processor, stopping_criteria, filler, streamer)
+        looks_for_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+        pad = _pad_of(generation_config) if looks_for_eos else None
+        pad = None if pad is None else torch.tensor(pad)
+        return greedy_search(decoder, input_ids, logits_processor, stopping_criteria, pad, streamer)
 
 
 def _is_sharded(model: nn.Module) -> bool:
@@ -136,24 +136,24 @@ def _is_sharded(model: nn.Module) -> bool:
     )
 
 
-def _ends(generation_config) -> list[int]:
-    ends = generation_config.eos_token_id
-    return [] if ends is None else torch.as_tensor(ends).flatten().tolist()
+def _eos_of(generation_config) -> list[int]:
+    eos = generation_config.eos_token_id
+    return [] if eos is None else torch.as_tensor(eos).flatten().tolist()
 
 
-def _padding(generation_config) -> int | None:
-    ends, padding = _ends(generation_config), generation_config.pad_token_id
-    return ends[0] if padding is None and ends else padding
+def _pad_of(generation_config) -> int | None:
+    eos, pad = _eos_of(generation_config), generation_config.pad_token_id
+    return eos[0] if pad is None and eos else pad
 
 
-def greedy_search(decoder, input_ids, logits_processor, stopping_criteria, filler=None, streamer=None) -> torch.Tensor:
+def greedy_search(decoder, input_ids, logits_processor, stopping_criteria, pad=None, streamer=None) -> torch.Tensor:
     """Take the likeliest token again and again: texts of shape (batch, tokens), beginning with `input_ids`.
 
     Args:
         decoder ([`CachedDecoder`]): of one beam.
         input_ids: beginnings of the texts, shape (batch, tokens).
         logits_processor, stopping_criteria: as `generate` has prepared them.
-        filler: what follows the end of a text, where ends are looked for.
+        pad: id, of shape (), that follows the eos of a text, where eos is looked for.
         streamer: is given the tokens as they come.
     """
     is_open = input_ids.new_ones(len(input_ids), dtype=torch.bool)
@@ -161,19 +161,19 @@ def greedy_search(decoder, input_ids, logits_processor, stopping_criteria, fille
     logits = decoder(input_ids)
     while True:
         best_ids = _topk(logits_processor(input_ids, logits.float()), 1)[1][:, 0]
-        if filler is None:
+        if pad is None:
             next_ids = best_ids
         else:
-            next_ids = filler.expand(len(input_ids)).clone()
-            next_ids[decoded] = torch.where(is_open[decoded], best_ids, filler)
+            next_ids = pad.expand(len(input_ids)).clone()
+            next_ids[decoded] = torch.where(is_open[decoded], best_ids, pad)
         input_ids = torch.cat((input_ids, next_ids[:, None]), dim=1)
         if streamer is not None:
             streamer.put(next_ids)
         is_open &= ~stopping_criteria(input_ids, None)
         if not is_open.any():
             break
-        # Processors may know each text by its place; and dropping copies what is kept.
-        if filler is not None and not logits_processor and 2 * int(is_open.sum()) <= len(decoded):
+        # Processors may know each text by its index; and dropping copies what is kept.
+        if pad is not None and not logits_processor and 2 * int(is_open.sum()) <= len(decoded):
             decoder.drop(is_open[decoded])
             decoded = is_open.nonzero()[:, 0]
         logits = decoder(next_ids[decoded, None])
@@ -197,12 +197,12 @@ class BeamSearch:
         self.decoder, self.logits_processor, self.config = decoder, logits_processor, generation_config
         self.num_beams, self.max_length = generation_config.num_beams, generation_config.max_length
         self.length = self.prompt_length = input_ids.shape[1]
-        ends = _ends(generation_config)
-        self.ends = torch.tensor(ends) if ends else None
+        eos = _eos_of(generation_config)
+        self.eos = torch.tensor(eos) if eos else None
         # A padding token of 0 counts as none, as it does in transformers.
-        filler = (_padding(generation_config) or ends[0]) if ends else -1
+        pad = (_pad_of(generation_config) or eos[0]) if eos else -1
         shape = (len(input_ids) // self.num_beams, self.num_beams)
-        self.texts = torch.full((*shape, self.max_length), filler)
+        self.texts = torch.full((*shape, self.max_length), pad)
         self.texts[:, :, : self.length] = input_ids.view(*shape, -1)
         # All beams begin alike: only the first counts.
         self.scores = torch.tensor([0.0] + [_EXCLUDED] * (self.num_beams - 1), dtype=torch.float).repeat(shape[0], 1)
@@ -220,15 +220,15 @@ class BeamSearch:
             scores, beams, next_ids = self._best_continuations(self.decoder(token_ids))
             self.length += 1
             is_last = self.length >= self.max_length
-            has_ended = torch.isin(next_ids, self.ends) if self.ends is not None else torch.zeros_like(next_ids).bool()
-            has_ended |= is_last
-            if has_ended[:, : self.num_beams].any():
-                self._add_results(scores, beams, next_ids, has_ended)
-            token_ids = self._go_on(scores + has_ended * _EXCLUDED, beams, next_ids)
+            is_finished = torch.isin(next_ids, self.eos) if self.eos is not None else torch.zeros_like(next_ids).bool()
+            is_finished |= is_last
+            if is_finished[:, : self.num_beams].any():
+                self._add_results(scores, beams, next_ids, is_finished)
+            token_ids = self._go_on(scores + is_finished * _EXCLUDED, beams, next_ids)
             is_open = self._is_open()
             if is_last or not is_open.any():
                 break
-            # Processors may know each text by its place; and closing copies what is kept.
+            # Processors may know each text by its index; and closing copies what is kept.
             if not self.logits_processor and 2 * int(is_open.sum()) <= len(is_open):
                 token_ids = token_ids.view(len(is_open), -1)[is_open].view(-1, 1)
                 self.decoder.drop(is_open)
@@ -249,8 +249,8 @@ class BeamSearch:
     def _best_continuations(self, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(batch * beams, vocabulary) -> scores, beams and tokens of the best continuations of each source's texts, in
         order, each (batch, continuations); enough of them for every beam to go on if all the best ones end."""
-        num_ends = 0 if self.ends is None else len(self.ends)
-        count = max(2, 1 + num_ends) * self.num_beams
+        num_eos = 0 if self.eos is None else len(self.eos)
+        count = max(2, 1 + num_eos) * self.num_beams
         scores = logits.float().log_softmax(-1)
         if self.logits_processor:  # may make scores equal: the choice between them is that from all at once
             scores = self.logits_processor(self.texts[:, :, : self.length].flatten(0, 1), scores)
@@ -259,8 +259,8 @@ class BeamSearch:
             scores, token_ids = _topk(scores, min(count, scores.shape[1]))
         scores = (scores.unflatten(0, (-1, self.num_beams)) + self.scores[:, :, None]).flatten(1)
         per_beam = token_ids.shape[1]
-        scores, places = scores.topk(count)
-        return scores, places // per_beam, token_ids.view(len(scores), -1).gather(1, places)
+        scores, indices = scores.topk(count)
+        return scores, indices // per_beam, token_ids.view(len(scores), -1).gather(1, indices)
 
     def _go_on(self, scores: torch.Tensor, beams: torch.Tensor, next_ids: torch.Tensor) -> torch.Tensor:
         """Keep the best of the continuations; their last tokens, shape (batch * beams, 1)."""
@@ -271,11 +271,11 @@ class BeamSearch:
         self.decoder.keep(beams)
         return next_ids.view(-1, 1)
 
-    def _add_results(self, scores, beams, next_ids, has_ended):
+    def _add_results(self, scores, beams, next_ids, is_finished):
         is_full = self.is_result.all(1, keepdim=True) & (self.config.early_stopping is True)
         num_tokens = self.length - self.prompt_length
         scores = scores / num_tokens**self.config.length_penalty
-        is_new = has_ended & (torch.arange(scores.shape[1]) < self.num_beams)
+        is_new = is_finished & (torch.arange(scores.shape[1]) < self.num_beams)
         for excluded in (is_full, ~self.can_improve, ~is_new):
             scores = scores + excluded * _EXCLUDED
         texts = _rows(self.texts, beams)
@@ -312,13 +312,13 @@ def _topk(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]
     columns = (blocks[:, :, None] * _BLOCK + torch.arange(_BLOCK)).flatten(1)
     columns = torch.cat((columns, rest), 1)  # (rows, count * _BLOCK + columns of no block)
     candidates = scores.gather(1, columns)
-    best, places = candidates.max(1, keepdim=True) if count == 1 else candidates.topk(count)
-    return best, columns.gather(1, places)
+    best, indices = candidates.max(1, keepdim=True) if count == 1 else candidates.topk(count)
+    return best, columns.gather(1, indices)
 
 
-def _rows(texts: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """(batch, texts, tokens) and the places of rows (batch, rows) -> (batch, rows, tokens)"""
-    return texts.gather(1, places[:, :, None].expand(-1, -1, texts.shape[2]))
+def _rows(texts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """(batch, texts, tokens) and the indices of rows (batch, rows) -> (batch, rows, tokens)"""
+    return texts.gather(1, indices[:, :, None].expand(-1, -1, texts.shape[2]))
 
 
 __all__ = ["FastGenerationMixin"]

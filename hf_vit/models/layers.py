@@ -1,4 +1,7 @@
-"""The parts of a Transformer layer beside attention."""
+"""The parts of a Transformer layer beside attention.
+
+Shapes: B batch.
+"""
 
 import torch
 from torch import nn
@@ -78,7 +81,7 @@ class MLP(nn.Module):
         return linear(self.fc2, self.dropout(self.activate(linear(self.fc1, hidden_states))))
 
     def activate(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """What is between the two layers: (..., width of the first's output) -> (..., intermediate_size)."""
+        """Hidden states between the two layers: (..., width of the first's output) -> (..., intermediate_size)."""
         if not self.is_gated:
             return self.activation(hidden_states)
         gate, hidden_states = hidden_states.chunk(2, dim=-1)

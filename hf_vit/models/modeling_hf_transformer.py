@@ -96,8 +96,8 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
                 place of the token ids.
             use_cache (`bool`, *optional*): return keys and values for the next step, under the name that transformers
                 has for the cache.
-            decoder_position_ids (`torch.Tensor` of shape `(batch, target tokens)`, *optional*): places of the target's
-                tokens, counted from the mask unless given.
+            decoder_position_ids (`torch.Tensor` of shape `(batch, target tokens)`, *optional*): positions of the
+                target's tokens, counted from the mask unless given.
             output_attentions, output_hidden_states (`bool`, *optional*): return those of each layer.
 
         Raises:
@@ -227,7 +227,7 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         stack.embed_tokens = self._get_resized_embeddings(stack.embed_tokens, new_num_tokens)
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """The labels moved one place to the right behind `config.decoder_start_token_id`, -100 replaced by
+        """The labels moved one position to the right behind `config.decoder_start_token_id`, -100 replaced by
         `config.pad_token_id`: (batch, tokens) -> the same shape.
 
         Raises:
@@ -263,7 +263,7 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         Args:
             labels (`torch.Tensor` of shape `(batch, target tokens)`, *optional*): token ids of the target, without
                 `config.decoder_start_token_id`: `logits[:, i]` predicts `labels[:, i]`. Unless `decoder_input_ids` are
-                given, the decoder reads the labels moved one place to the right. -100 and padding
+                given, the decoder reads the labels moved one position to the right. -100 and padding
                 (`config.ignored_labels`) do not count. The loss is the cross entropy with `config.label_smoothing`,
                 averaged over the labels that count, and zero if none does.
             num_items_in_batch (`int`, *optional*): divisor of the loss in place of that number.
@@ -363,7 +363,7 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, CheckedGenerationMi
                 are moved already, as where a text is spread over processes: `logits[:, i]` predicts
                 `shift_labels[:, i]`.
             logits_to_keep (`int` or `torch.Tensor`): compute the logits of this many last tokens (0: all), or of those
-                at these places.
+                at these positions.
 
         The rest as for [`HfTransformerDecoder`] and, of the loss, [`HfTransformerForConditionalGeneration`].
 

@@ -1,4 +1,7 @@
-"""The Vision Transformer (2010.11929, 2012.12877): body, classifier, backbone."""
+"""The Vision Transformer (2010.11929, 2012.12877): body, classifier, backbone.
+
+Shapes: B batch, P prefix tokens, N patches, D hidden size.
+"""
 
 from dataclasses import dataclass
 

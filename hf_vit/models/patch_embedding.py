@@ -1,4 +1,7 @@
-"""From an image to a grid of patch tokens."""
+"""From an image to a grid of patch tokens.
+
+Shapes: B batch.
+"""
 
 import math
 
@@ -69,7 +72,7 @@ class PatchEmbedding(nn.Module):
         batch_size, channels = features.shape[:2]
         height, width = self.map_patch_shape
         patches = features.reshape(batch_size, channels, rows, height, columns, width)
-        patches = patches.permute(0, 2, 4, 1, 3, 5)  # (B, rows, columns, C, h, w)
+        patches = patches.permute(0, 2, 4, 1, 3, 5)  # (B, rows, columns, channels, height, width)
         return linear(self.projection, patches.reshape(batch_size, rows * columns, channels * height * width))
 
 

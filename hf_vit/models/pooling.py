@@ -1,4 +1,7 @@
-"""From the final tokens to one vector."""
+"""From the final tokens to one vector.
+
+Shapes: B batch, N patches.
+"""
 
 import math
 

@@ -2,6 +2,8 @@
 
 Every scheme is laid out for the grid of `config.image_size` and follows an image of another size to its own grid:
 learnt tables are resampled, closed forms are evaluated at the coordinates that a patch of the new grid has on the old.
+
+Shapes: N patches, H heads.
 """
 
 import math
@@ -153,7 +155,7 @@ def fill_meta_tables(module: nn.Module, incompatible_keys=None):
 
 
 class SinCosPosition(FixedPosition):
-    """Fixed sines and cosines: of the place in the raster order (`sincos_1d`), or of the column in the first half of
+    """Fixed sines and cosines: of the index in raster order (`sincos_1d`), or of the column in the first half of
     the channels and the row in the second (`sincos_2d`, MAE, 2111.06377).
 
     `forward(grid_size)` -> (1, [prefix +] patches, hidden_size)
@@ -240,7 +242,7 @@ class RelativePositionBias(nn.Module):
     def forward(self, grid_size: tuple[int, int]) -> torch.Tensor:
         rows, columns = grid_size
         table = resample_table(self.grid, (2 * rows - 1, 2 * columns - 1))
-        bias = table.flatten(0, 1)[relative_position_index(grid_size, table.device)]  # (N, N, heads)
+        bias = table.flatten(0, 1)[relative_position_index(grid_size, table.device)]  # (N, N, H)
         bias = bias.permute(2, 0, 1)
         if self.num_prefix_tokens:
             bias = self._with_prefix(bias)
@@ -263,7 +265,7 @@ class RelativePositionBias(nn.Module):
 
 
 def relative_position_index(grid_size: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
-    """Place of each pair's offset (query minus key) in a table of (2 * rows - 1) x (2 * columns - 1) offsets.
+    """Index of each pair's offset (query minus key) in a table of (2 * rows - 1) x (2 * columns - 1) offsets.
 
     Returns:
         int64 tensor of shape (patches, patches).

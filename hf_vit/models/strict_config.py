@@ -1,4 +1,4 @@
-"""What the configurations share."""
+"""Parts shared by the configurations."""
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassFieldValidationError

@@ -79,7 +79,7 @@ def range_of_code(folder: str | os.PathLike) -> tuple[str, str] | None:
 
 
 def fault_of_code(folder: str | os.PathLike | None) -> str | None:
-    """What is wrong with the model code in a folder, in one sentence; None if nothing is known, or there is no folder.
+    """The fault of the model code in a folder, in one sentence; None if none is known, or there is no folder.
 
     Translators of version 0.1.0 know the cache of earlier steps by the name that it had up to transformers 5.23.
     """

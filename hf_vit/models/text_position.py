@@ -1,6 +1,8 @@
 """Positions in a text: added to the tokens, rotating queries and keys, or added to the attention scores.
 
 The modules for attention take what a stack knows of its tokens and return what its self-attention layers are given.
+
+Shapes: B batch, T tokens, S keys, R distances, H heads, K head size.
 """
 
 import math
@@ -19,7 +21,7 @@ def text_position_ids(attention_mask: torch.Tensor | None, slots: torch.Tensor) 
     Args:
         attention_mask: shape (batch, keys), nonzero where there is a token; or a causal mask of shape
             (batch, 1, tokens, keys), boolean (True: attend) or additive (0: attend); or None.
-        slots: place of each token among the keys, shape (tokens,).
+        slots: index of each token among the keys, shape (tokens,).
 
     Returns:
         int64 tensor of shape (batch or 1, tokens).
@@ -95,7 +97,7 @@ def _go_on_by_one(position_ids, attention_mask, slots) -> bool:
     has_rows = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
     is_padding = attention_mask[:, slots] == 0 if has_rows else torch.zeros_like(position_ids, dtype=torch.bool)
     for expected in (slots[None], text_position_ids(attention_mask, slots)):
-        shift = (position_ids - expected).float()  # (B, N), padding aside the same for all tokens of a text
+        shift = (position_ids - expected).float()  # (B, T), padding aside the same for all tokens of a text
         low, high = shift.masked_fill(is_padding, torch.inf), shift.masked_fill(is_padding, -torch.inf)
         if (low.amin(1) >= high.amax(1)).all():
             return True
@@ -105,7 +107,7 @@ def _go_on_by_one(position_ids, attention_mask, slots) -> bool:
 def _differ_as_slots(position_ids, attention_mask, slots) -> bool:
     """Whether every token is as far from each that it attends to as their slots are; of tokens in a cache nothing is
     known but their slots."""
-    shift = position_ids - slots  # (B, N)
+    shift = position_ids - slots  # (B, T)
     if slots[0] > 0:
         return bool((shift == shift[:, :1]).all())
     attended = attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
@@ -163,7 +165,7 @@ class RelativeTextPosition(nn.Module):
         self.bias = nn.Embedding(self.num_buckets, num_attention_heads)
 
     def bucket(self, distance: torch.Tensor) -> torch.Tensor:
-        """Buckets of distances (place of the query minus place of the key), of the same shape, int64."""
+        """Buckets of distances (position of the query minus position of the key), of the same shape, int64."""
         num_buckets, offset = self.num_buckets, 0
         if not self.is_causal:
             num_buckets //= 2
@@ -176,12 +178,12 @@ class RelativeTextPosition(nn.Module):
         return offset + torch.where(distance < num_exact, distance, wide.clamp(max=num_buckets - 1))
 
     def forward(self, position_ids: torch.Tensor, slots: torch.Tensor, num_keys: int) -> dict:
-        distance = slots[:, None] - torch.arange(num_keys, device=slots.device)  # (N, K)
+        distance = slots[:, None] - torch.arange(num_keys, device=slots.device)  # (T, S)
         return {"position_bias": self.bias(self.bucket(distance)).permute(2, 0, 1)[None].contiguous()}
 
 
 class RelativeXLTextPosition(nn.Module):
-    """What [`RelativeXLSelfAttention`] needs to score distances.
+    """Encodings with which [`RelativeXLSelfAttention`] scores distances.
 
     Returns:
         `position_bias`: the encodings of all distances that can occur, shape (distances, d_model), and the row of each
@@ -197,7 +199,7 @@ class RelativeXLTextPosition(nn.Module):
         # Keys ahead of the token are masked if causal: any row does for them.
         first = 0 if self.is_causal else 1 - num_keys
         distances = torch.arange(first, num_keys, device=slots.device)
-        rows = slots[:, None] - torch.arange(num_keys, device=slots.device) - first  # (N, K)
+        rows = slots[:, None] - torch.arange(num_keys, device=slots.device) - first  # (T, S)
         return {"position_bias": (sincos_table(distances.float(), self.d_model), rows.clamp(min=0))}
 
 
@@ -216,9 +218,9 @@ class RelativeXLSelfAttention(SelfAttention):
         encodings, rows = position_bias
         positions = linear(self.r_proj, encodings.to(query.dtype)).unflatten(
             1, (self.num_attention_heads, -1)
-        )  # (R, H, D)
+        )  # (R, H, K)
         scores = torch.matmul((query + self.position_bias) * self.head_dim**-0.5, positions.permute(1, 2, 0))
-        scores = scores.gather(3, rows.expand(*scores.shape[:2], -1, -1))  # (B, H, N, R) -> (B, H, N, K)
+        scores = scores.gather(3, rows.expand(*scores.shape[:2], -1, -1))  # (B, H, T, R) -> (B, H, T, S)
         return super()._attend(query + self.content_bias, key, value, position_bias=scores, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""What all Transformer models share: initialisation, tied weights, saving, resizing."""
+"""Base of all Transformer models: initialisation, tied weights, saving, resizing."""
 
 from collections import defaultdict
 from typing import ClassVar

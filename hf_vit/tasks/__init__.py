@@ -1,4 +1,4 @@
-"""What can be trained: a task is a folder here, found by looking.
+"""Tasks that can be trained: a task is a folder here, found by looking.
 
 A task lives in a folder with a `task.py`: here, or in any folder named by the environment variable `HF_VIT_TASKS_PATH`
 (several are separated as in `PATH`) or by an entry point of the group `hf_vit.tasks`, whose value is a package of task

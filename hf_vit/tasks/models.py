@@ -1,4 +1,4 @@
-"""What the tasks' builders of models share."""
+"""Parts shared by the tasks' builders of models."""
 
 from __future__ import annotations
 

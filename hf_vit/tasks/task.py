@@ -1,6 +1,8 @@
 """The contract of the loop: what a task offers it, what a training step gives, and how an evaluation adds up.
 
 The loop knows nothing of teachers, labels, boxes or texts, and a task nothing of processes, precision or checkpoints.
+
+Shapes: B batch.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ class Evaluator(ABC):
         return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float))
 
     def records(self) -> dict[str, Any]:
-        """What a last evaluation adds to the run's record beside its metrics."""
+        """Facts that a last evaluation adds to the run's record beside its metrics."""
         return {}
 
     def save_samples(self, folder: Path) -> list[dict[str, Any]]:
@@ -88,12 +90,12 @@ class Evaluator(ABC):
         return []
 
     def predictions(self) -> Iterator[dict[str, Any]]:
-        """What the model made of each sample of a last evaluation, in the split's order, as JSON holds it."""
+        """Predictions of the model for each sample of a last evaluation, in the split's order, as JSON holds it."""
         raise NotImplementedError(f"{type(self).__name__} keeps no predictions")
 
 
 class Data(Protocol):
-    """What a task trains and evaluates on."""
+    """Samples that a task trains and evaluates on."""
 
     splits: Mapping[str, Any]
 
@@ -120,7 +122,7 @@ class Assessment:
 
 
 class Task(ABC):
-    """What is trained: data, model, objective and evaluation. A task is made of the run's arguments, and raises
+    """One thing to train: data, model, objective and evaluation. A task is made of the run's arguments, and raises
     `ValueError` where they do not fit together.
 
     Example:

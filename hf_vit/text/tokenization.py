@@ -85,7 +85,7 @@ class Tokenizers(NamedTuple):
             self.target.save_pretrained(folder / TARGET_TOKENIZER)
 
     def describe(self) -> dict[str, Any]:
-        """What the run's record says of them."""
+        """Facts about them for the run's record."""
         named = {"tokenizer": self.source}
         if self.target is not self.source:
             named["target_tokenizer"] = self.target

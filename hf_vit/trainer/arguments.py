@@ -16,7 +16,7 @@ from hf_vit.trainer.tracking import TrackingArguments
 
 @dataclass(kw_only=True)
 class TrainingArguments(Arguments):
-    """What the loop reads. A task's `arguments.py` derives its own from it, with a field for each of its groups:
+    """Arguments of the loop. A task's `arguments.py` derives its own from it, with a field for each of its groups:
     `data`, of a class derived from `SourceArguments`, `model`, ..."""
 
     data: SourceArguments

@@ -1,4 +1,4 @@
-"""What the author of a model says on its card."""
+"""Words of a model's author on its card."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class TrainingState:
 
     @property
     def losses(self) -> tuple[float, dict[str, tuple[float, float]]]:
-        """What this process has added up in this epoch."""
+        """Sums of this process over this epoch."""
         return self.loss_sum, self.terms
 
     def add(self, values: Mapping[str, Sequence[float]]) -> None:
@@ -321,5 +321,5 @@ class Checkpointer:
 
 
 def _serial(path: Path) -> int:
-    """The place of a checkpoint in the order of saving."""
+    """The position of a checkpoint in the order of saving."""
     return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))["serial"]

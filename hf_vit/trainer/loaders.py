@@ -1,4 +1,4 @@
-"""What the loop does with loaders: of training batches, whether drawn or read from a stream, and for evaluation."""
+"""Loaders as the loop uses them: of training batches, whether drawn or read from a stream, and for evaluation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tell_deepspeed(accelerator: Accelerator, schedule: Any, max_grad_norm: float
 
 
 def dealt_by(loader: DataLoader) -> dict[str, int]:
-    """What decides, beside the sizes of batches and steps, which samples come within an epoch."""
+    """Settings that decide, beside the sizes of batches and steps, which samples come within an epoch."""
     if isinstance(loader.dataset, IterableDataset):
         return {"num_processes": loader.dataset.process[1], "dataloader_num_workers": loader.num_workers}
     return {}

@@ -261,7 +261,7 @@ class TrainingLoop:
 
     @property
     def final_model(self) -> torch.nn.Module:
-        """What is evaluated and saved: the averaged weights where there are some and they are wanted."""
+        """The model that is evaluated and saved: the averaged weights where there are some and they are wanted."""
         if self.ema is not None and self.arguments.ema.use_ema_weights:
             return self.ema.module
         return self.accelerator.unwrap_model(self.model)

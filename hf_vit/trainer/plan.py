@@ -1,4 +1,4 @@
-"""What a run is about to do."""
+"""The plan of a run, told before it starts."""
 
 from __future__ import annotations
 

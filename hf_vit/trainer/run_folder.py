@@ -1,4 +1,4 @@
-"""What a run leaves in its folder beside checkpoints: the model, the records, the card, and copies on the Hub."""
+"""Files of a run's folder beside checkpoints: the model, the records, the card, and copies on the Hub."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class RunRecord:
 
     @property
     def content(self) -> Record:
-        """What is known by now, under the names of the schema."""
+        """Facts known by now, under the names of the schema."""
         return self._record
 
     def go_on(self, folder: Path) -> None:

@@ -113,12 +113,12 @@ class TokenBatchSampler(_StepSampler):
         return permutation[np.lexsort((target, source))]
 
     def _cut(self, lengths: np.ndarray) -> np.ndarray:
-        """The places at which the batches of pairs in this order start."""
+        """The indices at which the batches of pairs in this order start."""
         starts, widest = [0], np.zeros(2, dtype=int)
-        for place, pair in enumerate(lengths):
+        for index, pair in enumerate(lengths):
             widest = np.maximum(widest, pair)
-            if (place + 1 - starts[-1]) * widest.sum() > self.max_tokens:
-                starts.append(place)
+            if (index + 1 - starts[-1]) * widest.sum() > self.max_tokens:
+                starts.append(index)
                 widest = pair
         return np.array(starts)
 

@@ -1,4 +1,4 @@
-"""What a model wants of its images, whatever image processor it comes with, and the processor we save."""
+"""Needs of a model for its images, whatever image processor it comes with, and the processor we save."""
 
 from __future__ import annotations
 

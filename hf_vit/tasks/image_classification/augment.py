@@ -1,4 +1,7 @@
-"""From decoded images to views of them: torchvision v2 on uint8 tensors, seeded by the sample's key."""
+"""From decoded images to views of them: torchvision v2 on uint8 tensors, seeded by the sample's key.
+
+Shapes: B batch, C classes.
+"""
 
 from __future__ import annotations
 
@@ -166,7 +169,7 @@ class BatchMix:
             self.weights.append(arguments.mixup_switch_prob if mixup else 1.0)
 
     def __call__(self, pixels: torch.Tensor, labels: torch.Tensor, key: torch.Tensor):
-        """(B, C, H, W) and class indices (B,) to mixed float pixels on the same scale and targets (B, num_classes).
+        """(B, channels, height, width), class indices (B,) -> float pixels mixed on the same scale, targets (B, C).
 
         Args:
             key: the key of the batch's first sample (3,), which decides the mix.
@@ -181,7 +184,7 @@ class BatchMix:
 
 
 class EvaluationTransform:
-    """What the processor does up to its normalisation, which `normalize` does once per batch."""
+    """Steps of the processor up to its normalisation, which `normalize` does once per batch."""
 
     def __init__(self, processor: ViTImageProcessor):
         self.processor = processor
@@ -191,7 +194,7 @@ class EvaluationTransform:
 
 
 def normalize(pixels: torch.Tensor, processor: ViTImageProcessor) -> torch.Tensor:
-    """(B, C, H, W) uint8 to the float32 that the processor would give."""
+    """(B, channels, height, width) uint8 to the float32 that the processor would give."""
     return processor.rescale_and_normalize(
         pixels,
         processor.do_rescale,

@@ -1,4 +1,4 @@
-"""What the card of an image classifier knows beyond the shared facts."""
+"""Facts on the card of an image classifier beyond the shared ones."""
 
 import json
 from dataclasses import dataclass

@@ -79,7 +79,7 @@ class LabelledImages:
         return np.asarray(self.splits[split].with_format("numpy")["label"][:], dtype=np.int64)
 
     def describe(self) -> dict[str, Any]:
-        """What the run's record says about the data."""
+        """Facts about the data for the run's record."""
         splits = {
             split: {
                 "num_examples": len(dataset),

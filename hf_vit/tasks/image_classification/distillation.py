@@ -1,4 +1,7 @@
-"""Teachers: any image classifiers, each shown the student's view as its own processor wants it."""
+"""Teachers: any image classifiers, each shown the student's view as its own processor wants it.
+
+Shapes: B batch, C classes.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +106,7 @@ class Teacher(nn.Module):
         self.register_buffer("order", torch.tensor(order), persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in 0..255 to logits (B, num_classes) in the student's order of classes."""
+        """(B, 3, height, width) in 0..255 to logits (B, C) in the student's order of classes."""
         if pixels.shape[-2:] != self.size:
             pixels = F.resize(pixels, list(self.size), interpolation=self.interpolation, antialias=True)
         if self.flips_channels:
@@ -163,7 +166,7 @@ class TeacherEnsemble(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in 0..255 to logits (B, num_classes), fp32."""
+        """(B, 3, height, width) in 0..255 to logits (B, C), fp32."""
         logits = [teacher(pixels).float() for teacher in self.teachers]
         if len(logits) == 1:
             return logits[0]

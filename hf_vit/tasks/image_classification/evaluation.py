@@ -1,4 +1,7 @@
-"""Evaluation of a classifier on a split of labelled images."""
+"""Evaluation of a classifier on a split of labelled images.
+
+Shapes: B batch.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +100,7 @@ class ClassificationEvaluator(Evaluator):
         return {"teachers": [{**who, "accuracy": value} for who, value in zip(self.teachers.describe(), accuracies)]}
 
     def _rows(self) -> np.ndarray:
-        """Index, label, prediction and confidence of each sample (N, 4), in the split's order."""
+        """Index, label, prediction and confidence of each sample, (samples, 4), in the split's order."""
         rows = np.concatenate(self.state["rows"])
         return rows[np.argsort(rows[:, 0], kind="stable")]
 

@@ -1,4 +1,7 @@
-"""The loss of a classifier: hard or soft targets, smoothed, against cross entropy or binary cross entropy."""
+"""The loss of a classifier: hard or soft targets, smoothed, against cross entropy or binary cross entropy.
+
+Shapes: B batch, C classes.
+"""
 
 from __future__ import annotations
 

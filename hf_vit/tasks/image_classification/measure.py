@@ -1,4 +1,4 @@
-"""What the card of an image classifier tells of its cost, its attention and its positions.
+"""Measure what the card of an image classifier tells of its cost, its attention and its positions.
 
 Executed in a process of its own, see `hf_vit.cards.measure`: the package is imported only once the folder's code has
 been loaded, for it would take its place.
@@ -61,7 +61,7 @@ def attention_of(model, pixel_values: torch.Tensor) -> dict[str, list]:
 
 
 def positions_of(model) -> dict:
-    """What the positions say about each other: a `kind` and its `maps` (count, height, width)."""
+    """Relations between the positions: a `kind` and its `maps` (count, height, width)."""
     from hf_vit import explain as interpret
 
     scheme, grid_size = model.config.position_embedding, list(model.config.grid_size)

@@ -1,4 +1,7 @@
-"""Metrics of classification, counted from what one pass over the logits leaves of each sample (`statistics`)."""
+"""Metrics of classification, counted from what one pass over the logits leaves of each sample (`statistics`).
+
+Shapes: B batch, C classes.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ def statistics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Te
     """Return what the metrics need of each sample, on the device of the logits.
 
     Args:
-        logits: (B, num_classes).
+        logits: (B, C).
         labels: class indices (B,).
 
     Returns:
-        `ranked` (B, min(5, num_classes)): classes from the likeliest on; `confidence` (B,): the first one's
+        `ranked` (B, min(5, C)): classes from the likeliest on; `confidence` (B,): the first one's
         probability; `log_probability` (B,): of the true class; `labels` (B,).
     """
     log_probabilities = logits.float().log_softmax(-1)
@@ -34,7 +37,7 @@ def statistics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Te
 
 
 def head_logits(outputs: Any) -> dict[str, torch.Tensor]:
-    """Logits (B, num_classes) of each head where there are two."""
+    """Logits (B, C) of each head where there are two."""
     named = [(head, getattr(outputs, field, None)) for head, fields in HEADS.items() for field in fields]
     return {head: logits for head, logits in named if logits is not None}
 

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF012 - pydantic copies a default for each object
-"""What the record of an image classifier's run holds beyond the shared schema."""
+"""Schema of what the record of an image classifier's run holds beyond the shared schema."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Attention(Part):
 
 
 class Positions(Part):
-    """What position embeddings say of each other: `maps` (count, height, width), and of similarities the `rows` and
+    """Relations between position embeddings: `maps` (count, height, width), and of similarities the `rows` and
     `columns` of the patches that they are to."""
 
     kind: str
@@ -108,8 +108,8 @@ class Positions(Part):
 
 
 class Measurement(record.Measurement):
-    """`input_shape` is (C, H, W), `flops` those of one forward pass on one image, a multiplication and an addition
-    counting as two."""
+    """`input_shape` is (channels, height, width), `flops` those of one forward pass on one image, a multiplication
+    and an addition counting as two."""
 
     input_shape: list[int] = []
     flops: int | None = None

@@ -30,7 +30,7 @@ class ImageStream(IterableDataset):
     Args:
         stream: columns `image` (not decoded) and `label`.
         class_index: a label to its class index.
-        transform: as of `ImageView`. A key's index is the sample's place in the epoch.
+        transform: as of `ImageView`. A key's index is the sample's position in the epoch.
         samples_per_epoch: of all processes together; rounded up to whole optimizer steps.
         batch_size: samples of one process in one forward pass.
         batches_per_step: processes times accumulated batches.
@@ -81,8 +81,8 @@ class ImageStream(IterableDataset):
         rank, num_processes = self.process
         rows = self._rows()
         for batch in range(worker_id, self.num_batches, num_workers):
-            for place in range(self.batch_size):
-                index = (batch * num_processes + rank) * self.batch_size + place
+            for position in range(self.batch_size):
+                index = (batch * num_processes + rank) * self.batch_size + position
                 # Batches before the first one are thrown away by whoever resumes: nothing is decoded for them.
                 yield self._view(next(rows), SampleKey(self.epoch, index, 0), skip=batch < self.first_batch)
 

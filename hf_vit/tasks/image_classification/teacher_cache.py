@@ -1,4 +1,7 @@
-"""Teachers' logits of views that never change, computed once and kept on disk."""
+"""Teachers' logits of views that never change, computed once and kept on disk.
+
+Shapes: B batch, C classes.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,10 @@ def _digest(teachers: nn.Module, facts: dict[str, Any]) -> str:
 def cached_logits(
     teachers: nn.Module, views: Dataset, folder: Path, facts: dict[str, Any], loader_options: dict[str, Any]
 ) -> torch.Tensor:
-    """The teachers' logits of every view, (N, num_classes) fp32, from `folder` or computed and left there.
+    """The teachers' logits of every view, (views, C) fp32, from `folder` or computed and left there.
 
     Args:
-        teachers: (B, 3, H, W) in 0..255 to logits; on the device it is to run on.
+        teachers: (B, 3, height, width) in 0..255 to logits; on the device it is to run on.
         views: items with `pixel_values`; the same ones whenever `facts` are.
         facts: what decides the views: the data's fingerprint, the processor.
         loader_options: of the `DataLoader` that goes through the views.

@@ -1,4 +1,4 @@
-"""What the card of a translation model knows beyond the shared facts."""
+"""Facts on the card of a translation model beyond the shared ones."""
 
 import dataclasses
 import json

@@ -1,4 +1,7 @@
-"""Pairs of texts from any `datasets` source, parallel text files or JSON lines: checked, encoded and batched."""
+"""Pairs of texts from any `datasets` source, parallel text files or JSON lines: checked, encoded and batched.
+
+Shapes: B batch.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ class ParallelTexts:
     left_out: dict[str, int] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
-        """What the run's record says about the data."""
+        """Facts about the data for the run's record."""
         splits = {
             split: {"num_examples": len(dataset), "fingerprint": fingerprint(dataset)}
             for split, dataset in self.splits.items()
@@ -209,7 +212,7 @@ class TextPairs(torch.utils.data.Dataset):
 
         self.encoded = dataset.map(encode, batched=True, remove_columns=dataset.column_names)
         lengths = self.encoded.with_format("numpy")
-        self.lengths = np.stack([lengths["source_length"][:], lengths["target_length"][:]], axis=1)  # (N, 2)
+        self.lengths = np.stack([lengths["source_length"][:], lengths["target_length"][:]], axis=1)  # (pairs, 2)
         self.encoded = self.encoded.select_columns(["input_ids", "labels"]).with_format("torch")
 
     def select(self, rows: np.ndarray) -> TextPairs:

@@ -44,8 +44,8 @@ def _examples(days: list[date], count: int, generator: np.random.Generator) -> D
     """Days in a random language and pattern of it, one in four in lower case."""
     known = {language: patterns(language) for language in LANGUAGES.split()}
     texts, targets = [], []
-    for place in range(count):
-        day = days[place % len(days)]
+    for index in range(count):
+        day = days[index % len(days)]
         language = str(generator.choice(list(known)))
         pattern = known[language][generator.integers(len(known[language]))]
         text = format_date(day, pattern, locale=language)

@@ -1,4 +1,7 @@
-"""Evaluation of a translator on a split of pairs of texts."""
+"""Evaluation of a translator on a split of pairs of texts.
+
+Shapes: B batch.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +95,7 @@ class TranslationEvaluator(Evaluator):
             self.state["beam"] = []  # of each text, its best translation, or (score, translation) of the best ones
 
     def step(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """What perplexity needs and, as token ids, `greedy` (B, tokens), and `beam` (B * hypotheses, tokens) with
+        """Statistics for perplexity and, as token ids, `greedy` (B, tokens), and `beam` (B * hypotheses, tokens) with
         `scores` (B * hypotheses,) where they are kept."""
         result = token_statistics(forward_pass(model, batch).logits, batch["labels"], IGNORED)
         result["greedy"] = self._generate(model, batch, num_beams=1)

@@ -1,4 +1,4 @@
-"""What the card of a translation model shows of its attention.
+"""Measure what the card of a translation model shows of its attention.
 
 Executed in a process of its own, see `hf_vit.cards.measure`: the package is imported only once the folder's code has
 been loaded, for it would take its place.

@@ -1,4 +1,7 @@
-"""Metrics of generated text: sacreBLEU's, and exact match."""
+"""Metrics of generated text: sacreBLEU's, and exact match.
+
+Shapes: B batch.
+"""
 
 from __future__ import annotations
 

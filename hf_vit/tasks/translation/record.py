@@ -1,5 +1,5 @@
 # ruff: noqa: RUF012 - pydantic copies a default for each object
-"""What the record of a translation model's run holds beyond the shared schema."""
+"""Schema of what the record of a translation model's run holds beyond the shared schema."""
 
 from __future__ import annotations
 
