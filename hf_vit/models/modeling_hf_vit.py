@@ -250,13 +250,12 @@ class HfViTModel(HfViTPreTrainedModel):
             hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden_states,
-            pooler_output=self.pooler(hidden_states, self.pooled_norm) if self.pooler else None,
+            pooler_output=self.norm_pooled(self.pooler(hidden_states)).flatten(1) if self.pooler else None,
         )
 
-    @property
-    def pooled_norm(self) -> nn.Module | None:
-        """The final norm where it follows the pooling; None where it has been applied to all tokens."""
-        return self.norm if self.config.norm_after_pooling else None
+    def norm_pooled(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Apply the final norm if it follows the pooling, not the layers: (..., hidden_size) -> the same shape."""
+        return self.norm(pooled) if self.config.norm_after_pooling else pooled
 
     def layer_groups(self) -> list[list[nn.Module]]:
         """Modules from the input up, those of the stem first, then those of each layer; the rest belongs to the
@@ -324,9 +323,7 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
         logits, class_logits, distillation_logits = self.classifier(outputs.pooler_output), None, None
         if self.distillation_head is not None:
             token = outputs.last_hidden_state[:, self.config.distillation_token_index]
-            if self.vit.pooled_norm is not None:
-                token = self.vit.pooled_norm(token)
-            class_logits, distillation_logits = logits, self.distillation_head(token)
+            class_logits, distillation_logits = logits, self.distillation_head(self.vit.norm_pooled(token))
             logits = (class_logits + distillation_logits) / 2
         return HfViTImageClassifierOutput(
             loss=self._loss(logits, class_logits, distillation_logits, labels, teacher_logits),

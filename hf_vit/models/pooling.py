@@ -123,20 +123,14 @@ _POOLINGS = {
 
 
 class Pooler(nn.Module):
-    """The poolings that `config.pooling` names, each normed by itself where a norm is given, concatenated.
-
-    (batch, tokens, hidden_size) -> (batch, config.pooled_size)
-    """
+    """The poolings that `config.pooling` names: (batch, tokens, hidden_size) -> (batch, poolings, hidden_size)."""
 
     def __init__(self, config):
         super().__init__()
         self.poolings = nn.ModuleDict({name: _POOLINGS[name](config) for name in config.poolings})
 
-    def forward(self, tokens: torch.Tensor, norm: nn.Module | None = None) -> torch.Tensor:
-        pooled = [pooling(tokens) for pooling in self.poolings.values()]
-        if norm is not None:
-            pooled = [norm(vector) for vector in pooled]
-        return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=-1)
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.stack([pooling(tokens) for pooling in self.poolings.values()], dim=1)
 
 
 __all__ = ["AttentionPooling", "ClassTokenMeanPooling", "Pooler", "WeightedPooling"]

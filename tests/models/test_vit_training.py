@@ -167,7 +167,7 @@ def test_layers_may_lie_elsewhere(model, images, tmp_path, place):
     assert (placed.vit.layers[1].mlp.fc1.weight.device.type == "meta") == (place == "disk")
     with torch.no_grad():
         # Hooks that fetch weights keep linear layers from oneDNN, which rounds otherwise.
-        tolerance = 1e-6 if place == "disk" else 0
+        tolerance = 1e-5 if place == "disk" else 0
         torch.testing.assert_close(placed(images(model)).logits, model(images(model)).logits, atol=tolerance, rtol=0)
 
 
