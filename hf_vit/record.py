@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from hf_vit import tasks
 from hf_vit.files import read_object
@@ -200,8 +201,12 @@ def record_from(content: dict[str, Any]) -> Record:
     try:
         return record_class.model_validate(content)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-        raise ValueError("; ".join(fault[:1].lower() + fault[1:] for fault in faults)) from None
+        raise ValueError("; ".join(map(_fault, error.errors()))) from None
+
+
+def _fault(error: ErrorDetails) -> str:
+    message = "the schema has no such field" if error["type"] == "extra_forbidden" else error["msg"]
+    return f"{'.'.join(map(str, error['loc']))}: {message[:1].lower()}{message[1:]}"
 
 
 def read_run(folder: Path) -> dict[str, Any]:

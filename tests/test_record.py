@@ -54,10 +54,21 @@ def test_the_cards_of_older_runs_are_those_that_their_records_make(tmp_path):
 
 
 @pytest.mark.parametrize("folder", FOLDERS[:2], ids=lambda folder: folder.name)
-def test_an_older_folder_can_be_staged(folder):
-    with staged(folder) as stage:
+def test_a_record_goes_to_the_hub_without_the_folders_of_a_computer(tmp_path, folder):
+    copy = shutil.copytree(folder, tmp_path / "run")
+    with staged(copy) as stage:
+        assert read_record(stage) == read_record(folder), "its paths are relative"
+    content = json.loads((copy / "run.json").read_text())
+    content["arguments"]["output_dir"] = content["data"]["name"] = "/home/someone/runs/own"
+    content["command"] = "train.py --train_dir /home/someone/images"
+    if content["task"] == "image_classification":
+        content["teachers"] = [{"name": "/home/someone/runs/teacher", "accuracy": 0.5}]
+    write_run(copy, content)
+    with staged(copy) as stage:
+        assert "/home" not in (stage / "run.json").read_text()
         record = read_record(stage)
-    assert record.arguments["output_dir"] == read_record(folder).arguments["output_dir"]
+    assert (record.data.name, record.arguments["output_dir"]) == ("own", "own")
+    assert record.command == "train.py --train_dir images"
     assert record.result == read_record(folder).result
 
 
@@ -70,41 +81,40 @@ def test_a_card_needs_nothing_that_trains(tmp_path):
         for copy in copies:
             (copy / "README.md").unlink()
             for argv in (["card", str(copy)], ["card", str(copy), "--check"]):
-                code = """done = CliRunner().invoke(app, argv)
-result = [done.exit_code, done.output, repr(done.exception)]"""
-                exit_code, output, exception = process.run(code, argv=argv)
-                assert exit_code == 0, (output, exception)
+                process.run("done = CliRunner().invoke(app, argv)", argv=argv)
+                said = process.run("result = [done.output, repr(done.exception)]")
+                assert process.run("result = done.exit_code") == 0, said
 
 
 @pytest.mark.parametrize(
     "section, value, message",
     [
-        ("statuss", "finished", "statuss: extra inputs are not permitted"),
-        ("data", {"class_name": ["a"]}, "data.class_name: extra"),
+        ("statuss", "finished", "statuss: the schema has no such field"),
+        ("data", {"class_name": ["a"]}, "data.class_name: the schema has no such field"),
         ("data", [], "data: input should be"),
-        ("result", {"metrics": {"per_classes": []}}, "result.metrics.per_classes: extra"),
+        ("result", {"metrics": {"per_classes": []}}, "result.metrics.per_classes: the schema has no such field"),
         ("result", {"metrics": {"accuracy": "high"}}, "result.metrics.accuracy: input should be a valid number"),
         ("result", {"samples": [{"file": "a.png", "label": "1", "score": 1.0}]}, "result.samples.0.prediction: field"),
-        ("epochs", [{"epochs": 1}], "epochs.0.epochs: extra"),
-        ("card", {"flop": 1}, "card.flop: extra"),
+        ("epochs", [{"epochs": 1}], "epochs.0.epochs: the schema has no such field"),
+        ("card", {"flop": 1}, "card.flop: the schema has no such field"),
         ("schema_version", SCHEMA_VERSION + 1, "a later hf_vit wrote it"),
         ("schema_version", "1", "schema_version '1'"),
     ],
 )
 def test_what_the_schema_does_not_know_is_an_error(tmp_path, section, value, message):
     content = {"task": "image_classification", section: value}
-    with pytest.raises(ValueError, match=f"(?i){message}"):
+    with pytest.raises(ValueError, match=message):
         record_from(content)
     write_run(tmp_path, content)
     for use in (read_record, check_card, write_card):
-        with pytest.raises(ValueError, match=f"(?i)run.json is not what a run writes: .*{message}"):
+        with pytest.raises(ValueError, match=f"run.json is not what a run writes: .*{message}"):
             use(tmp_path)
 
 
 def test_metrics_that_a_task_does_not_name_are_numbers():
     metrics = record_from({"task": "translation", "result": {"metrics": {"beam4_bleu": 1.5}}}).result.metrics
     assert metrics.number("beam4_bleu") == 1.5 and metrics.number("beam5_bleu") is None
-    with pytest.raises(ValueError, match=r"result\.metrics\.table: Input should be a valid number"):
+    with pytest.raises(ValueError, match=r"result\.metrics\.table: input should be a valid number"):
         record_from({"task": "translation", "result": {"metrics": {"table": []}}})
 
 

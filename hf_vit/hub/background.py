@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import tempfile
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,4 +89,4 @@ class BackgroundPush:
     def wait(self) -> None:
         """Returns when the last folder handed over was pushed or has failed to be."""
         if self._last is not None:
-            self._last[0].result()
+            wait([self._last[0]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -13,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_vit.config import argument, check_range
+from hf_vit.files import digest
 from hf_vit.models.pipeline_translation import TARGET_TOKENIZER, target_tokenizer_of
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
@@ -121,4 +121,4 @@ def load_tokenizers(name: str, *, revision: str | None = None, trust_remote_code
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A digest of the vocabulary, the same on every machine."""
     tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return hashlib.sha256(repr(tokens).encode()).hexdigest()[:16]
+    return digest([repr(tokens).encode()])[:16]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image
 from PIL import Image as PILImage
 from sklearn.model_selection import train_test_split
 
+from hf_vit.files import digest
 from hf_vit.sample_keys import SampleKey
 from hf_vit.sources import (
     limit_samples,
@@ -96,10 +96,9 @@ class LabelledImages:
 
 def fingerprint(dataset: Dataset, labels: np.ndarray) -> str:
     """A digest of the content, the same on every machine: all labels and up to 256 evenly spaced encoded images."""
-    digest = hashlib.sha256(labels.tobytes())
-    for index in np.unique(np.linspace(0, len(dataset) - 1, _FINGERPRINT_IMAGES).astype(int)):
-        digest.update(encoded(dataset[int(index)]["image"]))
-    return digest.hexdigest()[:16]
+    spaced = np.unique(np.linspace(0, len(dataset) - 1, _FINGERPRINT_IMAGES).astype(int))
+    images = (encoded(dataset[int(index)]["image"]) for index in spaced)
+    return digest([labels.tobytes(), *images])[:16]
 
 
 def load_labelled_images(arguments: DataArguments, seed: int) -> LabelledImages:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from accelerate import PartialState
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset, get_worker_info
 
+from hf_vit.files import digest
 from hf_vit.sample_keys import SampleKey
 from hf_vit.sources import VALIDATION_NAMES, limit_samples, load_folder
 from hf_vit.tasks.image_classification.data import BUILT_IN, DataArguments, LabelledImages, labelled
@@ -133,7 +133,7 @@ class StreamedImages(LabelledImages):
         train = {
             "num_examples": self.samples_per_epoch,
             "num_shards": self.stream.num_shards,
-            "fingerprint": hashlib.sha256(origin.encode()).hexdigest()[:16],
+            "fingerprint": digest([origin.encode()])[:16],
         }
         return {**described, "splits": {"train": train, **described["splits"]}}
 

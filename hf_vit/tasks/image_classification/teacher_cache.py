@@ -5,8 +5,8 @@ Shapes: B batch, C classes.
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,17 @@ from safetensors.torch import load_file, save
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from hf_vit.files import write_atomically
+from hf_vit.files import digest, write_atomically
 
 
 def _digest(teachers: nn.Module, facts: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-    for name, tensor in sorted({**teachers.state_dict(), **dict(teachers.named_buffers())}.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:24]
+    def parts() -> Iterator[bytes]:
+        yield json.dumps(facts, sort_keys=True, default=str).encode()
+        for name, tensor in sorted({**teachers.state_dict(), **dict(teachers.named_buffers())}.items()):
+            yield name.encode()
+            yield tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+    return digest(parts())[:24]
 
 
 @torch.inference_mode()

@@ -6,7 +6,6 @@ Shapes: B batch.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
+from hf_vit.files import digest
 from hf_vit.sample_keys import SampleKey
 from hf_vit.sources import (
     limit_samples,
@@ -59,10 +59,8 @@ class ParallelTexts:
 
 def fingerprint(dataset: Dataset) -> str:
     """A digest of all texts, the same on every machine."""
-    digest = hashlib.sha256()
-    for rows in dataset.select_columns(["source", "target"]).iter(1000):
-        digest.update(repr((rows["source"], rows["target"])).encode())
-    return digest.hexdigest()[:16]
+    batches = dataset.select_columns(["source", "target"]).iter(1000)
+    return digest(repr((rows["source"], rows["target"])).encode() for rows in batches)[:16]
 
 
 def load_parallel_texts(arguments: TextDataArguments, seed: int) -> ParallelTexts:
