@@ -135,7 +135,8 @@ class CardFacts(ABC):
             "repo_id": repo_id,
             "status": run.status,
             "author": records.author,
-            "license": records.author.get("license"),
+            # Runs of 0.1.0 said so without being told.
+            "license": records.author.get("license") or (None if base_model or run.schema_version else "apache-2.0"),
             "model": run.model,
             "config": records.config,
             "base_model": base_model,

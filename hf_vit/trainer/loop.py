@@ -260,7 +260,7 @@ class TrainingLoop:
             f"{evaluator.headline(metrics)}, {self._speed()}"
         )
         if state.step >= self.num_steps and (warning := evaluator.warning(metrics)):
-            self._log(f"WARNING: on {split}, {warning}")
+            self._log(f"{split} {warning}")
         self._heed()
 
     @property

@@ -46,7 +46,10 @@ class ImageFolder:
         those of the table."""
         images = [{"path": file, "bytes": None} for file in self.files]
         if self.table is not None:
-            return self.table.add_column("image", images, feature=ImageFeature(decode=False))
+            columns, kinds = {name: self.table[name][:] for name in self.table.column_names}, self.table.features
+            return Dataset.from_dict(
+                {**columns, "image": images}, Features({**kinds, "image": ImageFeature(decode=False)})
+            )
         labels = ClassLabel(names=sorted(set(self.classes)))
         rows = {"image": images, "label": [labels.str2int(name) for name in self.classes]}
         return Dataset.from_dict(rows, Features({"image": ImageFeature(decode=False), "label": labels}))
@@ -89,7 +92,7 @@ def read_image_folders(folder: str) -> dict[str, ImageFolder]:
         if split in splits:
             raise ValueError(f"{folder!r} has two folders for validation, {splits[split].path.name!r} and {name!r}")
         splits[split] = _read(path / name, path)
-    first = next(iter(splits.values()))
+    first = splits.get("train") or next(iter(splits.values()))
     for name in sorted(os.listdir(path)):  # beside the splits
         if name not in tops:
             for file in _walk(path / name) if (path / name).is_dir() else [path / name]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -250,18 +251,20 @@ def _per_channel(values: list[float] | None, num_channels: int) -> list[float] |
     return values * num_channels if len(values) == 1 else [sum(values) / len(values)]
 
 
-def describe_processor(arguments: ModelArguments, processor: Any) -> str:
-    """What happens to images before the model sees them, and whose choice it was."""
+def describe_processor(arguments: ModelArguments, processor: Any, command: Sequence[str]) -> str:
+    """What happens to images before the model sees them, and whose choice it was: a flag's of the command line, the
+    recipe's, the checkpoint's."""
     form = InputFormat.of(processor)
     base = arguments.model_name_or_path
     height, width = form.size
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (form.mean, form.std))
     crop = f", the middle {form.crop_ratio:.3g} of it" if form.crop_ratio is not None and form.crop_ratio < 1 else ""
+    typed = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in command if word.startswith("--")}
     colour = ", grey" if form.num_channels == 1 else ""
 
     def whose(name: str) -> str:
         if getattr(arguments, name) is not None:
-            return f"--{name}"
+            return f"--{name}" if name in typed else "the recipe's"
         return f"that of {base}" if base is not None else "the default"
 
     return (

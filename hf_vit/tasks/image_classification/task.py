@@ -93,7 +93,7 @@ class ImageClassification(Task):
         bad = ", ".join(f"{split} {count:,}" for split, count in self.data.bad_samples.items() if count)
         if bad:
             rows["broken"] = f"left out because they cannot be decoded: {bad}"
-        rows["images"] = describe_processor(self.arguments.model, self.processor)
+        rows["images"] = describe_processor(self.arguments.model, self.processor, self.arguments.command)
         rows["augment"] = self.arguments.augmentation.describe()
         return rows
 

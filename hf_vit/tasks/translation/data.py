@@ -139,8 +139,8 @@ def _read_files(split: str, files: list[str], arguments: TextDataArguments) -> D
         except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
             why = error.__cause__ or error
             raise ValueError(
-                f"--{split}_file {files[0]!r} is not a file of JSON lines, nor named .csv or .tsv, and two "
-                f"files of text are given as --{split}_file SOURCE TARGET: {why}"
+                f"--{split}_file {files[0]!r} is not a file of JSON lines: {' '.join(str(why).split())}; tables are "
+                f"named .csv or .tsv, and two parallel texts given as --{split}_file SOURCE TARGET"
             ) from error
     texts = [_lines(file) for file in files]
     if len(texts[0]) != len(texts[1]):
