@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import pipeline
 
 from hf_vit import HfViTConfig, HfViTForImageClassification, HfViTImageProcessor
+from hf_vit.sample_keys import SampleKey
 from hf_vit.tasks.image_classification.augment import (
     AUTO_AUGMENTS,
     AugmentationArguments,
@@ -16,7 +17,6 @@ from hf_vit.tasks.image_classification.augment import (
     TrainTransform,
     normalize,
 )
-from hf_vit.sample_keys import SampleKey
 from hf_vit.vision.decoding import decode, decode_pixels
 from hf_vit.vision.processors import InputFormat
 

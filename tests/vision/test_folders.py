@@ -181,7 +181,7 @@ def test_a_class_with_one_image_and_too_small_a_part_for_validation(tmp_path):
     for name, count in (("ant", 4), ("bee", 1)):
         for number in range(count):
             picture(tmp_path / name / f"{number}.png")
-    with pytest.raises(ValueError, match="class 'bee' has 1 image, .*--validation_dir"):
+    with pytest.raises(ValueError, match=r"class 'bee' has 1 image, .*--validation_dir"):
         load(train_dir=tmp_path)
     picture(tmp_path / "bee" / "1.png")
     with pytest.raises(ValueError, match=r"0.1 of 6 images is less than one for each of 2 classes.*--validation_dir"):
