@@ -13,6 +13,7 @@ from sklearn.model_selection import train_test_split
 from hf_vit.source_arguments import SourceArguments
 
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+_DATA_FILES = (".parquet", ".arrow", ".tar", ".zip")
 
 
 def revision_of(info: datasets.DatasetInfo) -> str | None:
@@ -21,6 +22,19 @@ def revision_of(info: datasets.DatasetInfo) -> str | None:
         if url.startswith("hf://") and "@" in url:
             return url.partition("@")[2].partition("/")[0]
     return None
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `datasets` has saved a folder to disk."""
+    return any((folder / name).exists() for name in ("dataset_dict.json", "state.json"))
+
+
+def holds_data_files(folder: Path) -> bool:
+    """Whether there are tables or archives of samples in a folder, or a README that says where its data is."""
+    readme = folder / "README.md"
+    if readme.is_file() and "data_files:" in readme.read_text(encoding="utf-8", errors="replace"):
+        return True
+    return any(file.suffix.lower() in _DATA_FILES for file in folder.rglob("*"))
 
 
 def load_folder(folder: str, config_name: str | None) -> DatasetDict:
@@ -32,7 +46,7 @@ def load_folder(folder: str, config_name: str | None) -> DatasetDict:
     path = Path(folder)
     if not path.is_dir():
         raise ValueError(f"no such folder: {folder!r}")
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+    if is_saved(path):
         loaded = datasets.load_from_disk(folder)
         return loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
     return datasets.load_dataset(folder, config_name)
@@ -100,6 +114,8 @@ def split_off_validation(
     part = arguments.train_val_split
     if "validation" not in splits and part > 0:
         rows = np.arange(len(splits["train"]))
+        if len(rows) < 2:
+            raise ValueError(f"--train_val_split {part}: 1 training sample cannot be parted; give data for validation")
         try:
             parts = train_test_split(rows, test_size=part, stratify=stratify, random_state=seed)
         except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +20,9 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_vit import HfViTConfig
 from hf_vit.config import Options, argument, check_range
+from hf_vit.models.image_processing_hf_vit import HfViTImageProcessor
 from hf_vit.tasks.models import check_fields
+from hf_vit.vision.decoding import COLOUR_MODES
 from hf_vit.vision.processors import InputFormat
 from hf_vit.vision.resolution import change_image_size
 
@@ -29,7 +32,10 @@ class ModelArguments:
     _argument_group_name: ClassVar[str] = "Model"
     # What a recipe says of another architecture does not fit the one that is named instead.
     replaces: ClassVar[dict[str, tuple[str, ...]]] = {
-        "model_name_or_path": ("config_name", "model_type", "config_overrides"),
+        "model_name_or_path": (
+            *("config_name", "model_type", "config_overrides"),
+            *("image_mean", "image_std", "interpolation", "eval_crop_ratio"),  # a checkpoint has its own
+        ),
         "model_type": ("config_name", "model_name_or_path", "config_overrides"),
         "config_name": ("model_name_or_path", "model_type"),
     }
@@ -90,6 +96,11 @@ def build_model(arguments: ModelArguments, class_mapping: dict[str, dict]) -> Pr
     if "problem_type" in arguments.config_overrides:
         raise ValueError("--config_overrides: problem_type cannot be set, the classes of this task exclude each other")
     model = _pretrained(arguments, class_mapping) if arguments.model_name_or_path else _new(arguments, class_mapping)
+    if num_channels_of(model) not in COLOUR_MODES:
+        raise ValueError(
+            f"num_channels must be 3, of colour images, or 1, of grey ones, found {num_channels_of(model)}: images of "
+            "other channels cannot be read here"
+        )
     model.config.problem_type = None  # a checkpoint's own would be read by what applies the saved model
     if arguments.train_only is not None:
         freeze(model, arguments.train_only)
@@ -182,21 +193,34 @@ def freeze(model: PreTrainedModel, train_only: str) -> None:
             layer.requires_grad_(True)
 
 
-def build_processor(arguments: ModelArguments, model: PreTrainedModel) -> ViTImageProcessor:
+def num_channels_of(model: PreTrainedModel) -> int:
+    """Channels of the images that a model takes."""
+    return getattr(model.config, "num_channels", 3)
+
+
+def build_processor(arguments: ModelArguments, model: PreTrainedModel) -> ViTImageProcessor | HfViTImageProcessor:
     """The processor saved beside the weights.
 
     What is not given is the checkpoint's own, or: the config's size, mean and deviation 0.5, bilinear, no crop.
+
+    Raises:
+        ValueError: the checkpoint has no processor, and not all of it is given.
     """
     size = getattr(model.config, "image_size", 224)
     size = (size, size) if isinstance(size, int) else (size[0], size[1])
-    form = InputFormat(size, [0.5] * 3, [0.5] * 3, Resampling.BILINEAR)
+    num_channels = num_channels_of(model)
+    form = InputFormat(size, [0.5] * num_channels, [0.5] * num_channels, Resampling.BILINEAR)
     if arguments.model_name_or_path is not None:
-        options = {"trust_remote_code": arguments.trust_remote_code, "revision": arguments.model_revision}
-        form = InputFormat.of(AutoImageProcessor.from_pretrained(arguments.model_name_or_path, **options))
+        form = _format_of_checkpoint(arguments) or form
+        if form.num_channels != num_channels:
+            raise ValueError(
+                f"--model_name_or_path {arguments.model_name_or_path!r} takes images of {num_channels} channels, and "
+                f"its image processor makes {form.num_channels}"
+            )
     given = {
         "size": arguments.size,
-        "mean": _per_channel(arguments.image_mean),
-        "std": _per_channel(arguments.image_std),
+        "mean": _per_channel(arguments.image_mean, num_channels),
+        "std": _per_channel(arguments.image_std, num_channels),
         "resample": arguments.interpolation and Resampling[arguments.interpolation.upper()],
         "crop_ratio": arguments.eval_crop_ratio,
         "crop_mode": None if arguments.eval_crop_ratio is None else "center",
@@ -204,5 +228,46 @@ def build_processor(arguments: ModelArguments, model: PreTrainedModel) -> ViTIma
     return form._replace(**{name: value for name, value in given.items() if value is not None}).processor()
 
 
-def _per_channel(values: list[float] | None) -> list[float] | None:
-    return values * 3 if values is not None and len(values) == 1 else values
+def _format_of_checkpoint(arguments: ModelArguments) -> InputFormat | None:
+    """None where there is no processor, and the arguments say all that it would."""
+    name = arguments.model_name_or_path
+    options = {"trust_remote_code": arguments.trust_remote_code, "revision": arguments.model_revision}
+    try:
+        return InputFormat.of(AutoImageProcessor.from_pretrained(name, **options))
+    except OSError as error:
+        missing = [each for each in ("image_mean", "image_std") if getattr(arguments, each) is None]
+        if missing:
+            flags = " and ".join(f"--{each}" for each in missing)
+            raise ValueError(
+                f"--model_name_or_path {name!r} has no image processor: give {flags}, as it was trained with (and "
+                "--interpolation and --image_size where they are not bilinear and the config's)"
+            ) from error
+        return None
+
+
+def _per_channel(values: list[float] | None, num_channels: int) -> list[float] | None:
+    if values is None or len(values) == num_channels:
+        return values
+    return values * num_channels if len(values) == 1 else [sum(values) / len(values)]
+
+
+def describe_processor(arguments: ModelArguments, processor: Any, command: Sequence[str]) -> str:
+    """What happens to images before the model sees them, and whose choice it was: a flag's of the command line, the
+    recipe's, the checkpoint's."""
+    form = InputFormat.of(processor)
+    base = arguments.model_name_or_path
+    height, width = form.size
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (form.mean, form.std))
+    crop = f", the middle {form.crop_ratio:.3g} of it" if form.crop_ratio is not None and form.crop_ratio < 1 else ""
+    typed = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in command if word.startswith("--")}
+    colour = ", grey" if form.num_channels == 1 else ""
+
+    def whose(name: str) -> str:
+        if getattr(arguments, name) is not None:
+            return f"--{name}" if name in typed else "the recipe's"
+        return f"that of {base}" if base is not None else "the default"
+
+    return (
+        f"{height} x {width} pixels{colour}{crop}, {form.resample.name.lower()} ({whose('interpolation')}); "
+        f"mean {mean} ({whose('image_mean')}), deviation {std} ({whose('image_std')})"
+    )

@@ -6,13 +6,16 @@ Shapes: B batch.
 from __future__ import annotations
 
 import copy
+import csv
+import gzip
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import datasets
 import numpy as np
+import pandas
 import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
@@ -32,6 +35,7 @@ from hf_vit.text.tokenization import Tokenizers
 
 BUILT_IN = {"dates": load_dates}
 IGNORED = -100
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass
@@ -126,13 +130,18 @@ def _read_files(split: str, files: list[str], arguments: TextDataArguments) -> D
     if missing:
         raise ValueError(f"--{split}_file: no such file: {missing[0]!r}")
     if len(files) == 1:
+        if separator := _SEPARATORS.get(PurePath(files[0].removesuffix(".gz")).suffix.lower()):
+            return _read_table(split, files[0], separator)
         try:
             return Dataset.from_json(files[0])
         except StopIteration as error:  # what `datasets` makes of an empty file
             raise ValueError(f"--{split}_file {files[0]!r} is empty") from error
         except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
             why = error.__cause__ or error
-            raise ValueError(f"--{split}_file {files[0]!r} is not a file of JSON lines: {why}") from error
+            raise ValueError(
+                f"--{split}_file {files[0]!r} is not a file of JSON lines: {' '.join(str(why).split())}; tables are "
+                f"named .csv or .tsv, and two parallel texts given as --{split}_file SOURCE TARGET"
+            ) from error
     texts = [_lines(file) for file in files]
     if len(texts[0]) != len(texts[1]):
         lengths = " and ".join(f"{file!r} {len(lines):,} lines" for file, lines in zip(files, texts))
@@ -140,13 +149,37 @@ def _read_files(split: str, files: list[str], arguments: TextDataArguments) -> D
     return Dataset.from_dict(dict(zip((arguments.source_lang, arguments.target_lang), texts)))
 
 
-def _lines(file: str) -> list[str]:
-    """The lines of a text file, ended by line feeds alone: other separators of Unicode are part of a text."""
+def _read_table(split: str, file: str, separator: str) -> Dataset:
+    """A table of texts whose first line names the columns; only fields of a CSV are quoted."""
+    quoting = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
+    options = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "quoting": quoting}
     try:
-        with open(file, encoding="utf-8", newline="\n") as lines:
-            return [line.rstrip("\r\n") for line in lines]
-    except UnicodeDecodeError as error:
+        table = pandas.read_csv(file, sep=separator, **options)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--{split}_file {file!r} is not a table in UTF-8: {' '.join(str(error).split())}") from error
+    return Dataset.from_dict({str(name): table[name].tolist() for name in table})
+
+
+def _lines(file: str) -> list[str]:
+    """The lines of a text file, which may be compressed by gzip and begin with a byte-order mark, ended by line feeds
+    alone: other separators of Unicode are part of a text.
+
+    Raises:
+        ValueError: the file is not of text in UTF-8, or there is a carriage return within a line.
+    """
+    opened = gzip.open if file.endswith(".gz") else open
+    try:
+        with opened(file, "rt", encoding="utf-8-sig", newline="\n") as text:
+            lines = [line.rstrip("\r\n") for line in text]
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
         raise ValueError(f"{file!r} is not a text file in UTF-8: {error}") from error
+    odd = next((number for number, line in enumerate(lines, 1) if "\r" in line), None)
+    if odd is not None:
+        raise ValueError(
+            f"{file!r} has a carriage return within line {odd:,}: end lines by line feeds, which `tr '\\r' '\\n'` "
+            "makes of lone carriage returns"
+        )
+    return lines
 
 
 def _languages(dataset: Dataset) -> list[str]:
