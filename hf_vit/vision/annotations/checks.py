@@ -13,6 +13,7 @@ from pycocotools import mask as coco_masks
 
 from hf_vit.vision.annotations.rows import AnnotatedImages, AnnotatedSplit, Annotation, Category, encode_mask
 from hf_vit.vision.annotations.sizes import ImageSize, image_size, turned_box
+from hf_vit.words import listed
 
 # More boxes than this part outside of their images are no slips: another box format, or other images.
 MAX_PART_OUTSIDE = 0.01
@@ -156,24 +157,26 @@ class _Checker:
             ids = ", ".join(f"{each!r} ({count})" for each, count in list(self.unknown.items())[:MAX_NAMED])
             found.append(f"the {self.name} split has objects of categories that its list lacks: {ids}")
         if self.malformed:
-            found.append(f"the {self.name} split has boxes that are no boxes: {_named(self.malformed)}")
+            found.append(f"the {self.name} split has boxes that are no boxes: {listed(self.malformed, MAX_NAMED)}")
         if self.num_boxes and len(self.outside) > MAX_PART_OUTSIDE * self.num_boxes:
             found.append(
                 f"{len(self.outside)} of {self.num_boxes} boxes of the {self.name} split lie outside of their images, "
-                f"as another box format would have it: {_named(self.outside)}"
+                f"as another box format would have it: {listed(self.outside, MAX_NAMED)}"
             )
         if self.maskless:
-            found.append(f"the {self.name} split has objects without a mask beside those with: {_named(self.maskless)}")
+            found.append(
+                f"the {self.name} split has objects without a mask beside those with: {listed(self.maskless, MAX_NAMED)}"
+            )
         return found
 
     def run(self, split: AnnotatedSplit) -> Dataset:
         images = split.images.select_columns(["image"]).cast_column("image", Image(decode=False))
         columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
-        for index, (image, annotations) in enumerate(zip(images["image"], split.annotations)):
+        for index, (image, annotated) in enumerate(zip(images["image"], split.annotations)):
             size = image_size(image, index)
             path = (image or {}).get("path") or ""
             where = split.file_names[index] or path.replace("\\", "/").rpartition("/")[2] or f"sample {index}"
-            objects = self._objects(annotations, split.sizes[index], size, where)
+            objects = self._objects(annotated, split.sizes[index], size, where)
             columns["image_id"].append(split.image_ids[index])
             columns["file_name"].append(split.file_names[index] or where)
             columns["height"].append(size.shown[0])
@@ -285,10 +288,6 @@ def _is_box(box: Any) -> bool:
         return len(box) == 4 and all(not isinstance(side, str) and math.isfinite(side) for side in box)
     except TypeError:
         return False
-
-
-def _named(places: Sequence[str]) -> str:
-    return ", ".join(places[:MAX_NAMED]) + (", ..." if len(places) > MAX_NAMED else "")
 
 
 def _fitted_mask(mask: dict[str, Any] | None, frame: tuple[int, int]) -> dict[str, Any] | None:

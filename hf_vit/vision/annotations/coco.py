@@ -56,7 +56,8 @@ def read(folder: Path) -> AnnotatedImages:
     for split, path in find(folder).items():
         content = _read_json(path)
         categories[split] = [
-            Category(int(each["id"]), str(each["name"]), bool(each.get("isthing", 1))) for each in content["categories"]
+            Category(int(each["id"]), str(each["name"]), bool(each.get("isthing", 1)))
+            for each in content["categories"]
         ]
         panoptic = any("segments_info" in each for each in content["annotations"][:1])
         paths = _image_paths(folder, path, split, [image["file_name"] for image in content["images"]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_vit.sources import load_source
+from hf_vit.sources import holds_data_files, is_saved, load_source
 from hf_vit.vision.annotations import coco, tables, voc, yolo
 from hf_vit.vision.annotations.rows import AnnotatedImages
 from hf_vit.vision.columns import find_image_column
@@ -47,11 +47,8 @@ def find_image_column_among(found: dict, wanted: str | None) -> str:
 
 
 def _is_table(path: Path) -> bool:
-    if not path.is_dir():
-        return False
-    saved = any((path / name).exists() for name in ("dataset_dict.json", "state.json"))
-    patterns = ("*.parquet", "*/*.parquet", "*.arrow", "metadata.*", "*/metadata.*")
-    return saved or any(any(path.glob(pattern)) for pattern in patterns)
+    described = any(any(path.glob(pattern)) for pattern in ("metadata.*", "*/metadata.*"))
+    return path.is_dir() and (is_saved(path) or described or holds_data_files(path))
 
 
 def _read_files(path: Path) -> AnnotatedImages:
@@ -64,6 +61,6 @@ def _read_files(path: Path) -> AnnotatedImages:
         return voc.read(path)
     raise ValueError(
         f"--dataset_name {str(path)!r}: no annotations that are known; a folder holds annotations/*.json or "
-        "_annotations.coco.json (COCO), data.yaml (YOLO), Annotations/*.xml (Pascal VOC), or parquet or metadata.jsonl "
-        "with a column `objects`"
+        "_annotations.coco.json (COCO), data.yaml (YOLO), Annotations/*.xml (Pascal VOC), or parquet or "
+        "metadata.jsonl with a column `objects`"
     )

@@ -3,8 +3,8 @@ a map of instances or of panoptic segments beside it.
 
 The columns that are understood, each with the names that data sets of the Hub give them:
 
-- objects: `bbox`, `category` (or `category_id`, `label`, `class_id`), and optionally `area`, `iscrowd` (or `is_crowd`),
-  `segmentation`;
+- objects: `bbox`, `category` (or `category_id`, `label`, `class_id`), and optionally `area`, `iscrowd` (or
+  `is_crowd`), `segmentation`;
 - a map of instances, an image whose value 0 is background and n the n-th object;
 - a map of panoptic segments, an image of ids R + 256 G + 65536 B, beside `segments_info` (`id`, `category_id`).
 """
