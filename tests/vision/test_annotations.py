@@ -175,7 +175,7 @@ FAULTS = {
     "flat polygon": (_set(0, segmentation=[[1, 2, 3, 4]]), "at least three corners"),
     "no objects": (lambda content: content["annotations"].clear(), "the train split holds no objects"),
     "two of one name": (lambda content: content["categories"].append({"id": 9, "name": "bar"}), "called 'bar'"),
-    "some without masks": (_set(0, segmentation=[]), "objects without a mask"),
+    "some without masks": (_set(0, segmentation=[]), "objects without a mask beside others"),
     "missing images": (lambda content: content["images"][0].update(file_name="gone.png"), r"1 are not in .*gone\.png"),
 }
 

@@ -165,7 +165,7 @@ class _Checker:
             )
         if self.maskless:
             found.append(
-                f"the {self.name} split has objects without a mask beside those with: {listed(self.maskless, MAX_NAMED)}"
+                f"the {self.name} split has objects without a mask beside others: {listed(self.maskless, MAX_NAMED)}"
             )
         return found
 

@@ -35,7 +35,13 @@ def load_annotated_images(
         return _read_files(path)
     found = load_source(name, config_name, revision=revision, built_in={})
     column = find_image_column_among(found, image_column)
-    return tables.read(found, name, image_column=column, box_format=box_format, class_names=class_names)
+    return tables.read(
+        found,
+        path.resolve().name if path.exists() else name,
+        image_column=column,
+        box_format=box_format,
+        class_names=class_names,
+    )
 
 
 def find_image_column_among(found: dict, wanted: str | None) -> str:
