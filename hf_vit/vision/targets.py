@@ -8,8 +8,7 @@ Shapes: B batch, n objects of an image, H and W the canvas.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,34 +18,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers.image_utils import pil_torch_interpolation_mapping
 
-from hf_vit.config import argument, check_range
 from hf_vit.sample_keys import SampleKey, seed_of
 from hf_vit.vision.decoding import decode_pixels
+from hf_vit.vision.object_augmentation import ObjectAugmentationArguments
 from hf_vit.vision.processors import InputFormat
-
-
-@dataclass
-class ObjectAugmentationArguments:
-    _argument_group_name: ClassVar[str] = "Augmentation"
-
-    horizontal_flip_prob: float = argument(0.5, help="Probability of a horizontal flip.")
-    vertical_flip_prob: float = argument(0.0, help="Probability of a vertical flip.")
-    scale_jitter: list[float] = argument(
-        lambda: [1.0, 1.0],
-        help="Smallest and largest zoom; what leaves the canvas is cut off, with the objects whose centres it holds.",
-    )
-    photometric_distort_prob: float = argument(0.0, help="Probability of other brightness, contrast and colours.")
-    canvas_scale: list[float] = argument(
-        lambda: [1.0, 1.0], help="Multi-scale training: smallest and largest canvas, drawn for each batch."
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("horizontal_flip_prob", "vertical_flip_prob", "photometric_distort_prob"):
-            check_range(name, getattr(self, name), 0, 1)
-        for name in ("scale_jitter", "canvas_scale"):
-            bounds = getattr(self, name)
-            if len(bounds) != 2 or not 0.1 <= bounds[0] <= bounds[1] <= 4:
-                raise ValueError(f"--{name} takes two rising numbers in [0.1, 4], found {bounds}")
 
 
 class KeepCentres(v2.Transform):
