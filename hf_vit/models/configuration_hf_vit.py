@@ -1,23 +1,18 @@
 """Configuration of the Vision Transformer."""
 
 import difflib
-import re
 from typing import TYPE_CHECKING
 
-from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
 from .code_version import CodeVersionMixin
-from .strict_config import GATED_ACTIVATIONS, PROBLEM_TYPES, strict_config
+from .strict_config import strict_config
+from .vit_checks import check_config, pair
+from .vit_variants import variant_fields
 
 if TYPE_CHECKING:  # never run; see CodeVersionMixin
     from .modeling_hf_vit import HfViTModel  # noqa: F401
-
-POOLINGS = ("cls", "mean", "max", "cls_mean", "weighted", "attention", "none")
-POSITION_EMBEDDINGS = ("learned", "learned_2d", "sincos_1d", "sincos_2d", "relative_bias", "rope_2d", "none")
-PATCH_EMBEDDINGS = ("conv", "hybrid")
-DISTILLATION_TYPES = ("soft", "hard")
 
 _SIZES = (
     "hidden_size",
@@ -40,37 +35,6 @@ AUTO_MAP = {
 }
 # Of a processor's own configuration: a model may be saved beside another's.
 PROCESSOR_AUTO_MAP = {"AutoImageProcessor": "image_processing_hf_vit.HfViTImageProcessor"}
-
-# hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: table 1 of ViT (2010.11929) and of DeiT
-# (2012.12877).
-_VARIANT_SIZES = {
-    "tiny": (192, 12, 3, 768),
-    "small": (384, 12, 6, 1536),
-    "base": (768, 12, 12, 3072),
-    "large": (1024, 24, 16, 4096),
-    "huge": (1280, 32, 16, 5120),
-}
-_VARIANTS = {
-    "vit": {"tiny": (16, 32), "small": (8, 16, 32), "base": (8, 16, 32), "large": (14, 16, 32), "huge": (14, 16)},
-    "deit": {"tiny": (16,), "small": (16,), "base": (16,)},
-}
-_VARIANT_PATTERN = re.compile(r"(vit|deit)_([a-z]+)(_distilled)?_patch(\d+)_(\d+)")
-
-
-def _pair(value: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def variant_names() -> list[str]:
-    """The names `HfViTConfig.from_variant` knows, at 224 pixels; any other size may stand in the last position."""
-    names = []
-    for family, sizes in _VARIANTS.items():
-        for size, patch_sizes in sizes.items():
-            for patch_size in patch_sizes:
-                names.append(f"{family}_{size}_patch{patch_size}_224")
-                if family == "deit":
-                    names.append(f"{family}_{size}_distilled_patch{patch_size}_224")
-    return names
 
 
 def _field_names(config_class: type) -> set[str]:
@@ -194,7 +158,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
         `"deit_small_distilled_patch16_384"`: `{vit,deit}_{size}[_distilled]_patch{P}_{image size}`.
 
         Args:
-            name: a name of [`variant_names`], with any image size that is a multiple of the patch size.
+            name: a name of `vit_variants.variant_names`, with any image size that is a multiple of the patch size.
             overrides: fields that take another value.
 
         Raises:
@@ -203,22 +167,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
         for unknown in sorted(set(overrides) - _field_names(cls)):
             nearest = difflib.get_close_matches(unknown, _field_names(cls), n=1)
             raise ValueError(f"{unknown} is no field of {cls.__name__}" + "".join(f", nearest: {n}" for n in nearest))
-        match = _VARIANT_PATTERN.fullmatch(name)
-        family, size, distilled, patch_size, image_size = match.groups() if match else (None,) * 5
-        known = int(patch_size) in _VARIANTS[family].get(size, ()) if match else False
-        if not known or (distilled and family != "deit"):
-            raise ValueError(f"variant must be one of {', '.join(variant_names())} (or another size), got {name!r}")
-        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size = _VARIANT_SIZES[size]
-        fields = {
-            "hidden_size": hidden_size,
-            "num_hidden_layers": num_hidden_layers,
-            "num_attention_heads": num_attention_heads,
-            "intermediate_size": intermediate_size,
-            "patch_size": int(patch_size),
-            "image_size": int(image_size),
-            "use_distillation_token": bool(distilled),
-        }
-        return cls(**{**fields, **overrides})
+        return cls(**{**variant_fields(name), **overrides})
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "HfViTConfig":
@@ -265,12 +214,12 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     @property
     def image_shape(self) -> tuple[int, int]:
         """(height, width) of the images in pixels."""
-        return _pair(self.image_size)
+        return pair(self.image_size)
 
     @property
     def patch_shape(self) -> tuple[int, int]:
         """(height, width) of a patch in pixels."""
-        return _pair(self.patch_size)
+        return pair(self.patch_size)
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -319,76 +268,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     def check(self):
         """Raise a `ValueError` for the first value that is out of range or does not fit the others. Called at
         construction, and by the models for values that were overridden while loading."""
-        self._check_sizes()
-        self._check_names()
-        self._check_positions()
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("cls_mean_weight", "distillation_alpha"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if self.learn_cls_mean_weight and self.cls_mean_weight in (0, 1):
-            raise ValueError(f"cls_mean_weight must be in (0, 1) to be learnt, got {self.cls_mean_weight}")
-        for name in ("distillation_temperature", "initializer_range", "layer_norm_eps", "layer_scale_init_value"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
-
-    def _check_sizes(self):
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("num_register_tokens", "num_stem_blocks"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.num_stem_blocks and self.patch_embedding != "hybrid":
-            raise ValueError(f"num_stem_blocks must be 0 without patch_embedding 'hybrid', got {self.num_stem_blocks}")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size must be a multiple of num_attention_heads ({self.num_attention_heads}), "
-                f"got {self.hidden_size}"
-            )
-        for name in ("image_size", "patch_size", "position_grid_size"):
-            value = getattr(self, name)
-            if value is not None and (len(_pair(value)) != 2 or min(_pair(value)) < 1):
-                raise ValueError(f"{name} must be a positive integer or a pair (height, width) of them, got {value}")
-        if any(size % patch for size, patch in zip(self.image_shape, self.patch_shape)):
-            raise ValueError(f"image_size must be a multiple of patch_size ({self.patch_size}), got {self.image_size}")
-
-    def _check_names(self):
-        choices = {
-            "position_embedding": POSITION_EMBEDDINGS,
-            "patch_embedding": PATCH_EMBEDDINGS,
-            "distillation_type": DISTILLATION_TYPES,
-            "pooling_norm": ("before", "after", None),
-            "problem_type": (*PROBLEM_TYPES, None),
-            "hidden_act": (*ACT2FN, *GATED_ACTIVATIONS),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
-        if not self.poolings or any(name not in POOLINGS for name in self.poolings):
-            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, or a list of them, got {self.pooling!r}")
-        if len(set(self.poolings)) != len(self.poolings) or ("none" in self.poolings and self.pooling != "none"):
-            raise ValueError(f"pooling must not have 'none' or a name twice in a list, got {self.pooling!r}")
-        if {"cls", "cls_mean"} & set(self.poolings) and not self.use_class_token:
-            raise ValueError(f"pooling {self.pooling!r} needs use_class_token=True, got False")
-
-    def _check_positions(self):
-        head_size = self.hidden_size // self.num_attention_heads
-        multiples = {
-            "sincos_1d": ("hidden_size", self.hidden_size, 2),
-            "sincos_2d": ("hidden_size", self.hidden_size, 4),
-            "rope_2d": ("head size (hidden_size / num_attention_heads)", head_size, 4),
-        }
-        name, size, divisor = multiples.get(self.position_embedding, ("", 0, 1))
-        if size % divisor:
-            raise ValueError(
-                f"{name} must be a multiple of {divisor} for position_embedding={self.position_embedding}, got {size}"
-            )
-        if self.position_embedding == "none" and self.position_embedding_on_prefix:
-            raise ValueError("position_embedding_on_prefix must not be True with position_embedding 'none'")
+        check_config(self)
 
 
 HfViTConfig.register_for_auto_class()

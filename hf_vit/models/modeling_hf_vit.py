@@ -7,35 +7,22 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
-from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import SelfAttention
-from .checkpoint_conversion import OwnConversionsMixin, rename_heads
+from .checkpoint_conversion import rename_heads
 from .configuration_hf_vit import HfViTConfig
-from .layers import MLP, DropPath, LayerScale, drop_path_rates
+from .layers import drop_path_rates
 from .losses import classification_loss, distilled_loss
-from .patch_embedding import PatchEmbedding
-from .pooling import AttentionPooling, ClassTokenMeanPooling, Pooler
-from .position_encoding import (
-    ABSOLUTE_POSITIONS,
-    FixedPosition,
-    LearnedPosition,
-    LearnedRowColumnPosition,
-    RelativePositionBias,
-    RotaryPosition,
-    fill_meta_tables,
-)
-from .tested_versions import refuse_unknown, say_if_untested
-
-# Standard deviation of a unit normal distribution cut off at two deviations: sqrt(1 - 4 phi(2) / (2 Phi(2) - 1)).
-_TRUNCATED_STD = 0.8796256610342398
+from .pooling import Pooler
+from .position_encoding import RelativePositionBias, RotaryPosition, fill_meta_tables
+from .tested_versions import refuse_unknown
+from .vit_embeddings import HfViTEmbeddings
+from .vit_layer import HfViTLayer
+from .vit_pretrained import HfViTPreTrainedModel
 
 
 @dataclass
@@ -57,132 +44,6 @@ class HfViTImageClassifierOutput(ModelOutput):
     distillation_logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
-
-
-class HfViTEmbeddings(nn.Module):
-    """(batch, channels, height, width) -> (batch, prefix + rows * columns, hidden_size): patches, absolute positions,
-    prefix tokens.
-
-    Raises:
-        ValueError: if the images do not fit the model.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        self.has_prefix_positions = config.has_prefix_positions
-        self.patch_embedding = PatchEmbedding(config)
-        self.class_token = self._token(config, int(config.use_class_token))
-        self.distillation_token = self._token(config, int(config.use_distillation_token))
-        self.register_tokens = self._token(config, config.num_register_tokens)
-        position = ABSOLUTE_POSITIONS.get(config.position_embedding)
-        self.position_embedding = position(config) if position else None
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    @staticmethod
-    def _token(config, count: int) -> nn.Parameter | None:
-        return nn.Parameter(torch.zeros(1, count, config.hidden_size)) if count else None
-
-    def prefix_tokens(self) -> list[torch.Tensor]:
-        """Class, distillation and register tokens that exist, in this order, each (1, count, hidden_size)."""
-        tokens = (self.class_token, self.distillation_token, self.register_tokens)
-        return [token for token in tokens if token is not None]
-
-    def forward(self, pixel_values: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
-        patches = self.patch_embedding(pixel_values, grid_size)  # (B, N, D)
-        positions = self.position_embedding(grid_size) if self.position_embedding else None
-        if positions is not None and not self.has_prefix_positions:
-            patches = patches + positions
-        prefix = [token.expand(patches.shape[0], -1, -1) for token in self.prefix_tokens()]
-        tokens = torch.cat([*prefix, patches], dim=1) if prefix else patches  # (B, P + N, D)
-        if positions is not None and self.has_prefix_positions:
-            tokens = tokens + positions
-        return self.dropout(tokens)
-
-
-class HfViTLayer(GradientCheckpointingLayer):
-    """Pre-norm Transformer layer: attention and MLP, each with layer scale, dropout and drop path on its branch.
-
-    (batch, tokens, hidden_size) -> the same shape
-    """
-
-    def __init__(self, config, drop_path_rate: float):
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = SelfAttention(config)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
-        self.layer_scale1, self.layer_scale2 = self._layer_scale(config), self._layer_scale(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.drop_path = DropPath(drop_path_rate)
-
-    @staticmethod
-    def _layer_scale(config) -> nn.Module:
-        value = config.layer_scale_init_value
-        return nn.Identity() if value is None else LayerScale(config.hidden_size, value)
-
-    def forward(
-        self, hidden_states: torch.Tensor, position_bias: torch.Tensor | None = None, **attention_kwargs
-    ) -> torch.Tensor:
-        branch, _ = self.attention(self.attention_norm(hidden_states), position_bias=position_bias, **attention_kwargs)
-        hidden_states = hidden_states + self.drop_path(self.dropout(self.layer_scale1(branch)))
-        branch = self.mlp(self.mlp_norm(hidden_states))
-        return hidden_states + self.drop_path(self.dropout(self.layer_scale2(branch)))
-
-
-class HfViTPreTrainedModel(OwnConversionsMixin, PreTrainedModel):
-    """Initialisation and capabilities shared by all Vision Transformer models."""
-
-    config: HfViTConfig
-    config_class = HfViTConfig
-    base_model_prefix = "vit"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    _no_split_modules = ("HfViTEmbeddings", "HfViTLayer", "Pooler")
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": HfViTLayer, "attentions": SelfAttention}  # noqa: RUF012
-
-    def __init__(self, config: HfViTConfig, *args, **kwargs):
-        super().__init__(config, *args, **kwargs)
-        say_if_untested()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            self._init_trunc_normal(module.weight)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, LayerScale):
-            init.constant_(module.scale, module.init_value)
-        elif isinstance(module, ClassTokenMeanPooling) and module.weight_logit is not None:
-            init.constant_(module.weight_logit, module.initial_logit)
-        elif isinstance(module, FixedPosition):
-            init.copy_(module.table, module.compute_table(module.native_grid_size, module.table.device))
-        elif isinstance(module, RelativePositionBias):
-            for table in module.parameters():
-                init.zeros_(table)
-        elif isinstance(module, AttentionPooling):
-            # No residual path leads around it: drawn as small as the layers, it would hand on next to nothing, and
-            # narrow models would not learn. Its own weights come after those of its parts.
-            init.trunc_normal_(module.query, std=module.query.shape[-1] ** -0.5)
-            for part in module.modules():
-                if isinstance(part, nn.Linear):
-                    init.xavier_uniform_(part.weight)
-        elif isinstance(module, (HfViTEmbeddings, LearnedPosition, LearnedRowColumnPosition)):
-            for parameter in module.parameters(recurse=False):
-                self._init_trunc_normal(parameter)
-
-    def _init_trunc_normal(self, parameter: nn.Parameter):
-        """Normal distribution cut off at two deviations, widened so that what is left has std `initializer_range`."""
-        std = self.config.initializer_range / _TRUNCATED_STD
-        init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
 
 
 class HfViTModel(HfViTPreTrainedModel):

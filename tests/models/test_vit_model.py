@@ -10,7 +10,8 @@ from scipy import stats
 
 from hf_vit import HfViTBackbone, HfViTConfig, HfViTForImageClassification, HfViTModel
 from hf_vit.conversion.models import from_peer
-from hf_vit.models.configuration_hf_vit import POSITION_EMBEDDINGS, variant_names
+from hf_vit.models.vit_checks import POSITION_EMBEDDINGS
+from hf_vit.models.vit_variants import variant_names
 
 MODEL_CLASSES = [HfViTModel, HfViTForImageClassification, HfViTBackbone]
 
