@@ -42,12 +42,14 @@ def attention_maps(
     outputs = body(pixel_values, output_attentions=True, return_dict=True)
     if query is None:
         query = pooling_weights(body, outputs.last_hidden_state)
-    layers = [_of_all_tokens(attention, outputs.last_hidden_state.shape[1]) for attention in outputs.attentions]
+    layers = [
+        attention_of_all_tokens(attention, outputs.last_hidden_state.shape[1]) for attention in outputs.attentions
+    ]
     attentions, rollout = torch.stack(layers, dim=1), attention_rollout(layers)  # (B, L, H, T, T), (B, T, T)
     return attention_to_grid(attentions, query, grid_size), attention_to_grid(rollout, query, grid_size)
 
 
-def _of_all_tokens(attention: torch.Tensor, num_tokens: int) -> torch.Tensor:
+def attention_of_all_tokens(attention: torch.Tensor, num_tokens: int) -> torch.Tensor:
     """Attention (batch, heads, queries, keys) of a layer that leaves tokens out, as those before class-attention
     layers and these themselves do (2103.17239), over all tokens: those attend to themselves."""
     num_queries, num_keys = attention.shape[2:]

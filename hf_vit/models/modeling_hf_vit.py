@@ -237,12 +237,16 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
 class HfViTBackbone(BackboneMixin, HfViTModel):
     """The Vision Transformer as a backbone: the patch tokens of the stages in `config.out_features`, as grids.
 
-    Stages are `stem` (the embeddings) and `stage1` to `stage{num_hidden_layers}`.
+    Stages are `stem` (the embeddings) and `stage1` to `stage{num_hidden_layers}`; class-attention layers and their
+    tokens are left out.
     """
 
     def __init__(self, config: HfViTConfig):
         super().__init__(config, add_pooling_layer=False)
         self.patch_dropout = PatchDropout(0.0, config.num_layer_prefix_tokens)  # a grid has no gaps
+        if config.num_class_layers:  # the patches never see what comes after them
+            self.class_layers = nn.ModuleList()
+            self.embeddings.class_token, self.embeddings.distillation_token = None, None
         self.num_features = [config.hidden_size] * len(config.stage_names)
 
     @can_return_tuple

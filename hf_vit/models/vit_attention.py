@@ -63,8 +63,16 @@ class TalkingHeadsSelfAttention(HfViTSelfAttention):
         scores = torch.matmul(query * self.head_dim**-0.5, key.transpose(2, 3))  # (B, H, T, T)
         if position_bias is not None:
             scores = scores + position_bias
-        weights = _mix_heads(self.score_mixing, scores).softmax(-1, dtype=torch.float32).to(query.dtype)
+        scores, blocked = _mix_heads(self.score_mixing, scores), None
+        if attention_mask is not None:
+            if attention_mask.dtype != torch.bool:
+                raise ValueError(f"attention_mask must be boolean for talking heads, got {attention_mask.dtype}")
+            blocked = ~attention_mask
+            scores = scores.masked_fill(blocked, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
         weights = _mix_heads(self.weight_mixing, weights)
+        if blocked is not None:
+            weights = weights.masked_fill(blocked, 0.0)  # to which the mixing's bias added something
         output = torch.matmul(nn.functional.dropout(weights, self.dropout, self.training), value)
         return output.transpose(1, 2), weights if output_attentions else None
 

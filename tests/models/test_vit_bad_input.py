@@ -232,7 +232,7 @@ def test_an_image_of_one_patch(tiny_model, architecture, images):
     model = tiny_model(**{**architecture, "image_size": patch_size})
     outputs = model(images(model, 1), labels=torch.tensor([2]), output_attentions=True)
     assert outputs.logits.shape == (1, 5) and outputs.loss.isfinite()
-    assert outputs.attentions[0].shape[-1] == model.config.num_prefix_tokens + 1
+    assert outputs.attentions[-1].shape[-1] == model.config.num_prefix_tokens + 1
     larger = images(model, 1, 3 * model.config.patch_shape[0], 2 * model.config.patch_shape[1])
     assert model(larger).logits.isfinite().all()
 
