@@ -222,8 +222,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} must be in the configuration that is loaded, or be given while loading")
         saved = cls(**config_dict)
         if "pooling" in kwargs:
-            where = "after" if saved.norm_after_pooling else "before"
-            kwargs.setdefault("pooling_norm", "none" if saved.pooling_norm == "none" else where)
+            kwargs.setdefault("pooling_norm", saved.norm_position)
         if "image_size" in kwargs and set(saved.position_embeddings) & set(_CLOSED_FORM_POSITIONS):
             kwargs.setdefault("position_grid_size", list(saved.position_grid))
         ends_with_last_layer = saved.out_features == saved.stage_names[-1:]
@@ -331,11 +330,16 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
         return self.hidden_size * len(self.poolings)
 
     @property
-    def norm_after_pooling(self) -> bool:
-        """Whether the final norm follows the pooling: `pooling_norm`, or its default for these poolings."""
+    def norm_position(self) -> str:
+        """`pooling_norm`, or its default for these poolings."""
         if self.pooling_norm is not None:
-            return self.pooling_norm == "after"
-        return all(name in ("mean", "max") for name in self.poolings)
+            return self.pooling_norm
+        return "after" if all(name in ("mean", "max") for name in self.poolings) else "before"
+
+    @property
+    def norm_after_pooling(self) -> bool:
+        """Whether the final norm follows the pooling."""
+        return self.norm_position == "after"
 
     def num_prefix_positions(self, scheme: str | None) -> int:
         """Return how many of the prefix tokens that go through the layers have positions of a scheme, by
@@ -346,6 +350,11 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
         if on_prefix == "class":
             return self._num_class_tokens if scheme in ("learned", "learned_2d") else 0
         return self.num_layer_prefix_tokens if on_prefix else 0
+
+    @property
+    def prefix_positions(self) -> dict[str, int]:
+        """Prefix tokens that have positions of each scheme."""
+        return {name: self.num_prefix_positions(name) for name in self.position_embeddings}
 
     def check(self):
         """Raise a `ValueError` for the first value that is out of range or does not fit the others. Called at
