@@ -9,7 +9,7 @@ import transformers
 from scipy import stats
 
 from hf_vit import HfViTBackbone, HfViTConfig, HfViTForImageClassification, HfViTModel
-from hf_vit.conversion.vit import from_timm
+from hf_vit.conversion.models import from_peer
 from hf_vit.models.vit_checks import POSITION_EMBEDDINGS
 from hf_vit.models.vit_variants import variant_names
 
@@ -368,7 +368,7 @@ def test_feature_maps_equal_those_of_timm(images, tmp_path):
         img_size=(16, 32), patch_size=(4, 8), embed_dim=32, depth=3, num_heads=4, num_classes=5, reg_tokens=2
     )
     peer.apply(lambda module: [torch.nn.init.normal_(p, std=0.2) for p in module.parameters(recurse=False)])
-    from_timm(peer.eval()).save_pretrained(tmp_path)
+    from_peer(peer.eval()).save_pretrained(tmp_path)
     backbone = HfViTBackbone.from_pretrained(tmp_path, out_indices=[1, 3])
     assert backbone.out_features == ["stage1", "stage3"] and backbone.channels == [32, 32]
     pixel_values = images(backbone, 2, 16, 32)
