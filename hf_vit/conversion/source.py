@@ -116,7 +116,8 @@ def source_of(peer: nn.Module) -> Source:
 # Fields that say how a model is trained or initialised, not what it computes.
 _TRAINING_FIELDS = {
     *("initializer_range", "init_std", "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"),
-    *("patch_dropout_prob", "dropout", "attention_dropout", "activation_dropout", "label_smoothing", "learn_cls_mean_weight"),
+    *("dropout", "attention_dropout", "activation_dropout", "label_smoothing", "learn_cls_mean_weight"),
+    "patch_dropout_prob",
     *("distillation_type", "distillation_alpha", "distillation_temperature", "apply_layernorm", "use_cache"),
 }
 # What a field means where None stands for a default, or where two values mean the same.
@@ -141,6 +142,8 @@ def meaning(config: PreTrainedConfig) -> dict[str, Any]:
         value = getattr(config, _MEANINGS.get(name, name), getattr(config, name, None))
         if name == "layer_scale_init_value":
             value = value is not None
+        if name == "position_embedding" and isinstance(value, tuple):
+            value = tuple(sorted(value))
         found[name] = tuple(value) if isinstance(value, list) else value
     if {"rope_axial", "rope_mixed"} & set(found.get("position_embedding") or ()):
         found["position_grid_size"] = config.position_grid_size and tuple(config.position_grid_size)
