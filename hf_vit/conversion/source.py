@@ -81,8 +81,8 @@ class Source(ABC):
         return f"{peer.base_model_prefix}." if is_body else ""
 
     def guess(self, shapes: Mapping[str, torch.Size]) -> nn.Module | None:
-        """The peer whose weights have these names and shapes; it may be called under the meta device. For files of weights that
-        have no configuration beside them. None if they are of another architecture."""
+        """The peer whose weights have these names and shapes, for files that have no configuration beside them; None
+        if they are of another architecture. It may be called under the meta device."""
         return None
 
     def bound_rules(self, config: PreTrainedConfig, peer: nn.Module, model_class: type[PreTrainedModel]) -> list[Rule]:
@@ -119,12 +119,15 @@ def source_of(peer: nn.Module) -> Source:
 _TRAINING_FIELDS = {
     *("initializer_range", "init_std", "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"),
     *("dropout", "attention_dropout", "activation_dropout", "label_smoothing", "learn_cls_mean_weight"),
+    "patch_dropout_prob",
     *("distillation_type", "distillation_alpha", "distillation_temperature", "apply_layernorm", "use_cache"),
 }
 # What a field means where None stands for a default, or where two values mean the same.
 _MEANINGS = {
-    "pooling_norm": "norm_after_pooling",
-    "position_embedding_on_prefix": "has_prefix_positions",
+    "pooling_norm": "norm_position",
+    "position_embedding": "position_embeddings",
+    "position_embedding_on_prefix": "prefix_positions",
+    "rope_theta": "rope_base",
     "position_grid_size": "position_grid",
     "image_size": "image_shape",
     "patch_size": "patch_shape",
@@ -138,22 +141,30 @@ def meaning(config: PreTrainedConfig) -> dict[str, Any]:
     for name in type(config).__annotations__:
         if name in _TRAINING_FIELDS or name.startswith("_"):
             continue
-        value = getattr(config, _MEANINGS.get(name, name), None)
+        value = getattr(config, _MEANINGS.get(name, name), getattr(config, name, None))
         if name == "layer_scale_init_value":
             value = None if value is None else "a number"
+        if name == "position_embedding" and isinstance(value, tuple):
+            value = tuple(sorted(value))
         found[name] = tuple(value) if isinstance(value, list) else value
+    if {"rope_axial", "rope_mixed"} & set(found.get("position_embedding") or ()):
+        found["position_grid_size"] = config.position_grid_size and tuple(config.position_grid_size)
     return {name: value for name, value in found.items() if _matters(name, config)}
 
 
 def _matters(name: str, config: PreTrainedConfig) -> bool:
     """Whether the other fields let this one say anything."""
-    position = getattr(config, "position_embedding", None)
+    positions = getattr(config, "position_embeddings", (getattr(config, "position_embedding", None),))
     needs = {
         "cls_mean_weight": "cls_mean" in getattr(config, "poolings", ()),
-        "position_grid_size": position in ("sincos_1d", "sincos_2d", "rope_2d"),
-        "max_position_embeddings": position == "learned",
-        "relative_attention_num_buckets": position == "relative",
-        "relative_attention_max_distance": position == "relative",
+        "key_bias": getattr(config, "qkv_bias", True),
+        "registers_first": getattr(config, "num_register_tokens", 0) > 0,
+        "position_grid_size": any(name.startswith(("sincos", "rope")) for name in positions if name),
+        "rope_theta": bool({"rope_2d", "rope_axial"} & set(positions)),
+        "rope_grid_offset": "rope_axial" in positions,
+        "max_position_embeddings": "learned" in positions,
+        "relative_attention_num_buckets": "relative" in positions,
+        "relative_attention_max_distance": "relative" in positions,
     }
     return needs.get(name, True)
 

@@ -27,7 +27,7 @@ def patch_kernel(config: HfViTConfig, theirs: str) -> Rule:
 def learned_positions(config: HfViTConfig, theirs: str) -> Rule:
     """A learnt table, theirs of shape (1, [P +] N, D)."""
     rows, columns = config.grid_size
-    num_prefix = config.num_prefix_tokens if config.has_prefix_positions else 0
+    num_prefix = config.num_prefix_positions("learned")
 
     def from_theirs(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         num_patches = tensors[0].shape[1] - num_prefix

@@ -105,7 +105,7 @@ class TimmVisionTransformer(Source):
             "qk_norm": config.qk_norm,
             "init_values": config.layer_scale_init_value,
             "class_token": config.use_class_token,
-            "no_embed_class": not config.has_prefix_positions,
+            "no_embed_class": not config.num_prefix_positions("learned"),
             "reg_tokens": config.num_register_tokens,
             "pos_embed": "learn" if config.position_embedding == "learned" else "none",
             "global_pool": pooling,
