@@ -16,7 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention import CrossAttention, SelfAttention
 from .cache_argument import CACHE_NAME, check_mask, check_past, one_cache
 from .configuration_hf_transformer import HfTransformerConfig
-from .layers import drop_path_rates
+from .layers import drop_path_rates, make_norm
 from .padding_mask import create_bidirectional_mask
 from .tested_versions import refuse_unknown
 from .text_position import (
@@ -26,7 +26,7 @@ from .text_position import (
     holds_several_texts,
     text_position_ids,
 )
-from .transformer_layer import HfTransformerLayer, make_norm
+from .transformer_layer import HfTransformerLayer
 from .transformer_pretrained import HfTransformerPreTrainedModel
 
 

@@ -7,14 +7,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import CrossAttention, SelfAttention
 from .cache_argument import one_cache
-from .layers import MLP, DropPath
+from .layers import MLP, DropPath, make_norm
 from .text_position import RelativeXLSelfAttention
-
-
-def make_norm(config) -> nn.Module:
-    """The norm of `config.norm_type` over the last dimension of (..., d_model)."""
-    norm = nn.LayerNorm if config.norm_type == "layer_norm" else nn.RMSNorm
-    return norm(config.d_model, eps=config.layer_norm_eps)
 
 
 class HfTransformerLayer(GradientCheckpointingLayer):
@@ -95,4 +89,4 @@ class HfTransformerLayer(GradientCheckpointingLayer):
         return norm(hidden_states + self.drop_path(self.dropout(branch(hidden_states))))
 
 
-__all__ = ["HfTransformerLayer", "make_norm"]
+__all__ = ["HfTransformerLayer"]

@@ -23,6 +23,20 @@ def encoded(image: dict[str, Any] | None) -> bytes:
     return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
 
 
+def open_stored(image: dict[str, Any] | None, index: int) -> Image.Image:
+    """The image as it is stored, no colours or sizes changed: of maps whose values are numbers.
+
+    Raises:
+        ValueError: the bytes are no image; names the file, where there is one, and the sample's index.
+    """
+    try:
+        opened = Image.open(io.BytesIO(encoded(image)))
+        opened.load()
+    except Exception as error:  # Pillow's decoders raise many types on broken files
+        raise ValueError(f"cannot decode the map of sample {index}{_place(image)}: {error}") from error
+    return opened
+
+
 def decode(image: dict[str, Any] | None, index: int, num_channels: int = 3) -> Image.Image:
     """The RGB image, opened as the image-classification pipeline opens it, or with one channel its grey one.
 
@@ -40,11 +54,14 @@ def decode(image: dict[str, Any] | None, index: int, num_channels: int = 3) -> I
             colours = load_image(opened if levels == 256 else _eight_bits(opened, levels))
             return colours if num_channels == 3 else colours.convert(COLOUR_MODES[num_channels])
     except Exception as error:  # Pillow's decoders raise many types on broken files
-        place = f" ({image['path']})" if image and image.get("path") else ""
         raise ValueError(
-            f"cannot decode the image of sample {index}{place}: {error}; without --streaming, --on_bad_sample skip "
-            "leaves such images out"
+            f"cannot decode the image of sample {index}{_place(image)}: {error}; without --streaming, "
+            "--on_bad_sample skip leaves such images out"
         ) from error
+
+
+def _place(image: dict[str, Any] | None) -> str:
+    return f" ({image['path']})" if image and image.get("path") else ""
 
 
 def decode_pixels(image: dict[str, Any] | None, index: int, num_channels: int = 3) -> torch.Tensor:

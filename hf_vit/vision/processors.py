@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL.Image import Resampling
 from transformers import ViTImageProcessor
 
@@ -91,6 +92,22 @@ class InputFormat(NamedTuple):
                 "crop_size": {"height": height, "width": width},
             }
         return ViTImageProcessor(**size, **form, do_convert_rgb=True)
+
+
+def normalize(pixels: torch.Tensor, processor: ViTImageProcessor) -> torch.Tensor:
+    """(B, channels, height, width) uint8 to the float32 that the processor would give."""
+    if not hasattr(processor, "rescale_and_normalize"):  # one that works by Pillow
+        form = InputFormat.of(processor)
+        mean, std = (pixels.new_tensor(each, dtype=torch.float32)[:, None, None] for each in (form.mean, form.std))
+        return (pixels / 255 - mean) / std
+    return processor.rescale_and_normalize(
+        pixels,
+        processor.do_rescale,
+        processor.rescale_factor,
+        processor.do_normalize,
+        tuple(processor.image_mean),
+        tuple(processor.image_std),
+    )
 
 
 def _mean_and_std(processor: Any) -> tuple[list[float], list[float]]:

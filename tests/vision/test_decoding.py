@@ -15,10 +15,9 @@ from hf_vit.tasks.image_classification.augment import (
     AugmentationArguments,
     EvaluationTransform,
     TrainTransform,
-    normalize,
 )
 from hf_vit.vision.decoding import decode, decode_pixels
-from hf_vit.vision.processors import InputFormat
+from hf_vit.vision.processors import InputFormat, normalize
 
 LEVELS = np.random.default_rng(0).integers(0, 256, (9, 7), dtype=np.uint8)
 

@@ -206,19 +206,3 @@ class EvaluationTransform:
 
     def __call__(self, images: Sequence[torch.Tensor], keys: Sequence[SampleKey]) -> torch.Tensor:
         return self.processor(list(images), do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
-
-
-def normalize(pixels: torch.Tensor, processor: ViTImageProcessor) -> torch.Tensor:
-    """(B, channels, height, width) uint8 to the float32 that the processor would give."""
-    if not hasattr(processor, "rescale_and_normalize"):  # one that works by Pillow
-        form = InputFormat.of(processor)
-        mean, std = (pixels.new_tensor(each, dtype=torch.float32)[:, None, None] for each in (form.mean, form.std))
-        return (pixels / 255 - mean) / std
-    return processor.rescale_and_normalize(
-        pixels,
-        processor.do_rescale,
-        processor.rescale_factor,
-        processor.do_normalize,
-        tuple(processor.image_mean),
-        tuple(processor.image_std),
-    )

@@ -14,11 +14,11 @@ import torch
 from datasets import Dataset
 from transformers import ViTImageProcessor
 
-from hf_vit.tasks.image_classification.augment import normalize
 from hf_vit.tasks.image_classification.distillation import TeacherEnsemble
 from hf_vit.tasks.image_classification.metrics import ClassificationCounter, head_logits, statistics
 from hf_vit.tasks.task import Batch, Evaluator
 from hf_vit.vision.decoding import decode
+from hf_vit.vision.processors import normalize
 
 MAX_SAMPLE_SIDE = 512  # pixels; a camera's photos would weigh tens of MB each as PNG
 

@@ -28,7 +28,6 @@ from hf_vit.tasks.image_classification.augment import (
     BatchMix,
     EvaluationTransform,
     TrainTransform,
-    normalize,
 )
 from hf_vit.tasks.image_classification.data import (
     MOST_NAMED,
@@ -47,7 +46,7 @@ from hf_vit.tasks.image_classification.streaming import ImageStream, load_stream
 from hf_vit.tasks.image_classification.teacher_cache import cached_logits
 from hf_vit.tasks.task import Assessment, Batch, StepOutput, Task, data_loader
 from hf_vit.trainer.sampler import EpochBatchSampler
-from hf_vit.vision.processors import InputFormat
+from hf_vit.vision.processors import InputFormat, normalize
 from hf_vit.words import listed
 
 

@@ -15,11 +15,11 @@ from hf_vit.tasks.image_classification.augment import (
     AugmentationArguments,
     EvaluationTransform,
     TrainTransform,
-    normalize,
 )
 from hf_vit.tasks.image_classification.data import DataArguments, ImageView, load_labelled_images
 from hf_vit.trainer.sampler import EpochBatchSampler
 from hf_vit.vision.decoding import decode, decode_pixels
+from hf_vit.vision.processors import normalize
 
 NAMES = ["ant", "bee", "cow"]
 
