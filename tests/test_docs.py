@@ -57,5 +57,6 @@ def test_every_field_of_the_configurations_is_on_the_page_of_models():
     text = (ROOT / "docs" / "models.md").read_text()
     for config in (HfViTConfig, HfTransformerConfig):
         own = set(config.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
-        assert not [name for name in sorted(own) if not name.startswith("_") and f"`{name}`" not in text]
+        missing = [name for name in sorted(own) if not name.startswith("_") and f"`{name}`" not in text]
+        assert not missing, f"docs/models.md has a table of fields: add {missing} of {config.__name__}"
         assert all(f"`{name}`" in text for name in config().auto_map if name != "AutoConfig")

@@ -15,14 +15,15 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .checkpoint_conversion import rename_heads
 from .configuration_hf_vit import HfViTConfig
-from .layers import drop_path_rates
+from .layers import drop_path_rates, make_norm
 from .losses import classification_loss, distilled_loss
 from .pooling import Pooler
-from .position_encoding import RelativePositionBias, RotaryPosition, fill_meta_tables
+from .position_encoding import ROTARY_POSITIONS, RelativePositionBias, fill_meta_tables
 from .tested_versions import refuse_unknown
 from .vit_embeddings import HfViTEmbeddings
-from .vit_layer import HfViTLayer
+from .vit_layer import HfViTClassLayer, HfViTLayer
 from .vit_pretrained import HfViTPreTrainedModel
+from .vit_tokens import PatchDropout, of_kept_pairs, of_kept_tokens
 
 
 @dataclass
@@ -63,12 +64,15 @@ class HfViTModel(HfViTPreTrainedModel):
         config.check()
         super().__init__(config)
         self.embeddings = HfViTEmbeddings(config)
-        self.rotary_embedding = RotaryPosition(config) if config.position_embedding == "rope_2d" else None
-        has_bias = config.position_embedding == "relative_bias"
+        rotary_position = ROTARY_POSITIONS.get(config.rotary_position)
+        self.rotary_embedding = rotary_position(config) if rotary_position else None
+        has_bias = "relative_bias" in config.position_embeddings
         self.relative_position_bias = RelativePositionBias(config) if has_bias else None
+        self.patch_dropout = PatchDropout(config.patch_dropout_prob, config.num_layer_prefix_tokens)
         rates = drop_path_rates(config.drop_path_rate, config.num_hidden_layers)
         self.layers = nn.ModuleList([HfViTLayer(config, rate) for rate in rates])
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.class_layers = nn.ModuleList([HfViTClassLayer(config) for _ in range(config.num_class_layers)])
+        self.norm = nn.Identity() if config.pooling_norm == "none" else make_norm(config)
         self.pooler = Pooler(config) if add_pooling_layer and config.pooling != "none" else None
         self.register_load_state_dict_post_hook(fill_meta_tables)
         self.post_init()
@@ -86,7 +90,8 @@ class HfViTModel(HfViTPreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(batch, num_channels, height, width)`): normalised images.
             output_attentions (`bool`, *optional*): return the attention weights of each layer, by the eager
                 implementation whatever the configured one.
-            output_hidden_states (`bool`, *optional*): return the embeddings and the output of each layer.
+            output_hidden_states (`bool`, *optional*): return the embeddings and the output of each layer; those of
+                class-attention layers are in `last_hidden_state` alone.
 
         Returns:
             `last_hidden_state` of shape (batch, tokens, hidden_size), normed unless the norm follows the pooling, and
@@ -99,14 +104,28 @@ class HfViTModel(HfViTPreTrainedModel):
         refuse_unknown(self, kwargs)
         grid_size = self.embeddings.patch_embedding.grid_size(pixel_values)
         hidden_states = self.embeddings(pixel_values.to(self.embeddings.patch_embedding.dtype), grid_size)
-        position_bias = self.relative_position_bias(grid_size) if self.relative_position_bias else None
-        attention_kwargs = {
-            "rotary_embedding": self.rotary_embedding(grid_size) if self.rotary_embedding else None,
-            "output_attentions": self.config.output_attentions if output_attentions is None else output_attentions,
-        }
+        hidden_states, kept = self.patch_dropout(hidden_states)
+        position_bias, rotary_embedding = None, None
+        if self.relative_position_bias is not None:
+            position_bias = of_kept_pairs(self.relative_position_bias(grid_size), kept)
+        if self.rotary_embedding is not None:
+            rotary_embedding = of_kept_tokens(self.rotary_embedding(grid_size), kept)
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         for layer in self.layers:
             # Gradients reach what is given by position under every kind of gradient checkpointing.
-            hidden_states = layer(hidden_states, position_bias, **attention_kwargs)
+            hidden_states = layer(
+                hidden_states,
+                position_bias,
+                rotary_embedding=rotary_embedding,
+                grid_size=grid_size,
+                kept=kept,
+                output_attentions=output_attentions,
+            )
+        if self.class_layers:
+            class_tokens = self.embeddings.class_tokens().expand(hidden_states.shape[0], -1, -1)
+            for layer in self.class_layers:
+                class_tokens = layer(class_tokens, hidden_states, output_attentions=output_attentions)
+            hidden_states = torch.cat((class_tokens, hidden_states), dim=1)
         if not self.config.norm_after_pooling:
             hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPooling(
@@ -122,7 +141,8 @@ class HfViTModel(HfViTPreTrainedModel):
         """Modules from the input up, those of the stem first, then those of each layer; the rest belongs to the
         head."""
         stem = [self.embeddings, self.relative_position_bias]
-        return [[module for module in stem if module is not None], *([layer] for layer in self.layers)]
+        layers = (*self.layers, *self.class_layers)
+        return [[module for module in stem if module is not None], *([layer] for layer in layers)]
 
 
 class HfViTForImageClassification(HfViTPreTrainedModel):
@@ -217,11 +237,16 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
 class HfViTBackbone(BackboneMixin, HfViTModel):
     """The Vision Transformer as a backbone: the patch tokens of the stages in `config.out_features`, as grids.
 
-    Stages are `stem` (the embeddings) and `stage1` to `stage{num_hidden_layers}`.
+    Stages are `stem` (the embeddings) and `stage1` to `stage{num_hidden_layers}`; class-attention layers and their
+    tokens are left out.
     """
 
     def __init__(self, config: HfViTConfig):
         super().__init__(config, add_pooling_layer=False)
+        self.patch_dropout = PatchDropout(0.0, config.num_layer_prefix_tokens)  # a grid has no gaps
+        if config.num_class_layers:  # the patches never see what comes after them
+            self.class_layers = nn.ModuleList()
+            self.embeddings.class_token, self.embeddings.distillation_token = None, None
         self.num_features = [config.hidden_size] * len(config.stage_names)
 
     @can_return_tuple
@@ -244,7 +269,7 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
         for stage, tokens in zip(self.stage_names, outputs.hidden_states):
             if stage in self.out_features:
                 tokens = self.norm(tokens) if self.config.apply_layernorm else tokens
-                patches = tokens[:, self.config.num_prefix_tokens :].transpose(1, 2)  # (B, D, N)
+                patches = tokens[:, self.config.num_layer_prefix_tokens :].transpose(1, 2)  # (B, D, N)
                 feature_maps.append(patches.unflatten(2, (rows, columns)))
         return BackboneOutput(
             feature_maps=tuple(feature_maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions

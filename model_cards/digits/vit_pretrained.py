@@ -10,8 +10,15 @@ from .checkpoint_conversion import OwnConversionsMixin
 from .configuration_hf_vit import HfViTConfig
 from .layers import LayerScale
 from .pooling import AttentionPooling, ClassTokenMeanPooling
-from .position_encoding import FixedPosition, LearnedPosition, LearnedRowColumnPosition, RelativePositionBias
+from .position_encoding import (
+    FixedPosition,
+    LearnedPosition,
+    LearnedRowColumnPosition,
+    MixedRotaryPosition,
+    RelativePositionBias,
+)
 from .tested_versions import say_if_untested
+from .vit_attention import ClassAttention, HfViTSelfAttention
 from .vit_embeddings import HfViTEmbeddings
 from .vit_layer import HfViTLayer
 
@@ -28,13 +35,16 @@ class HfViTPreTrainedModel(OwnConversionsMixin, PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ("HfViTEmbeddings", "HfViTLayer", "Pooler")
+    _no_split_modules = ("HfViTEmbeddings", "HfViTLayer", "HfViTClassLayer", "Pooler")
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": HfViTLayer, "attentions": SelfAttention}  # noqa: RUF012
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": HfViTLayer,
+        "attentions": [SelfAttention, ClassAttention],
+    }
 
     def __init__(self, config: HfViTConfig, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
@@ -46,9 +56,10 @@ class HfViTPreTrainedModel(OwnConversionsMixin, PreTrainedModel):
             self._init_trunc_normal(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)):
             init.ones_(module.weight)
-            init.zeros_(module.bias)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, LayerScale):
             init.constant_(module.scale, module.init_value)
         elif isinstance(module, ClassTokenMeanPooling) and module.weight_logit is not None:
@@ -58,6 +69,11 @@ class HfViTPreTrainedModel(OwnConversionsMixin, PreTrainedModel):
         elif isinstance(module, RelativePositionBias):
             for table in module.parameters():
                 init.zeros_(table)
+        elif isinstance(module, MixedRotaryPosition):
+            init.copy_(module.frequencies, module.initial_frequencies())
+        elif isinstance(module, HfViTSelfAttention) and module.query_bias is not None:
+            init.zeros_(module.query_bias)
+            init.zeros_(module.value_bias)
         elif isinstance(module, AttentionPooling):
             # No residual path leads around it: drawn as small as the layers, it would hand on next to nothing, and
             # narrow models would not learn. Its own weights come after those of its parts.
