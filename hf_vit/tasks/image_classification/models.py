@@ -34,7 +34,8 @@ class ModelArguments:
     replaces: ClassVar[dict[str, tuple[str, ...]]] = {
         "model_name_or_path": (
             *("config_name", "model_type", "config_overrides"),
-            *("image_mean", "image_std", "interpolation", "eval_crop_ratio"),  # a checkpoint has its own
+            # A checkpoint has its own.
+            *("image_size", "image_mean", "image_std", "interpolation", "eval_crop_ratio"),
         ),
         "model_type": ("config_name", "model_name_or_path", "config_overrides"),
         "config_name": ("model_name_or_path", "model_type"),
@@ -268,6 +269,7 @@ def describe_processor(arguments: ModelArguments, processor: Any, command: Seque
         return f"that of {base}" if base is not None else "the default"
 
     return (
-        f"{height} x {width} pixels{colour}{crop}, {form.resample.name.lower()} ({whose('interpolation')}); "
+        f"{height} x {width} pixels{colour} ({whose('image_size')}){crop}, {form.resample.name.lower()} "
+        f"({whose('interpolation')}); "
         f"mean {mean} ({whose('image_mean')}), deviation {std} ({whose('image_std')})"
     )
