@@ -13,6 +13,7 @@ from hf_vit.conversion.source import Source
 from hf_vit.conversion.vit_rules import learned_positions, patch_kernel
 from hf_vit.models.configuration_hf_vit import HfViTConfig
 from hf_vit.models.modeling_hf_vit import HfViTForImageClassification, HfViTModel
+from hf_vit.models.strict_config import GATED_ACTIVATIONS
 
 # Of one name and meaning in their configurations and ours.
 FIELDS = (
@@ -24,8 +25,19 @@ LABELS = ("id2label", "label2id")
 
 
 def fields_of(config: Any) -> dict[str, Any]:
-    """The fields that both configurations have, of either."""
+    """The fields that both configurations have, of either.
+
+    Raises:
+        ValueError: the activation is one that transformers lacks.
+    """
+    check_activation(config)
     return {name: getattr(config, name) for name in (*FIELDS, *LABELS)}
+
+
+def check_activation(config: Any) -> None:
+    """Raises `ValueError` if the activation is none of transformers', which gates otherwise."""
+    if config.hidden_act in GATED_ACTIVATIONS:
+        raise ValueError(f"hidden_act must be one of transformers' activations, got {config.hidden_act!r}")
 
 
 def encoder_rules(config: HfViTConfig, body: str) -> list[Rule]:
