@@ -19,12 +19,17 @@ ACTIVATIONS = {
     "ReLU": "relu",
     "SiLU": "silu",
 }
+_GATES = {"SiLU": "swiglu", "GELU": "geglu", "GELUTanh": "geglu_tanh"}
+# What timm's options call our activations, gated ones by their gate.
 ACTIVATION_NAMES = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
     "quick_gelu": "quick_gelu",
     "relu": "relu",
     "silu": "silu",
+    "swiglu": "silu",
+    "geglu": "gelu",
+    "geglu_tanh": "gelu_tanh",
 }
 _NORMS = {"LayerNorm": "layer_norm", "RmsNorm": "rms_norm"}
 
@@ -80,16 +85,17 @@ def common_fields(peer: nn.Module) -> dict[str, Any]:
 def _mlp_fields(mlp: nn.Module) -> dict[str, Any]:
     kind, activation = type(mlp).__name__, type(getattr(mlp, "act", None)).__name__
     gated = {"SwiGLU": "fc1_g", "GluMlp": "fc1"}
+    activations = _GATES if kind in gated else ACTIVATIONS
     check_choices(
         {
             "mlp_layer": (kind, ("Mlp", *gated)),
-            "act_layer": (activation, ("SiLU",) if kind in gated else tuple(ACTIVATIONS)),
+            "act_layer": (activation, tuple(activations)),
             "gate_last": (getattr(mlp, "gate_last", False), (False,)),
         }
     )
     first = getattr(mlp, gated.get(kind, "fc1"))
     return {
-        "hidden_act": "swiglu" if kind in gated else ACTIVATIONS[activation],
+        "hidden_act": activations[activation],
         "intermediate_size": mlp.fc2.in_features,
         "mlp_bias": first.bias is not None,
         "mlp_hidden_norm": is_there(mlp.norm),
@@ -118,7 +124,7 @@ def common_options(config: HfViTConfig) -> dict[str, Any]:
     check_choices(
         {
             "pooling": (config.pooling, tuple(poolings)),
-            "hidden_act": (config.hidden_act, (*ACTIVATION_NAMES, "swiglu")),
+            "hidden_act": (config.hidden_act, tuple(ACTIVATION_NAMES)),
         }
     )
     return {

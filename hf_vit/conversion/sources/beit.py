@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from hf_vit.conversion.rules import Rule, same
 from hf_vit.conversion.source import Source
-from hf_vit.conversion.sources.vit import FIELDS, LABELS, check_activation
+from hf_vit.conversion.sources.vit import FIELDS, LABELS, check_activation, values_of
 from hf_vit.conversion.vit_rules import LAYER, learned_positions, patch_kernel, projections, relative_bias
 from hf_vit.models.configuration_hf_vit import HfViTConfig
 from hf_vit.models.modeling_hf_vit import HfViTForImageClassification, HfViTModel
@@ -33,7 +33,7 @@ class Beit(Source):
         norm = "after" if theirs.use_mean_pooling else "before"
         has_pooler = peer.base_model.pooler is not None
         return HfViTConfig(
-            **{name: getattr(theirs, name) for name in _SHARED},
+            **values_of(theirs, _SHARED),
             key_bias=False,
             layer_scale_init_value=theirs.layer_scale_init_value or None,
             position_embedding=schemes or "none",
@@ -45,7 +45,7 @@ class Beit(Source):
         config = model.config
         check_activation(config)
         theirs = getattr(transformers, f"{self.name}Config")(
-            **{name: getattr(config, name) for name in _SHARED},
+            **values_of(config, _SHARED),
             **{field: ours in config.position_embeddings for ours, field in _SCHEMES.items()},
             layer_scale_init_value=config.layer_scale_init_value or 0.0,
             use_mean_pooling=config.norm_position != "before",

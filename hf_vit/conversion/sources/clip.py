@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from hf_vit.conversion.rules import Rule, constant, reshaped, same
 from hf_vit.conversion.source import Source
-from hf_vit.conversion.sources.vit import LABELS, check_activation
+from hf_vit.conversion.sources.vit import LABELS, check_activation, values_of
 from hf_vit.conversion.vit_rules import LAYER, learned_positions, patch_kernel, projections
 from hf_vit.models.configuration_hf_vit import HfViTConfig
 from hf_vit.models.modeling_hf_vit import HfViTForImageClassification, HfViTModel
@@ -37,7 +37,7 @@ class _Tower(Source):
         if has_head := hasattr(peer, "classifier"):
             tower = config.vision_config
         return HfViTConfig(
-            **{name: getattr(tower, name) for name in _FIELDS},
+            **values_of(tower, _FIELDS),
             **({name: getattr(config, name) for name in LABELS} if has_head else {}),
             attention_probs_dropout_prob=tower.attention_dropout,
             **self._fields(tower, has_head),
@@ -47,13 +47,13 @@ class _Tower(Source):
         raise NotImplementedError
 
     def _options(self, config: HfViTConfig) -> dict[str, Any]:
-        return {"image_size": config.image_size}
+        return values_of(config, ("image_size",))
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
         config = model.config
         check_activation(config)
         tower = {
-            **{name: getattr(config, name) for name in _FIELDS},
+            **values_of(config, _FIELDS),
             "attention_dropout": config.attention_probs_dropout_prob,
             **self._options(config),
         }

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_vit.conversion.rules import Rule, constant, fused, same
 from hf_vit.conversion.source import Source
-from hf_vit.conversion.sources.vit import LABELS
+from hf_vit.conversion.sources.vit import LABELS, values_of
 from hf_vit.conversion.vit_rules import LAYER, learned_positions, patch_kernel, projections
 from hf_vit.models.configuration_hf_vit import HfViTConfig
 from hf_vit.models.modeling_hf_vit import HfViTForImageClassification, HfViTModel
@@ -23,7 +23,7 @@ _FIELDS = (
 
 
 def _shared(config: Any, *more: str) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in (*_FIELDS, *LABELS, *more)}
+    return values_of(config, (*_FIELDS, *LABELS, *more))
 
 
 def _layer_rules(config: HfViTConfig, theirs: str) -> list[Rule]:
@@ -170,9 +170,11 @@ class DINOv3ViT(Source):
 
     def rules(self, config: HfViTConfig, peer: nn.Module) -> list[Rule]:
         layer = "model.layer.*" if hasattr(peer, "model") else "layer.*"
+        registers = "embeddings.register_tokens"
+        none = constant(registers, lambda: torch.zeros(1, 0, config.hidden_size))
         return [
             same("vit.embeddings.class_token", "embeddings.cls_token"),
-            same("vit.embeddings.register_tokens", "embeddings.register_tokens"),
+            same("vit.embeddings.register_tokens", registers) if config.num_register_tokens else none,
             constant("embeddings.mask_token", lambda: torch.zeros(1, 1, config.hidden_size)),
             patch_kernel(config, "embeddings.patch_embeddings.weight"),
             same("vit.embeddings.patch_embedding.projection.bias", "embeddings.patch_embeddings.bias"),

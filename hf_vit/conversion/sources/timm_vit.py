@@ -20,11 +20,13 @@ from hf_vit.conversion.timm_rules import (
     common_options,
     common_rules,
     is_there,
+    mlp_ratio,
     norm_position,
 )
 from hf_vit.conversion.vit_rules import LAYER, learned_positions
 from hf_vit.models.configuration_hf_vit import HfViTConfig
 from hf_vit.models.modeling_hf_vit import HfViTForImageClassification, HfViTModel
+from hf_vit.models.strict_config import GATED_ACTIVATIONS
 
 # The widths of which a file of weights alone tells the architecture, by the sizes of DeiT (2012.12877, table 1).
 _DEIT_SIZES = {192: "tiny", 384: "small", 768: "base"}
@@ -114,9 +116,9 @@ class TimmVisionTransformer(Source):
 
 def _options_beside_the_defaults(config: HfViTConfig, pooling: str) -> dict[str, Any]:
     """What DeiT's class, which knows few options, need not be told."""
-    options: dict[str, Any] = {}
-    if config.hidden_act in ACTIVATION_NAMES:
-        options["act_layer"] = ACTIVATION_NAMES[config.hidden_act]
+    options: dict[str, Any] = {"act_layer": ACTIVATION_NAMES[config.hidden_act]}
+    if config.hidden_act in GATED_ACTIVATIONS:  # of which timm counts both halves
+        options["mlp_ratio"] = mlp_ratio(config.hidden_size, 2 * config.intermediate_size)
     if config.norm_type == "rms_norm":
         options["norm_layer"] = "rmsnorm"
     if config.pooling_norm == "none":
@@ -140,7 +142,7 @@ def _name_of(config: HfViTConfig) -> str:
         raise ValueError(f"layer_norm_eps must be one of 1e-06, 1e-05, got {config.layer_norm_eps}")
     if config.use_distillation_token:
         return "deit_base_distilled_patch16_224"
-    if config.hidden_act == "swiglu":
+    if config.hidden_act in GATED_ACTIVATIONS:
         return "vit_giant_patch14_dinov2"
     size = _NAMES_OF_WIDTH.get(config.hidden_size, "base")
     if config.layer_norm_eps == 1e-5:

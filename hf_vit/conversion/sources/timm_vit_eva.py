@@ -44,9 +44,9 @@ class TimmEva(Source):
 
     def config(self, peer: nn.Module) -> HfViTConfig:
         block = peer.blocks[0]
+        check_choices({"use_post_norm": (type(block).__name__, ("EvaBlock",))})
         check_choices(
             {
-                "use_post_norm": (type(block).__name__, ("EvaBlock",)),
                 "gated_attn": (block.attn.gate is not None, (False,)),
                 "num_kv_heads": (getattr(block.attn, "num_kv_groups", 1), (1,)),
                 "attn_only_layer_scale": ((block.gamma_1 is None) != (block.gamma_2 is None), (False,)),

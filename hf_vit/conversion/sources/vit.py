@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import transformers
@@ -31,7 +32,16 @@ def fields_of(config: Any) -> dict[str, Any]:
         ValueError: the activation is one that transformers lacks.
     """
     check_activation(config)
-    return {name: getattr(config, name) for name in (*FIELDS, *LABELS)}
+    return values_of(config, (*FIELDS, *LABELS))
+
+
+def values_of(config: Any, names: Iterable[str]) -> dict[str, Any]:
+    """The fields of these names; sizes of squares as one number, which is all that many configurations take."""
+    values = {name: getattr(config, name) for name in names}
+    for name in {"image_size", "patch_size"} & set(values):
+        if isinstance(values[name], (list, tuple)) and len(set(values[name])) == 1:
+            values[name] = values[name][0]
+    return values
 
 
 def check_activation(config: Any) -> None:
