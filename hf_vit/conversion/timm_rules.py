@@ -73,13 +73,19 @@ def common_fields(peer: nn.Module) -> dict[str, Any]:
         "patch_size": list(patches.patch_size),
         "num_channels": patches.proj.in_channels,
         "patch_bias": patches.proj.bias is not None,
-        "pad_to_patch_size": patches.dynamic_img_pad,
+        "patch_fit": _patch_fit(patches),
         "proj_bias": block.attn.proj.bias is not None,
         "attention_output_norm": is_there(getattr(block.attn, "norm", None)),
         "pooling": POOLINGS[peer.global_pool],
         **_mlp_fields(block.mlp),
         **({"num_labels": peer.num_classes} if peer.num_classes else {}),
     }
+
+
+def _patch_fit(patches: nn.Module) -> str:
+    if patches.dynamic_img_pad:
+        return "pad"
+    return "crop" if any(map(int.__mod__, patches.img_size, patches.patch_size)) else "exact"
 
 
 def _mlp_fields(mlp: nn.Module) -> dict[str, Any]:

@@ -28,8 +28,8 @@ def make(name, **options):
     return randomise(model_class(config_class(**options, **labels)))
 
 
-def images(count=2):
-    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+def images(height=32, width=32):
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
 def answers(peer, pixel_values):
@@ -69,6 +69,7 @@ TRANSFORMERS = {
     "BeitModel": {**FULL, "use_relative_position_bias": True},
     "Data2VecVisionForImageClassification": {**FULL, **BIASES},
     "SiglipVisionModel": FULL,
+    "SiglipVisionModel cropped": {**FULL, "image_size": 35},
     "SiglipForImageClassification": FULL,
     "Siglip2VisionModel": {**{k: v for k, v in FULL.items() if k != "image_size"}, "num_patches": 16},
     "Siglip2ForImageClassification": {**{k: v for k, v in FULL.items() if k != "image_size"}, "num_patches": 16},
@@ -82,8 +83,9 @@ TRANSFORMERS = {
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_families_of_transformers(name):
-    peer, pixel_values = make(name.split()[0], **TRANSFORMERS[name]), images()
+    peer = make(name.split()[0], **TRANSFORMERS[name])
     ours = from_peer(peer)
+    pixel_values = images(*ours.config.image_shape)
     has_head = name.split()[0].endswith("Classification")
     assert type(ours) is (HfViTForImageClassification if has_head else HfViTModel)
     with torch.no_grad():
@@ -108,6 +110,7 @@ def test_families_of_transformers(name):
         ("vit_base_patch16_clip_quickgelu_224", {}),
         ("vit_base_patch16_siglip_224", {}),
         ("vit_base_patch14_reg4_dinov2", {}),
+        ("vit_so400m_patch14_siglip_384", {"img_size": 35}),
         ("vit_giant_patch14_dinov2", {"global_pool": "avg"}),
         ("vit_base_patch16_radio_v3", {}),
         ("beit3_base_patch16_224", {}),
@@ -133,7 +136,7 @@ def test_families_of_transformers(name):
 def test_families_of_timm(name, options):
     """timm's layers by name, few and narrow."""
     peer = randomise(timm.create_model(name, pretrained=False, **{**TINY, **options}))
-    pixel_values = torch.randn(2, 3, *peer.patch_embed.img_size, generator=torch.Generator().manual_seed(1))
+    pixel_values = images(*peer.patch_embed.img_size)
     ours = from_peer(peer)
     with torch.no_grad():
         expected = peer(pixel_values)
