@@ -26,7 +26,7 @@ import transformers
 from ctranslate2.converters.transformers import MarianMTLoader
 from report import write_report
 
-from hf_vit.conversion.text import from_marian
+from hf_vit.conversion.models import from_peer
 
 PAUSE = 0.3  # seconds before each measurement: threads of OpenMP keep their cores for 0.2 s after their work
 NUM_TOKENS = 30
@@ -155,7 +155,7 @@ def best_of_threads(medians: dict[str, float]) -> dict[str, float]:
 
 def make_models() -> dict:
     peer = make_marian()
-    ours = from_marian(peer)
+    ours = from_peer(peer)
     models = {
         "ours": copy.deepcopy(ours).pack_weights(),
         "ours bf16": copy.deepcopy(ours).bfloat16().pack_weights(),

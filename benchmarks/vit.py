@@ -18,7 +18,7 @@ import torch
 import transformers
 from report import write_report
 
-from hf_vit.conversion.vit import from_timm
+from hf_vit.conversion.models import from_peer
 
 MODELS = {"ViT-Ti/16": "vit_tiny_patch16_224", "ViT-S/16": "vit_small_patch16_224"}
 BATCH_SIZES = (1, 8, 32)
@@ -109,7 +109,7 @@ def interleaved_medians(function, models: dict, images: torch.Tensor, labels: to
 def measure(name: str, dtype_name: str, device: str, seconds: float) -> list[dict]:
     torch.manual_seed(0)
     peer = timm.create_model(MODELS[name], num_classes=1000)
-    models = {"ours": from_timm(peer), "timm": peer.eval(), "transformers": transformers_twin(peer)}
+    models = {"ours": from_peer(peer), "timm": peer.eval(), "transformers": transformers_twin(peer)}
     for model in models.values():
         model.to(device, DTYPES[dtype_name])
     rows = []

@@ -42,9 +42,24 @@ def attention_maps(
     outputs = body(pixel_values, output_attentions=True, return_dict=True)
     if query is None:
         query = pooling_weights(body, outputs.last_hidden_state)
-    attentions = torch.stack(outputs.attentions, dim=1)  # (B, L, H, T, T)
-    rollout = attention_rollout(outputs.attentions)  # (B, T, T)
+    layers = [
+        attention_of_all_tokens(attention, outputs.last_hidden_state.shape[1]) for attention in outputs.attentions
+    ]
+    attentions, rollout = torch.stack(layers, dim=1), attention_rollout(layers)  # (B, L, H, T, T), (B, T, T)
     return attention_to_grid(attentions, query, grid_size), attention_to_grid(rollout, query, grid_size)
+
+
+def attention_of_all_tokens(attention: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """Attention (batch, heads, queries, keys) of a layer that leaves tokens out, as those before class-attention
+    layers and these themselves do (2103.17239), over all tokens: those attend to themselves."""
+    num_queries, num_keys = attention.shape[2:]
+    if num_queries == num_keys == num_tokens:
+        return attention
+    whole = torch.eye(num_tokens, dtype=attention.dtype, device=attention.device)
+    whole = whole.repeat(*attention.shape[:2], 1, 1)  # (B, H, T, T)
+    first = num_tokens - num_keys  # without the class tokens, which come first
+    whole[:, :, first : first + num_queries, first:] = attention
+    return whole
 
 
 def attention_rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -127,7 +142,7 @@ def pooling_weights(model, last_hidden_state: torch.Tensor) -> torch.Tensor:
         class_share, patch_weights = _WEIGHTS[name](module, patches)
         weights[:, num_prefix:] += (1 - class_share) * patch_weights
         if class_share:
-            weights[:, 0] += class_share
+            weights[:, body.config.class_token_index] += class_share
     return weights / len(poolings)
 
 
@@ -221,7 +236,7 @@ def rotary_kernel(model, grid_size: tuple[int, int] | None = None) -> torch.Tens
     channels that turn together, of the cosine of the angle between the two.
 
     Args:
-        model: an `HfViTModel` or a model with one inside, whose `position_embedding` is `rope_2d`.
+        model: an `HfViTModel` or a model with one inside, whose `position_embedding` is `rope_2d` or `rope_axial`.
         grid_size: (rows, columns) of patches; those of `config.image_size` when None.
 
     Returns:
@@ -231,7 +246,7 @@ def rotary_kernel(model, grid_size: tuple[int, int] | None = None) -> torch.Tens
     Raises:
         ValueError: if the positions are of another kind, or the grid is empty.
     """
-    body, (rows, columns) = _positions_of(model, grid_size, ("rope_2d",))
+    body, (rows, columns) = _positions_of(model, grid_size, ("rope_2d", "rope_axial"))
     row, column = torch.arange(1 - rows, rows)[:, None], torch.arange(1 - columns, columns)[None, :]
     kernel = 0
     for table in body.rotary_embedding((rows, columns)):  # cosines, then sines: ([P +] N, head size)
@@ -243,9 +258,9 @@ def rotary_kernel(model, grid_size: tuple[int, int] | None = None) -> torch.Tens
 
 def _positions_of(model, grid_size: tuple[int, int] | None, kinds: Sequence[str]):
     body = model.base_model
-    kind = body.config.position_embedding
-    if kind not in kinds:
-        raise ValueError(f"position_embedding of the model must be {' or '.join(kinds)}, got {kind!r}")
+    if not set(body.config.position_embeddings) & set(kinds):
+        given = body.config.position_embedding
+        raise ValueError(f"position_embedding of the model must be {' or '.join(kinds)}, got {given!r}")
     grid_size = body.config.grid_size if grid_size is None else tuple(grid_size)
     if len(grid_size) != 2 or min(grid_size) < 1:
         raise ValueError(f"grid_size must be (rows, columns), at least 1 each, got {grid_size}")

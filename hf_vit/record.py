@@ -19,6 +19,7 @@ from hf_vit import tasks
 from hf_vit.files import read_object
 
 RUN_FILE = "run.json"
+PREDICTIONS_FILE = "predictions.jsonl"  # beside it: the answer to each sample; never published, it may name files
 SCHEMA_VERSION = 1  # records without a version are those of 0.1.0, which this one reads too
 HOLDS_PATHS = "holds paths"  # marks what may name folders of the computer that trained
 
@@ -130,12 +131,24 @@ class Epoch(Part):
 
 
 class Result(Part):
-    """The last evaluation; a task says what a sample is."""
+    """The last evaluation; a task says what a sample is. `kept_epoch` is the one whose weights these are, where the
+    best of them was taken."""
+
+    kept_epoch: int | None = None
 
     split: str | None = None
     num_examples: int | None = None
     metrics: Metrics = Metrics()
     samples: list[dict[str, Any]] = []
+
+
+class ScheduleChange(Part):
+    """An argument of the schedule that a run went on with another value of, after `step` steps."""
+
+    step: int
+    name: str
+    before: str
+    after: str
 
 
 class Durations(Part):
@@ -178,6 +191,7 @@ class Record(Part):
     model: Model = Model()
     data: Data = Data()
     epochs: list[Epoch] = []
+    schedule_changes: list[ScheduleChange] = []
     peak_memory_bytes: int | None = None
     result: Result = Result()
     duration_s: Durations = Durations()

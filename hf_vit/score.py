@@ -18,17 +18,17 @@ import hf_vit  # noqa: F401  registers our models
 from hf_vit import tasks
 from hf_vit.config import RunArguments, argument, check_range, parse_groups
 from hf_vit.files import write_atomically
-from hf_vit.record import RUN_FILE
+from hf_vit.record import PREDICTIONS_FILE, RUN_FILE
 from hf_vit.tasks.task import Assessment, Task
 from hf_vit.trainer.checkpoint import prepare_output_dir
 from hf_vit.trainer.evaluation import evaluate
 from hf_vit.trainer.loaders import prepare_evaluation_loader
-from hf_vit.trainer.run_record import environment
+from hf_vit.trainer.run_record import environment, write_predictions
+from hf_vit.words import counted
 
 logger = logging.getLogger(__name__)
 
 SCORE_FILE = "score.json"
-PREDICTIONS_FILE = "predictions.jsonl"
 
 
 @dataclass
@@ -118,10 +118,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     }
     if accelerator.is_main_process:
         _write(folder, record, assessment, predictions=arguments.predictions)
+        unit = task.sample_unit
         logger.info(
-            f"{result['split']} {assessment.evaluator.headline(result['metrics'])} on {result['num_examples']} "
-            f"{task.sample_unit}, {result[f'{task.sample_unit}_per_second']:,.0f} {task.sample_unit}/s; {SCORE_FILE} "
-            f"is in {folder}"
+            f"{result['split']} {assessment.evaluator.headline(result['metrics'])} on "
+            f"{counted(result['num_examples'], unit)}, {result[f'{unit}_per_second']:,.0f} {unit}/s; "
+            f"{SCORE_FILE} is in {folder}"
         )
     return record
 
@@ -130,8 +131,7 @@ def _write(folder: Path, record: dict[str, Any], assessment: Assessment, *, pred
     for name, picture in assessment.figures(record["result"]["metrics"]).items():
         write_atomically(folder / name, picture)
     if predictions:
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in assessment.evaluator.predictions())
-        write_atomically(folder / PREDICTIONS_FILE, "".join(lines).encode())
+        write_predictions(assessment.evaluator, folder)
     write_atomically(folder / SCORE_FILE, (json.dumps(record, indent=1) + "\n").encode())
 
 

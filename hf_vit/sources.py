@@ -13,6 +13,8 @@ from sklearn.model_selection import train_test_split
 from hf_vit.source_arguments import SourceArguments
 
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+SPLIT_NAMES = ("train", *VALIDATION_NAMES, "test")
+_DATA_FILES = (".parquet", ".arrow", ".tar", ".zip")
 
 
 def revision_of(info: datasets.DatasetInfo) -> str | None:
@@ -23,19 +25,69 @@ def revision_of(info: datasets.DatasetInfo) -> str | None:
     return None
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether `datasets` has saved a folder to disk."""
+    return any((folder / name).exists() for name in ("dataset_dict.json", "state.json"))
+
+
+def _declares_files(folder: Path) -> bool:
+    readme = folder / "README.md"
+    return readme.is_file() and "data_files:" in readme.read_text(encoding="utf-8", errors="replace")
+
+
+def own_name(path: str) -> str:
+    """The name of a folder or a file without what comes after its first dot; where that is a split's, the name of the
+    folder around it."""
+    where = Path(path).resolve()
+    name = where.name if where.is_dir() else where.name.partition(".")[0]
+    return where.parent.name if name in SPLIT_NAMES else name
+
+
+def is_undivided(folder: Path) -> bool:
+    """Whether a folder that `datasets` reads says nothing of splits, and is `train` for want of another name."""
+    if is_saved(folder):
+        return (folder / "state.json").exists()
+    return not _declares_files(folder) and (
+        datasets.data_files.get_data_patterns(str(folder)) == datasets.data_files.DEFAULT_PATTERNS_ALL
+    )
+
+
+def the_split(found: Mapping[str, Dataset], split: str, *, undivided: bool) -> Dataset:
+    """One of the splits; of data that is not divided all of it, whatever it is called.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if undivided and len(found) == 1:
+        return next(iter(found.values()))
+    if split not in found:
+        raise ValueError(f"--split {split!r} is not in the data; its splits: {', '.join(found)}")
+    return found[split]
+
+
+def holds_data_files(folder: Path) -> bool:
+    """Whether there are tables or archives of samples in a folder, or a README that says where its data is."""
+    if _declares_files(folder):
+        return True
+    return any(file.suffix.lower() in _DATA_FILES for file in folder.rglob("*"))
+
+
 def load_folder(folder: str, config_name: str | None) -> DatasetDict:
     """The splits of a folder that `datasets` reads, or saved to disk.
 
     Raises:
-        ValueError: there is no such folder.
+        ValueError: there is no such folder, or no data in it.
     """
     path = Path(folder)
     if not path.is_dir():
         raise ValueError(f"no such folder: {folder!r}")
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+    if is_saved(path):
         loaded = datasets.load_from_disk(folder)
         return loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
-    return datasets.load_dataset(folder, config_name)
+    try:
+        return datasets.load_dataset(folder, config_name)
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no data in {folder!r} that `datasets` reads") from error
 
 
 def load_source(
@@ -100,6 +152,8 @@ def split_off_validation(
     part = arguments.train_val_split
     if "validation" not in splits and part > 0:
         rows = np.arange(len(splits["train"]))
+        if len(rows) < 2:
+            raise ValueError(f"--train_val_split {part}: 1 training sample cannot be parted; give data for validation")
         try:
             parts = train_test_split(rows, test_size=part, stratify=stratify, random_state=seed)
         except ValueError as error:

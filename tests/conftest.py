@@ -54,6 +54,28 @@ ARCHITECTURES = {
         "patch_embedding": "hybrid",
         "num_stem_blocks": 1,
     },
+    "class_layers-talking_heads-rope_mixed": {
+        "num_class_layers": 2,
+        "talking_heads": True,
+        "use_distillation_token": True,
+        "num_register_tokens": 1,
+        "pooling": ["cls", "mean"],
+        "position_embedding": ["rope_mixed", "relative_bias_per_layer"],
+        "layer_scale_init_value": 0.1,
+    },
+    "mean-rope_axial-rms_norm-registers_first": {
+        "pooling": ["mean", "cls"],
+        "pooling_norm": "none",
+        "position_embedding": ["learned", "rope_axial"],
+        "norm_type": "rms_norm",
+        "num_register_tokens": 2,
+        "registers_first": True,
+        "qk_norm": True,
+        "hidden_act": "geglu",
+        "patch_fit": "pad",
+        **dict.fromkeys(("attention_output_norm", "mlp_hidden_norm", "embedding_norm"), True),
+        **dict.fromkeys(("key_bias", "proj_bias", "mlp_bias", "patch_bias"), False),
+    },
 }
 
 

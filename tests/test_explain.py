@@ -9,6 +9,7 @@ from torch import nn
 from hf_vit import HfViTModel
 from hf_vit.explain import (
     attention_maps,
+    attention_of_all_tokens,
     attention_rollout,
     attention_to_grid,
     pooling_weights,
@@ -69,12 +70,16 @@ def test_maps_are_what_the_model_attends_to(model, images, larger):
     pixel_values = images(model, 2, height, width)
     grid = (height // config.patch_shape[0], width // config.patch_shape[1])
     maps, rollout = attention_maps(model, pixel_values)
-    assert maps.shape == (2, config.num_hidden_layers, config.num_attention_heads, *grid)
+    num_layers = config.num_hidden_layers + config.num_class_layers
+    assert maps.shape == (2, num_layers, config.num_attention_heads, *grid)
     assert rollout.shape == (2, *grid)
 
     every_token = torch.eye(config.num_prefix_tokens + grid[0] * grid[1])
     by_token = [attention_maps(model, pixel_values, place) for place in range(len(every_token))]
-    attentions = model(pixel_values, output_attentions=True).attentions
+    attentions = [
+        attention_of_all_tokens(attention, len(every_token))
+        for attention in model(pixel_values, output_attentions=True).attentions
+    ]
     for place, (token_maps, _) in enumerate(by_token):
         expected = torch.stack(attentions, 1)[..., place, config.num_prefix_tokens :]
         torch.testing.assert_close(token_maps.flatten(3), expected)

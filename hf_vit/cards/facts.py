@@ -97,6 +97,8 @@ class CardFacts(ABC):
     num_examples: int | None
     metrics: list[Metric]
     epochs: list[record.Epoch]
+    kept_epoch: int | None
+    schedule_changes: list[record.ScheduleChange]
     evaluated_split: str | None
 
     arguments: list[Argument]
@@ -133,9 +135,8 @@ class CardFacts(ABC):
             "repo_id": repo_id,
             "status": run.status,
             "author": records.author,
-            # The code in the folder is under Apache-2.0. So are weights trained from scratch unless their author says
-            # otherwise; those that began as someone else's may not be.
-            "license": records.author.get("license") or (None if base_model else "apache-2.0"),
+            # Runs of 0.1.0 said so without being told.
+            "license": records.author.get("license") or (None if base_model or run.schema_version else "apache-2.0"),
             "model": run.model,
             "config": records.config,
             "base_model": base_model,
@@ -146,6 +147,8 @@ class CardFacts(ABC):
             "split": result.split,
             "num_examples": result.num_examples,
             "metrics": metrics_of(result.metrics),
+            "kept_epoch": result.kept_epoch,
+            "schedule_changes": run.schedule_changes,
             "epochs": [epoch for epoch in run.epochs if epoch.epoch is not None],
             "evaluated_split": next((name for name in ("validation", "test") if name in data.splits), result.split),
             "arguments": _hyper_parameters(arguments, run.non_default_arguments),

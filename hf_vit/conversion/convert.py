@@ -1,141 +1,112 @@
-"""A checkpoint of timm or transformers as a folder of ours: weights, code, configuration, processor or tokenizer."""
+"""A checkpoint of timm or transformers as a folder of ours, or ours as one of theirs: weights, configuration,
+processor or tokenizer, and of ours the code."""
+
+from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import transformers
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedConfig, ViTImageProcessor
-from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_utils import PILImageResampling
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
-from transformers.utils import cached_file
+from transformers import PreTrainedModel
 
-from hf_vit.conversion.text import from_marian, from_t5
-from hf_vit.conversion.vit import from_timm, from_transformers
-from hf_vit.models.image_processing_hf_vit import CROP_MODES, HfViTImageProcessor
-
-_CONVERSIONS = {
-    "ViTForImageClassification": (from_transformers, AutoImageProcessor),
-    "DeiTForImageClassification": (from_transformers, AutoImageProcessor),
-    "DeiTForImageClassificationWithTeacher": (from_transformers, AutoImageProcessor),
-    "MarianMTModel": (from_marian, AutoTokenizer),
-    "T5ForConditionalGeneration": (from_t5, AutoTokenizer),
-}
-# timm draws "random" anew for each image; where it evaluates what was trained so, it takes the first of the two.
-_RANDOM_INTERPOLATION = "bilinear"
+from hf_vit.conversion.checkpoint import read_checkpoint, read_own
+from hf_vit.conversion.models import Changes, from_peer, to_peer, with_changes
+from hf_vit.conversion.processors import adapted_processor, timm_data_config
+from hf_vit.conversion.source import LIBRARIES
+from hf_vit.conversion.timm_models import save_timm_model
 
 
-def convert(source: str | os.PathLike, folder: str | os.PathLike, revision: str | None = None) -> Path:
-    """Write a model of ours with the weights of another one.
+def convert(
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    revision: str | None = None,
+    *,
+    to: str | None = None,
+    changes: Changes | None = None,
+    allow_partial: bool = False,
+) -> Path:
+    """Write a model of ours with the weights of another one, or the other way round.
 
     Args:
-        source: id on the Hub, or folder, of a checkpoint of timm's `VisionTransformer` or of transformers' ViT, DeiT,
-            Marian or T5.
+        source: id on the Hub, folder, or file of weights (of DeiT's repository, for instance), of one of our models or
+            of an architecture that a file in `hf_vit/conversion/sources` knows.
         folder: where to; it appears once it is complete.
         revision: of the id on the Hub: a branch, a tag or a commit.
+        to: "timm" or "transformers": write a model of that library. `None`: one of ours.
+        changes: what becomes different on the way.
+        allow_partial: take what fits: weights that are missing are initialised anew, others left out.
 
     Returns:
         `folder`.
 
     Raises:
-        ValueError: if `folder` is there already, or the source is not there, or is of another kind.
+        ValueError: if `folder` is there already; the source is not there, is damaged or of another kind; its weights
+            are not all there or not all used, the message lists them; or the other library has no architecture for the
+            model, the message names the fields.
     """
+    changes = changes or Changes()
+    if to is not None and to not in LIBRARIES:
+        raise ValueError(f"to must be one of {', '.join(LIBRARIES)}, got {to!r}")
+    _check_new(folder)
+    model, processor = load_as_ours(str(source), revision, changes=changes, allow_partial=allow_partial, to=to)
+    if to is None:
+        return _write(Path(folder), lambda stage: _save(stage, model, processor))
+    peer = to_peer(model, to, dict(model.state_dict()))
+    if to == "transformers":
+        return _write(Path(folder), lambda stage: _save(stage, peer, processor))
+    labels = [model.config.id2label[i] for i in range(model.config.num_labels)] if peer.num_classes else None
+    return _write(Path(folder), lambda stage: save_timm_model(stage, peer, timm_data_config(processor), labels))
+
+
+def load_as_ours(
+    source: str,
+    revision: str | None = None,
+    *,
+    changes: Changes | None = None,
+    allow_partial: bool = False,
+    to: str | None = None,
+) -> tuple[PreTrainedModel, Any]:
+    """Our model with the weights of another one, and its image processor or tokenizer; arguments and errors as those
+    of [`convert`]. One of ours is taken where it is to become another, by `changes` or `to`."""
+    changes = changes or Changes()
+    if (own := read_own(source, revision)) is not None:
+        if to is None and not changes.fields():
+            raise ValueError(f"source must be a model of timm or transformers, or be changed; {source!r} is ours")
+        model, processor = with_changes(own.peer, changes), own.processor
+    else:
+        found = read_checkpoint(source, revision)
+        model = from_peer(found.peer, found.weights, changes, allow_partial, found.faults)
+        if found.labels and changes.num_labels is None:
+            model.config.id2label = dict(enumerate(found.labels))
+            model.config.label2id = {label: i for i, label in enumerate(found.labels)}
+        processor = found.processor
+    if changes.image_size is not None or changes.num_channels is not None:
+        processor = adapted_processor(processor, changes.image_size, changes.num_channels)
+    return model, processor
+
+
+def _save(stage: Path, model: nn.Module, processor: Any) -> None:
+    model.save_pretrained(stage)
+    processor.save_pretrained(stage)
+
+
+def _check_new(folder: str | os.PathLike[str]) -> None:
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"folder must be a new or an empty one, got {str(folder)!r}")
-    try:
-        model, processor = _load(str(source), revision)
-    except OSError as error:
-        raise ValueError(
-            f"source must be a folder or an id on the Hub with all its files, got {source!r}: {error}"
-        ) from error
+
+
+def _write(folder: Path, write: Callable[[Path], Any]) -> Path:
+    """The folder, written beside its place and moved there when it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as directory:
         stage = Path(directory, folder.name)
-        model.save_pretrained(stage)
-        processor.save_pretrained(stage)
+        write(stage)
         os.replace(stage, folder)
     return folder
 
 
-def _load(source: str, revision: str | None) -> tuple[nn.Module, object]:
-    facts, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
-    if "architecture" in facts:
-        return _load_timm(source, revision)
-    name = next(iter(facts.get("architectures") or ()), None)
-    if name not in _CONVERSIONS:
-        raise ValueError(f"source must be of timm's VisionTransformer, {', '.join(_CONVERSIONS)}, got {name!r}")
-    from_peer, processor_class = _CONVERSIONS[name]
-    if processor_class is AutoTokenizer:
-        try:
-            cached_file(source, "tokenizer_config.json", revision=revision)
-        except OSError as error:  # without it there would be an empty tokenizer
-            raise ValueError(f"source must have a tokenizer beside the model, got {source!r}: {error}") from error
-    processor = processor_class.from_pretrained(source, revision=revision)
-    model = from_peer(getattr(transformers, name).from_pretrained(source, revision=revision))
-    if processor_class is AutoImageProcessor and model.config.num_channels == 3:
-        processor.do_convert_rgb = True
-    return model, processor
-
-
-def _load_timm(source: str, revision: str | None) -> tuple[nn.Module, BaseImageProcessor]:
-    try:
-        import timm
-    except ImportError as error:
-        raise ValueError("a timm checkpoint as source needs timm: pip install timm") from error
-    location = (
-        f"local-dir:{source}" if Path(source).is_dir() else f"hf-hub:{source}" + (f"@{revision}" if revision else "")
-    )
-    peer = timm.create_model(location, pretrained=True)
-    model = from_timm(peer)
-    processor = timm_processor(timm.data.resolve_model_data_config(peer, args=_input_of(peer)))
-    labels = (peer.pretrained_cfg or {}).get("label_names")
-    if labels:
-        if len(labels) != peer.num_classes:
-            raise ValueError(
-                f"label_names of the checkpoint must name its {peer.num_classes} classes, got {len(labels)} names"
-            )
-        model.config.id2label = dict(enumerate(labels))
-        model.config.label2id = {label: i for i, label in enumerate(labels)}
-    return model, processor
-
-
-def _input_of(peer: nn.Module) -> dict:
-    """Facts about a timm model's input that its pretrained configuration may not know."""
-    num_channels = peer.patch_embed.proj.in_channels
-    if peer.dynamic_img_size:
-        return {"in_chans": num_channels}
-    return {"input_size": (num_channels, *peer.patch_embed.img_size)}
-
-
-def timm_processor(form: dict) -> BaseImageProcessor:
-    """The image processor that does what timm's evaluation transform of this data configuration does
-    (`timm.data.resolve_model_data_config`).
-
-    Raises:
-        ValueError: if mean and deviation are not those of as many channels as the images have.
-    """
-    channels, height, width = form["input_size"]
-    mean, std = list(form["mean"]), list(form["std"])
-    if not channels == len(mean) == len(std):
-        raise ValueError(
-            f"mean and std of the checkpoint must have a value for each of {channels} channels, got {mean} and {std}"
-        )
-    interpolation = _RANDOM_INTERPOLATION if form["interpolation"] == "random" else form["interpolation"]
-    fields = {
-        "size": {"height": height, "width": width},
-        "resample": PILImageResampling[interpolation.upper()],
-        "image_mean": mean,
-        "image_std": std,
-        "do_convert_rgb": channels == 3,
-    }
-    # Of the other filters, torchvision, by which this one resizes where it can, has a version of its own, or none.
-    if form["crop_mode"] == "squash" and form["crop_pct"] == 1 and interpolation == "bilinear":
-        return ViTImageProcessor(**fields)
-    mode = form["crop_mode"] if form["crop_mode"] in CROP_MODES else "center"  # as timm does with any other
-    return HfViTImageProcessor(**fields, crop_pct=form["crop_pct"], crop_mode=mode)
-
-
-__all__ = ["convert", "timm_processor"]
+__all__ = ["convert", "load_as_ours"]

@@ -21,12 +21,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from hf_vit.cards import check_card
 from hf_vit.cards.records import read_author
 from hf_vit.models.tested_versions import fault_of_code
+from hf_vit.record import PREDICTIONS_FILE
 
 logging.getLogger("picklescan").setLevel(logging.CRITICAL)  # it warns of every file that is no pickle
 
 CARD_FILE = "README.md"
 LAST_CHECKPOINT = "last-checkpoint"  # a run's state, for resuming it; transformers' Trainer has it under this name
-NOT_PUBLISHED = (".*", "*/.*", "*__pycache__*", "checkpoints/*", "checkpoint-*/*", "logs/*")
+NOT_PUBLISHED = (".*", "*/.*", "*__pycache__*", "checkpoints/*", "checkpoint-*/*", "logs/*", PREDICTIONS_FILE)
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")  # hold any text there is
@@ -42,7 +43,8 @@ _CARD_IMAGES = re.compile(r"!\[[^\]]*\]\((?!https?:)([^)\s]+)\)")
 def published_files(folder: str | os.PathLike) -> list[str]:
     """The files of `folder` that belong into a model repository, as sorted POSIX paths relative to it.
 
-    Left out are hidden files, and the checkpoints and tracking logs of a run (whose names tell the host).
+    Left out are hidden files, the checkpoints and tracking logs of a run (whose names tell the host), and what it
+    predicted of each sample (which may name files).
     """
     folder = Path(folder)
     paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

@@ -114,7 +114,8 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
     Args:
         states: shape (batch, heads, tokens, head size).
-        cos, sin: shape (tokens, head size), or (batch, 1, tokens, head size) if the samples' positions differ.
+        cos, sin: shape (tokens, head size), (heads, tokens, head size) if the heads turn in ways of their own, or
+            (batch, 1 or heads, tokens, head size) if the samples' positions differ.
 
     Returns:
         The turned states, of the same shape and type.
@@ -144,9 +145,12 @@ class MultiHeadAttention(nn.Module):
         self.layer_idx = layer_idx
 
     def _add_norms_and_output(self, config, bias: bool):
-        self.q_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps) if config.qk_norm else nn.Identity()
+        self.q_norm = self._head_norm(config) if config.qk_norm else nn.Identity()
+        self.k_norm = self._head_norm(config) if config.qk_norm else nn.Identity()
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=bias)
+
+    def _head_norm(self, config) -> nn.Module:
+        return nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps)
 
     def _heads(self, projected: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
         """(batch, tokens, count * hidden_size) -> `count` tensors (batch, heads, tokens, head size)."""
@@ -155,16 +159,15 @@ class MultiHeadAttention(nn.Module):
         return heads.permute(2, 0, 3, 1, 4).unbind(0)
 
     def _attend(self, query, key, value, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
-        output, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            implementation=self.config._attn_implementation,
-            dropout=self.dropout,
-            **kwargs,
-        )
-        return linear(self.out_proj, output.flatten(2)), weights
+        output, weights = self._weigh(query, key, value, **kwargs)
+        return self._output(output.flatten(2)), weights
+
+    def _weigh(self, query, key, value, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        implementation = self.config._attn_implementation
+        return attend(self, query, key, value, implementation=implementation, dropout=self.dropout, **kwargs)
+
+    def _output(self, output: torch.Tensor) -> torch.Tensor:
+        return linear(self.out_proj, output)
 
 
 class SelfAttention(MultiHeadAttention):
@@ -199,6 +202,7 @@ class SelfAttention(MultiHeadAttention):
         position_bias: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
+        query_position: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, tokens, hidden_size) -> the same shape, and the weights (batch, heads, tokens, keys) if asked for.
 
@@ -207,8 +211,12 @@ class SelfAttention(MultiHeadAttention):
             rotary_embedding: cosines and sines, see [`rotate`].
             position_bias: (1, heads, tokens, keys), added to the scores.
             past_key_values: keys and values of the tokens before these; those of these tokens are added to it.
+            query_position: added to the tokens that make queries and keys, not to those that make values (DETR,
+                2005.12872); broadcast to (batch, tokens, hidden_size).
         """
-        query, key, value = self._heads(linear(self.qkv_proj, hidden_states), 3)  # (B, H, T, K) each
+        query, key, value = self._project(hidden_states)
+        if query_position is not None:
+            query, key, _ = self._project(hidden_states + query_position)
         query, key = self.q_norm(query), self.k_norm(key)
         if rotary_embedding is not None:
             query, key = rotate(query, *rotary_embedding), rotate(key, *rotary_embedding)
@@ -222,6 +230,9 @@ class SelfAttention(MultiHeadAttention):
             position_bias=position_bias,
             output_attentions=output_attentions,
         )
+
+    def _project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self._heads(linear(self.qkv_proj, hidden_states), 3)  # (B, H, T, K) each
 
 
 class CrossAttention(MultiHeadAttention):
@@ -241,6 +252,8 @@ class CrossAttention(MultiHeadAttention):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
+        query_position: torch.Tensor | None = None,
+        key_position: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, tokens, hidden_size) -> the same shape, and the weights (batch, heads, tokens, keys) if asked for.
 
@@ -249,19 +262,27 @@ class CrossAttention(MultiHeadAttention):
                 values.
             attention_mask: additive (float) or boolean (True: attend), broadcast to (batch, heads, tokens, keys).
             past_key_values: an `EncoderDecoderCache`; any other cache has no room for these keys and values.
+            query_position, key_position: added to the tokens that make the queries and to those that make the keys,
+                not to those that make the values; broadcast to their shapes.
         """
+        if query_position is not None:
+            hidden_states = hidden_states + query_position
         (query,) = self._heads(linear(self.q_proj, hidden_states), 1)  # (B, H, T, K)
-        key, value = self._keys_and_values(encoder_hidden_states, past_key_values)
+        key, value = self._keys_and_values(encoder_hidden_states, past_key_values, key_position)
         return self._attend(
             self.q_norm(query), key, value, attention_mask=attention_mask, output_attentions=output_attentions
         )
 
-    def _keys_and_values(self, encoder_hidden_states, past_key_values) -> tuple[torch.Tensor, torch.Tensor]:
+    def _keys_and_values(
+        self, encoder_hidden_states, past_key_values, key_position=None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         has_cache = isinstance(past_key_values, EncoderDecoderCache)
         if has_cache and past_key_values.is_updated.get(self.layer_idx):
             layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
             return layer.keys, layer.values
         key, value = self._heads(linear(self.kv_proj, encoder_hidden_states), 2)  # (B, H, S, K) each
+        if key_position is not None:
+            key, _ = self._heads(linear(self.kv_proj, encoder_hidden_states + key_position), 2)
         key = self.k_norm(key)
         if has_cache:
             key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)

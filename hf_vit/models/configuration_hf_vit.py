@@ -1,23 +1,18 @@
 """Configuration of the Vision Transformer."""
 
 import difflib
-import re
 from typing import TYPE_CHECKING
 
-from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
 from .code_version import CodeVersionMixin
-from .strict_config import GATED_ACTIVATIONS, PROBLEM_TYPES, strict_config
+from .strict_config import strict_config
+from .vit_checks import ABSOLUTE, RELATIVE, ROTARY, check_config, pair
+from .vit_variants import variant_fields
 
 if TYPE_CHECKING:  # never run; see CodeVersionMixin
     from .modeling_hf_vit import HfViTModel  # noqa: F401
-
-POOLINGS = ("cls", "mean", "max", "cls_mean", "weighted", "attention", "none")
-POSITION_EMBEDDINGS = ("learned", "learned_2d", "sincos_1d", "sincos_2d", "relative_bias", "rope_2d", "none")
-PATCH_EMBEDDINGS = ("conv", "hybrid")
-DISTILLATION_TYPES = ("soft", "hard")
 
 _SIZES = (
     "hidden_size",
@@ -30,7 +25,7 @@ _SIZES = (
 _CLOSED_FORM_POSITIONS = ("sincos_1d", "sincos_2d", "rope_2d")
 # Where the papers give the prefix tokens a position: ViT and DeiT (learned), BEiT (relative bias). MAE's table of rows
 # and columns and the rotary models (EVA-02, DINOv3) leave them without one.
-_POSITION_ON_PREFIX_BY_DEFAULT = ("learned", "learned_2d", "sincos_1d", "relative_bias")
+_POSITION_ON_PREFIX_BY_DEFAULT = ("learned", "learned_2d", "sincos_1d", *RELATIVE)
 
 AUTO_MAP = {
     "AutoConfig": "configuration_hf_vit.HfViTConfig",
@@ -40,37 +35,6 @@ AUTO_MAP = {
 }
 # Of a processor's own configuration: a model may be saved beside another's.
 PROCESSOR_AUTO_MAP = {"AutoImageProcessor": "image_processing_hf_vit.HfViTImageProcessor"}
-
-# hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: table 1 of ViT (2010.11929) and of DeiT
-# (2012.12877).
-_VARIANT_SIZES = {
-    "tiny": (192, 12, 3, 768),
-    "small": (384, 12, 6, 1536),
-    "base": (768, 12, 12, 3072),
-    "large": (1024, 24, 16, 4096),
-    "huge": (1280, 32, 16, 5120),
-}
-_VARIANTS = {
-    "vit": {"tiny": (16, 32), "small": (8, 16, 32), "base": (8, 16, 32), "large": (14, 16, 32), "huge": (14, 16)},
-    "deit": {"tiny": (16,), "small": (16,), "base": (16,)},
-}
-_VARIANT_PATTERN = re.compile(r"(vit|deit)_([a-z]+)(_distilled)?_patch(\d+)_(\d+)")
-
-
-def _pair(value: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def variant_names() -> list[str]:
-    """The names `HfViTConfig.from_variant` knows, at 224 pixels; any other size may stand in the last position."""
-    names = []
-    for family, sizes in _VARIANTS.items():
-        for size, patch_sizes in sizes.items():
-            for patch_size in patch_sizes:
-                names.append(f"{family}_{size}_patch{patch_size}_224")
-                if family == "deit":
-                    names.append(f"{family}_{size}_distilled_patch{patch_size}_224")
-    return names
 
 
 def _field_names(config_class: type) -> set[str]:
@@ -92,6 +56,8 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
             `"geglu"` or `"geglu_tanh"` (2002.05202).
         hidden_dropout_prob (`float`): dropout of the embeddings and of both residual branches, in [0, 1).
         attention_probs_dropout_prob (`float`): dropout of the attention weights, in [0, 1).
+        patch_dropout_prob (`float`): share of the patches that each image loses in training (2208.07220), in [0, 1).
+            [`HfViTBackbone`] keeps them all.
         drop_path_rate (`float`): rate of stochastic depth (1603.09382) in the last layer, in [0, 1); it rises linearly
             from 0 in the first.
         layer_scale_init_value (`float`, *optional*): initial value, above 0, of the learnt scale of each residual
@@ -103,29 +69,51 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
         patch_size (`int` or pair): (height, width) of a patch in pixels.
         num_channels (`int`): channels of the images.
         qkv_bias (`bool`): biases for queries, keys and values.
-        qk_norm (`bool`): layer norm of each head's queries and keys (2302.05442).
+        key_bias, proj_bias, mlp_bias, patch_bias (`bool`): biases for the keys (if `qkv_bias`), for the output
+            projection of attention, for the MLP and for the patch embedding's linear map.
+        norm_type (`str`): `"layer_norm"` or `"rms_norm"` (1910.07467).
+        qk_norm (`bool`): norm of each head's queries and keys (2302.05442).
+        attention_output_norm (`bool`): norm of the heads' output before its projection (EVA-02, 2303.11331).
+        mlp_hidden_norm (`bool`): norm within the MLP, after the activation (EVA-02).
+        embedding_norm (`bool`): norm of the embeddings, before the first layer (CLIP, 2103.00020).
+        talking_heads (`bool`): mix the heads linearly before and after the softmax (2003.02436).
+        num_class_layers (`int`): class-attention layers (CaiT, 2103.17239) after the others. The class and the
+            distillation token then enter before the first of them, and they alone change there; registers go through
+            the other layers with the patches.
         patch_embedding (`str`): `"conv"`: one linear map of each patch. `"hybrid"`: a small convolutional stem
             (2106.14881), then the linear map.
+        patch_fit (`str`): what becomes of images whose height or width is no multiple of the patch size: `"exact"`
+            (an error), `"pad"` (zeros on the right and below) or `"crop"` (what is left over there is not looked at,
+            as a convolution does).
         num_stem_blocks (`int`): residual blocks (1512.03385) after each convolution of the hybrid's stem.
-        position_embedding (`str`): `"learned"` (a table), `"learned_2d"` (a table of rows plus one of columns),
-            `"sincos_1d"` (1706.03762, over the raster order), `"sincos_2d"` (MAE, 2111.06377), `"relative_bias"`
-            (one table for all layers, BEiT, 2106.08254), `"rope_2d"` (axial rotary embedding on coordinates scaled to
-            [-1, 1], as DINOv3, 2508.10104) or `"none"`.
-        position_embedding_on_prefix (`bool`, *optional*): whether the prefix tokens have positions too. A learnt table
-            has its own rows for them; `sincos_1d` counts them as the first tokens of the sequence; `sincos_2d` and
-            `rope_2d` lay them out on a row above the image; `relative_bias` gives each direction between prefix and
-            patches its own entry. `None`: as in each scheme's paper (yes for `learned`, `learned_2d`, `sincos_1d` and
-            `relative_bias`). Without prefix tokens it means nothing.
+        position_embedding (`str` or `list[str]`): `"learned"` (a table), `"learned_2d"` (a table of rows plus one of
+            columns), `"sincos_1d"` (1706.03762, over the raster order), `"sincos_2d"` (MAE, 2111.06377),
+            `"relative_bias"` (one table for all layers, BEiT, 2106.08254), `"relative_bias_per_layer"`, `"rope_2d"`
+            (axial rotary embedding on coordinates scaled to [-1, 1], as DINOv3, 2508.10104), `"rope_axial"` (on
+            coordinates in patches, as EVA-02, 2303.11331), `"rope_mixed"` (learnt frequencies, RoPE-ViT, 2403.13298)
+            or `"none"`. Of the tables and closed forms that are added to the tokens one may be combined in a list with
+            relative biases or one rotary embedding.
+        position_embedding_on_prefix (`bool` or `"class"`, *optional*): whether the prefix tokens have positions too. A
+            learnt table has its own rows for them, with `"class"` for all but the registers; `sincos_1d` counts them
+            as the first tokens of the sequence; `sincos_2d`, `rope_2d` and `rope_axial` lay them out on a row above
+            the image; a relative bias gives each direction between prefix and patches its own entry. `None`: as in
+            each scheme's paper (yes for `learned`, `learned_2d`, `sincos_1d` and relative biases). Without prefix
+            tokens it means nothing.
+        rope_theta (`float`, *optional*): base of the rotary embedding's periods, above 0. `None`: as in each scheme's
+            paper, 100 for `rope_2d` and `rope_axial`, 10 for `rope_mixed`.
+        rope_grid_offset (`float`): added to the coordinates of `rope_axial`.
         use_class_token (`bool`): put a learnt class token first.
         use_distillation_token (`bool`): put a learnt distillation token (DeiT, 2012.12877) after the class token; the
             classifier then has two heads.
         num_register_tokens (`int`): register tokens (2309.16588) between the tokens above and the patches.
+        registers_first (`bool`): put the registers before the class token.
         pooling (`str` or `list[str]`): how the final tokens become one vector: `"cls"` (class token), `"mean"` or
             `"max"` over patches, `"cls_mean"` (a mix of the two), `"weighted"` (softmax of a learnt score per patch,
             2104.05704), `"attention"` (learnt query, multi-head attention and MLP: MAP, 2106.04560) or `"none"`.
             Several names are concatenated. No pooling over patches sees the prefix tokens.
-        pooling_norm (`str`, *optional*): final layer norm `"before"` or `"after"` pooling. `None`: after for mean and
-            max alone (timm's `fc_norm`), before for the rest. A `pooling` given while loading leaves it where it was.
+        pooling_norm (`str`, *optional*): final norm `"before"` or `"after"` pooling, or `"none"`. `None`: after for
+            mean and max alone (timm's `fc_norm`), before for the rest. A `pooling` given while loading leaves it where
+            it was.
         cls_mean_weight (`float`): share of the class token in `cls_mean`, in [0, 1].
         learn_cls_mean_weight (`bool`): learn that share, starting from `cls_mean_weight` (then in (0, 1)).
         distillation_type (`str`): `"soft"` (KL divergence) or `"hard"` (the teacher's decision).
@@ -134,6 +122,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
         apply_layernorm (`bool`): whether [`HfViTBackbone`] applies the final norm to its feature maps.
         position_grid_size (pair, *optional*): (rows, columns) on which the coordinates of `sincos_1d`, `sincos_2d` and
             `rope_2d` count whole steps. `None`: the grid of `image_size`. Loading with another `image_size` keeps it.
+            The coordinates of `rope_axial` and `rope_mixed` are scaled to it only if it is given.
 
     Raises:
         ValueError: if a value is outside its range or does not fit the others.
@@ -148,6 +137,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     hidden_act: str = "gelu"
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
+    patch_dropout_prob: float | int = 0.0
     drop_path_rate: float | int = 0.0
     layer_scale_init_value: float | int | None = None
     initializer_range: float | int = 0.02
@@ -156,14 +146,28 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     patch_size: int | list[int] | tuple[int, ...] = 16
     num_channels: int = 3
     qkv_bias: bool = True
+    key_bias: bool = True
+    proj_bias: bool = True
+    mlp_bias: bool = True
+    patch_bias: bool = True
+    norm_type: str = "layer_norm"
     qk_norm: bool = False
+    attention_output_norm: bool = False
+    mlp_hidden_norm: bool = False
+    embedding_norm: bool = False
+    talking_heads: bool = False
+    num_class_layers: int = 0
     patch_embedding: str = "conv"
     num_stem_blocks: int = 0
-    position_embedding: str = "learned"
-    position_embedding_on_prefix: bool | None = None
+    patch_fit: str = "exact"
+    position_embedding: str | list[str] | tuple[str, ...] = "learned"
+    position_embedding_on_prefix: bool | str | None = None
+    rope_theta: float | int | None = None
+    rope_grid_offset: float | int = 0.0
     use_class_token: bool = True
     use_distillation_token: bool = False
     num_register_tokens: int = 0
+    registers_first: bool = False
     pooling: str | list[str] | tuple[str, ...] = "cls"
     pooling_norm: str | None = None
     cls_mean_weight: float | int = 0.5
@@ -190,11 +194,12 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_variant(cls, name: str, **overrides) -> "HfViTConfig":
-        """The configuration of a published model, for instance `"vit_small_patch16_224"` or
-        `"deit_small_distilled_patch16_384"`: `{vit,deit}_{size}[_distilled]_patch{P}_{image size}`.
+        """The configuration of a published model, for instance `"vit_small_patch16_224"`,
+        `"deit_small_distilled_patch16_384"` or `"cait_s24_224"`: `{vit,deit}_{size}[_distilled]_patch{P}_{image size}`
+        or `cait_{size}_{image size}`.
 
         Args:
-            name: a name of [`variant_names`], with any image size that is a multiple of the patch size.
+            name: a name of `vit_variants.variant_names`, with any image size that is a multiple of the patch size.
             overrides: fields that take another value.
 
         Raises:
@@ -203,22 +208,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
         for unknown in sorted(set(overrides) - _field_names(cls)):
             nearest = difflib.get_close_matches(unknown, _field_names(cls), n=1)
             raise ValueError(f"{unknown} is no field of {cls.__name__}" + "".join(f", nearest: {n}" for n in nearest))
-        match = _VARIANT_PATTERN.fullmatch(name)
-        family, size, distilled, patch_size, image_size = match.groups() if match else (None,) * 5
-        known = int(patch_size) in _VARIANTS[family].get(size, ()) if match else False
-        if not known or (distilled and family != "deit"):
-            raise ValueError(f"variant must be one of {', '.join(variant_names())} (or another size), got {name!r}")
-        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size = _VARIANT_SIZES[size]
-        fields = {
-            "hidden_size": hidden_size,
-            "num_hidden_layers": num_hidden_layers,
-            "num_attention_heads": num_attention_heads,
-            "intermediate_size": intermediate_size,
-            "patch_size": int(patch_size),
-            "image_size": int(image_size),
-            "use_distillation_token": bool(distilled),
-        }
-        return cls(**{**fields, **overrides})
+        return cls(**{**variant_fields(name), **overrides})
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "HfViTConfig":
@@ -233,8 +223,8 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} must be in the configuration that is loaded, or be given while loading")
         saved = cls(**config_dict)
         if "pooling" in kwargs:
-            kwargs.setdefault("pooling_norm", "after" if saved.norm_after_pooling else "before")
-        if "image_size" in kwargs and saved.position_embedding in _CLOSED_FORM_POSITIONS:
+            kwargs.setdefault("pooling_norm", saved.norm_position)
+        if "image_size" in kwargs and set(saved.position_embeddings) & set(_CLOSED_FORM_POSITIONS):
             kwargs.setdefault("position_grid_size", list(saved.position_grid))
         ends_with_last_layer = saved.out_features == saved.stage_names[-1:]
         if (
@@ -265,12 +255,12 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     @property
     def image_shape(self) -> tuple[int, int]:
         """(height, width) of the images in pixels."""
-        return _pair(self.image_size)
+        return pair(self.image_size)
 
     @property
     def patch_shape(self) -> tuple[int, int]:
         """(height, width) of a patch in pixels."""
-        return _pair(self.patch_size)
+        return pair(self.patch_size)
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -284,13 +274,51 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Tokens before the patches: class token, distillation token, registers, in this order."""
-        return int(self.use_class_token) + int(self.use_distillation_token) + self.num_register_tokens
+        """Tokens before the patches: class token, distillation token, registers, in this order or the registers
+        first."""
+        return self._num_class_tokens + self.num_register_tokens
+
+    @property
+    def num_layer_prefix_tokens(self) -> int:
+        """Those of them that go through the layers: with class-attention layers, the registers alone."""
+        return self.num_register_tokens if self.num_class_layers else self.num_prefix_tokens
+
+    @property
+    def _num_class_tokens(self) -> int:
+        return int(self.use_class_token) + int(self.use_distillation_token)
+
+    @property
+    def class_token_index(self) -> int:
+        """Index of the class token in the sequence."""
+        return self.num_register_tokens if self.registers_first else 0
 
     @property
     def distillation_token_index(self) -> int:
         """Index of the distillation token in the sequence."""
-        return int(self.use_class_token)
+        return self.class_token_index + int(self.use_class_token)
+
+    @property
+    def position_embeddings(self) -> tuple[str, ...]:
+        """The names in `position_embedding`, one or several."""
+        names = self.position_embedding
+        return (names,) if isinstance(names, str) else tuple(names)
+
+    @property
+    def absolute_position(self) -> str | None:
+        """The scheme among them that is added to the tokens."""
+        return next((name for name in self.position_embeddings if name in ABSOLUTE), None)
+
+    @property
+    def rotary_position(self) -> str | None:
+        """The scheme among them that turns queries and keys."""
+        return next((name for name in self.position_embeddings if name in ROTARY), None)
+
+    @property
+    def rope_base(self) -> float:
+        """`rope_theta`, or its default."""
+        if self.rope_theta is not None:
+            return self.rope_theta
+        return 10.0 if self.rotary_position == "rope_mixed" else 100.0
 
     @property
     def poolings(self) -> tuple[str, ...]:
@@ -303,92 +331,36 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
         return self.hidden_size * len(self.poolings)
 
     @property
-    def norm_after_pooling(self) -> bool:
-        """Whether the final norm follows the pooling: `pooling_norm`, or its default for these poolings."""
+    def norm_position(self) -> str:
+        """`pooling_norm`, or its default for these poolings."""
         if self.pooling_norm is not None:
-            return self.pooling_norm == "after"
-        return all(name in ("mean", "max") for name in self.poolings)
+            return self.pooling_norm
+        return "after" if all(name in ("mean", "max") for name in self.poolings) else "before"
 
     @property
-    def has_prefix_positions(self) -> bool:
-        """Whether prefix tokens have positions: `position_embedding_on_prefix`, or its default for this scheme."""
-        if self.position_embedding_on_prefix is not None:
-            return self.position_embedding_on_prefix and self.num_prefix_tokens > 0
-        return self.position_embedding in _POSITION_ON_PREFIX_BY_DEFAULT and self.num_prefix_tokens > 0
+    def norm_after_pooling(self) -> bool:
+        """Whether the final norm follows the pooling."""
+        return self.norm_position == "after"
+
+    def num_prefix_positions(self, scheme: str | None) -> int:
+        """Return how many of the prefix tokens that go through the layers have positions of a scheme, by
+        `position_embedding_on_prefix` or its default."""
+        on_prefix = self.position_embedding_on_prefix
+        if on_prefix is None:
+            on_prefix = scheme in _POSITION_ON_PREFIX_BY_DEFAULT and not self.num_class_layers
+        if on_prefix == "class":
+            return self._num_class_tokens if scheme in ("learned", "learned_2d") else 0
+        return self.num_layer_prefix_tokens if on_prefix else 0
+
+    @property
+    def prefix_positions(self) -> dict[str, int]:
+        """Prefix tokens that have positions of each scheme."""
+        return {name: self.num_prefix_positions(name) for name in self.position_embeddings}
 
     def check(self):
         """Raise a `ValueError` for the first value that is out of range or does not fit the others. Called at
         construction, and by the models for values that were overridden while loading."""
-        self._check_sizes()
-        self._check_names()
-        self._check_positions()
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("cls_mean_weight", "distillation_alpha"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if self.learn_cls_mean_weight and self.cls_mean_weight in (0, 1):
-            raise ValueError(f"cls_mean_weight must be in (0, 1) to be learnt, got {self.cls_mean_weight}")
-        for name in ("distillation_temperature", "initializer_range", "layer_norm_eps", "layer_scale_init_value"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
-
-    def _check_sizes(self):
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("num_register_tokens", "num_stem_blocks"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.num_stem_blocks and self.patch_embedding != "hybrid":
-            raise ValueError(f"num_stem_blocks must be 0 without patch_embedding 'hybrid', got {self.num_stem_blocks}")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size must be a multiple of num_attention_heads ({self.num_attention_heads}), "
-                f"got {self.hidden_size}"
-            )
-        for name in ("image_size", "patch_size", "position_grid_size"):
-            value = getattr(self, name)
-            if value is not None and (len(_pair(value)) != 2 or min(_pair(value)) < 1):
-                raise ValueError(f"{name} must be a positive integer or a pair (height, width) of them, got {value}")
-        if any(size % patch for size, patch in zip(self.image_shape, self.patch_shape)):
-            raise ValueError(f"image_size must be a multiple of patch_size ({self.patch_size}), got {self.image_size}")
-
-    def _check_names(self):
-        choices = {
-            "position_embedding": POSITION_EMBEDDINGS,
-            "patch_embedding": PATCH_EMBEDDINGS,
-            "distillation_type": DISTILLATION_TYPES,
-            "pooling_norm": ("before", "after", None),
-            "problem_type": (*PROBLEM_TYPES, None),
-            "hidden_act": (*ACT2FN, *GATED_ACTIVATIONS),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
-        if not self.poolings or any(name not in POOLINGS for name in self.poolings):
-            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, or a list of them, got {self.pooling!r}")
-        if len(set(self.poolings)) != len(self.poolings) or ("none" in self.poolings and self.pooling != "none"):
-            raise ValueError(f"pooling must not have 'none' or a name twice in a list, got {self.pooling!r}")
-        if {"cls", "cls_mean"} & set(self.poolings) and not self.use_class_token:
-            raise ValueError(f"pooling {self.pooling!r} needs use_class_token=True, got False")
-
-    def _check_positions(self):
-        head_size = self.hidden_size // self.num_attention_heads
-        multiples = {
-            "sincos_1d": ("hidden_size", self.hidden_size, 2),
-            "sincos_2d": ("hidden_size", self.hidden_size, 4),
-            "rope_2d": ("head size (hidden_size / num_attention_heads)", head_size, 4),
-        }
-        name, size, divisor = multiples.get(self.position_embedding, ("", 0, 1))
-        if size % divisor:
-            raise ValueError(
-                f"{name} must be a multiple of {divisor} for position_embedding={self.position_embedding}, got {size}"
-            )
-        if self.position_embedding == "none" and self.position_embedding_on_prefix:
-            raise ValueError("position_embedding_on_prefix must not be True with position_embedding 'none'")
+        check_config(self)
 
 
 HfViTConfig.register_for_auto_class()

@@ -2,7 +2,9 @@
 
 import math
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_transforms import resize
 from transformers.image_utils import (
@@ -14,6 +16,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 
 CROP_MODES = ("center", "squash", "border")
+_LUMA = np.array([0.299, 0.587, 0.114])  # of red, green and blue (ITU-R BT.601), as Pillow weighs them
 
 
 class HfViTImageProcessorKwargs(ImagesKwargs, total=False):
@@ -22,10 +25,13 @@ class HfViTImageProcessorKwargs(ImagesKwargs, total=False):
         Side of the crop in parts of the resized image's, above 0.
     crop_mode (`str`, *optional*, defaults to `self.crop_mode`):
         How a photograph is resized: "center", "squash" or "border".
+    do_convert_grey (`bool`, *optional*, defaults to `self.do_convert_grey`):
+        Set when the processor is made: whether it makes images of one channel.
     """
 
     crop_pct: float
     crop_mode: str
+    do_convert_grey: bool
 
 
 class HfViTImageProcessor(PilBackend):
@@ -34,7 +40,8 @@ class HfViTImageProcessor(PilBackend):
     torchvision is there or not, and normalises them. What existing processors call a centre crop starts up to a pixel
     elsewhere in oblong photographs, and none of them adds borders.
 
-    (height, width) of any size -> `pixel_values` of shape (batch, channels, `size["height"]`, `size["width"]`)
+    (height, width) of any size -> `pixel_values` of shape (batch, channels, `size["height"]`, `size["width"]`), where
+    channels are 3, or 1 with `do_convert_grey`
 
     Args:
         size (`dict`): `height` and `width` of the result in pixels.
@@ -43,11 +50,15 @@ class HfViTImageProcessor(PilBackend):
             `"squash"`: it is stretched to that size. `"border"`: it fits into that size, its ratio kept, and borders
             of the mean colour fill what is left.
         resample (`PILImageResampling`): any of Pillow's filters.
+        do_convert_grey (`bool`): make grey images, in one channel, of all there are; samples of 16 bits are scaled by
+            65,535, where Pillow would clip them (and `pipeline` does before a processor sees them). `image_mean` and
+            `image_std` then have one number each.
 
     Other arguments are those of transformers' image processors.
 
     Raises:
-        ValueError: if `size`, `crop_pct` or `crop_mode` is none of these.
+        ValueError: if `size`, `crop_pct` or `crop_mode` is none of these, or `image_mean` has not one number for each
+            channel.
     """
 
     valid_kwargs = HfViTImageProcessorKwargs
@@ -62,16 +73,27 @@ class HfViTImageProcessor(PilBackend):
     do_convert_rgb = True
     crop_pct = 0.875
     crop_mode = "center"
+    do_convert_grey = False
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         _check(self.size, self.crop_pct, self.crop_mode)
+        if self.do_convert_grey and not len(self.image_mean) == len(self.image_std) == 1:
+            raise ValueError(f"image_mean and image_std of grey images have one number each, got {self.image_mean}")
+
+    def process_image(self, image, do_convert_rgb=None, **kwargs):
+        if not self.do_convert_grey:
+            return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+        if isinstance(image, Image.Image):
+            return _grey(image)
+        return _luma(super().process_image(image, do_convert_rgb=False, **kwargs))
 
     def _validate_preprocess_kwargs(self, *, size, crop_pct, crop_mode, **kwargs):
         _check(size, crop_pct, crop_mode)
         super()._validate_preprocess_kwargs(size=size, **kwargs)
 
     def _preprocess(self, images, *, do_resize, size, resample, crop_pct, crop_mode, do_rescale, image_mean, **kwargs):
+        kwargs.pop("do_convert_grey", None)
         if do_resize:
             fill = [0] * len(image_mean)
             if crop_mode == "border":
@@ -99,13 +121,30 @@ def _check(size, crop_pct: float, crop_mode: str):
         raise ValueError(f"crop_mode must be one of {', '.join(CROP_MODES)}, got {crop_mode!r}")
 
 
+def _grey(image: Image.Image) -> np.ndarray:
+    """(1, height, width) uint8."""
+    if image.mode.startswith("I;16"):
+        return np.rint(np.asarray(image)[None] / 257).astype(np.uint8)
+    return np.asarray(image.convert("RGB").convert("L"))[None]
+
+
+def _luma(image: np.ndarray) -> np.ndarray:
+    """An image of one or three channels (channels, height, width) in one, of the same type."""
+    if image.shape[0] == 1:
+        return image
+    if image.shape[0] != len(_LUMA):
+        raise ValueError(f"images must have 1 or 3 channels, got {image.shape[0]}")
+    grey = np.tensordot(_LUMA, image, 1)[None]
+    return (grey if np.issubdtype(image.dtype, np.floating) else np.rint(grey)).astype(image.dtype)
+
+
 def _fit(image, target: tuple[int, int], resample: int, crop_pct: float, crop_mode: str, fill: list[float]):
     """A numpy array of shape (channels, height, width), resized and cropped to (channels, *target)."""
     scaled = tuple(math.floor(length / crop_pct) for length in target)
-    new_size = _resized(image.shape[-2:], scaled, crop_mode)
+    new_size = resized(image.shape[-2:], scaled, crop_mode)
     first = ChannelDimension.FIRST
     image = resize(image, new_size, resample=resample, data_format=first, input_data_format=first)
-    (rows, inner_rows), (columns, inner_columns) = map(_centred, image.shape[-2:], target)
+    (rows, inner_rows), (columns, inner_columns) = map(centred, image.shape[-2:], target)
     if tuple(image.shape[-2:]) == target:
         return image
     pixels = torch.from_numpy(image)
@@ -114,7 +153,7 @@ def _fit(image, target: tuple[int, int], resample: int, crop_pct: float, crop_mo
     return canvas.numpy()
 
 
-def _resized(size: tuple[int, int], scaled: tuple[int, int], crop_mode: str) -> tuple[int, int]:
+def resized(size: tuple[int, int], scaled: tuple[int, int], crop_mode: str) -> tuple[int, int]:
     """(height, width) to which an image of `size` is resized, for the crop's size in its scale `scaled`."""
     height, width = size
     if crop_mode == "squash":
@@ -124,10 +163,10 @@ def _resized(size: tuple[int, int], scaled: tuple[int, int], crop_mode: str) -> 
         return (long, short) if width <= height else (short, long)
     ratios = height / scaled[0], width / scaled[1]
     ratio = max(ratios) if crop_mode == "border" else min(ratios)
-    return round(height / ratio), round(width / ratio)
+    return max(round(height / ratio), 1), max(round(width / ratio), 1)
 
 
-def _centred(length: int, target: int) -> tuple[slice, slice]:
+def centred(length: int, target: int) -> tuple[slice, slice]:
     """Which pixels of a side of `length` are taken, and where in a side of `target` they go."""
     if length >= target:
         start = round((length - target) / 2)
@@ -138,4 +177,4 @@ def _centred(length: int, target: int) -> tuple[slice, slice]:
 
 HfViTImageProcessor.register_for_auto_class()
 
-__all__ = ["CROP_MODES", "HfViTImageProcessor"]
+__all__ = ["CROP_MODES", "HfViTImageProcessor", "centred", "resized"]

@@ -56,6 +56,12 @@ class LayerScale(nn.Module):
         return branch * self.scale
 
 
+def make_norm(config, size: int | None = None) -> nn.Module:
+    """Return the norm of `config.norm_type` over the last dimension, of `config.hidden_size` numbers unless told."""
+    norm = nn.LayerNorm if config.norm_type == "layer_norm" else nn.RMSNorm
+    return norm(config.hidden_size if size is None else size, eps=config.layer_norm_eps)
+
+
 class MLP(nn.Module):
     """Two linear layers with an activation between: (..., hidden_size) -> (..., hidden_size).
 
@@ -65,20 +71,28 @@ class MLP(nn.Module):
         hidden_act: a name of `transformers.activations.ACT2FN` or of `GATED_ACTIVATIONS`.
         dropout: rate between the two layers, in [0, 1).
         bias: whether the layers have biases.
+        norm: applied between the two layers, after the activation.
     """
 
     def __init__(
-        self, hidden_size: int, intermediate_size: int, hidden_act: str, dropout: float = 0.0, bias: bool = True
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        hidden_act: str,
+        dropout: float = 0.0,
+        bias: bool = True,
+        norm: nn.Module | None = None,
     ):
         super().__init__()
         self.is_gated = hidden_act in GATED_ACTIVATIONS
         self.fc1 = nn.Linear(hidden_size, intermediate_size * (2 if self.is_gated else 1), bias=bias)
         self.activation = ACT2FN[GATED_ACTIVATIONS.get(hidden_act, hidden_act)]
         self.dropout = nn.Dropout(dropout)
+        self.norm = nn.Identity() if norm is None else norm
         self.fc2 = nn.Linear(intermediate_size, hidden_size, bias=bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return linear(self.fc2, self.dropout(self.activate(linear(self.fc1, hidden_states))))
+        return linear(self.fc2, self.norm(self.dropout(self.activate(linear(self.fc1, hidden_states)))))
 
     def activate(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Hidden states between the two layers: (..., width of the first's output) -> (..., intermediate_size)."""
@@ -88,4 +102,4 @@ class MLP(nn.Module):
         return self.activation(gate) * hidden_states
 
 
-__all__ = ["MLP", "DropPath", "LayerScale", "drop_path_rates"]
+__all__ = ["MLP", "DropPath", "LayerScale", "drop_path_rates", "make_norm"]

@@ -7,35 +7,23 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
-from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import SelfAttention
-from .checkpoint_conversion import OwnConversionsMixin, rename_heads
+from .checkpoint_conversion import rename_heads
 from .configuration_hf_vit import HfViTConfig
-from .layers import MLP, DropPath, LayerScale, drop_path_rates
+from .layers import drop_path_rates, make_norm
 from .losses import classification_loss, distilled_loss
-from .patch_embedding import PatchEmbedding
-from .pooling import AttentionPooling, ClassTokenMeanPooling, Pooler
-from .position_encoding import (
-    ABSOLUTE_POSITIONS,
-    FixedPosition,
-    LearnedPosition,
-    LearnedRowColumnPosition,
-    RelativePositionBias,
-    RotaryPosition,
-    fill_meta_tables,
-)
-from .tested_versions import refuse_unknown, say_if_untested
-
-# Standard deviation of a unit normal distribution cut off at two deviations: sqrt(1 - 4 phi(2) / (2 Phi(2) - 1)).
-_TRUNCATED_STD = 0.8796256610342398
+from .pooling import Pooler
+from .position_encoding import ROTARY_POSITIONS, RelativePositionBias, fill_meta_tables
+from .tested_versions import refuse_unknown
+from .vit_embeddings import HfViTEmbeddings
+from .vit_layer import HfViTClassLayer, HfViTLayer
+from .vit_pretrained import HfViTPreTrainedModel
+from .vit_tokens import PatchDropout, of_kept_pairs, of_kept_tokens
 
 
 @dataclass
@@ -59,132 +47,6 @@ class HfViTImageClassifierOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class HfViTEmbeddings(nn.Module):
-    """(batch, channels, height, width) -> (batch, prefix + rows * columns, hidden_size): patches, absolute positions,
-    prefix tokens.
-
-    Raises:
-        ValueError: if the images do not fit the model.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        self.has_prefix_positions = config.has_prefix_positions
-        self.patch_embedding = PatchEmbedding(config)
-        self.class_token = self._token(config, int(config.use_class_token))
-        self.distillation_token = self._token(config, int(config.use_distillation_token))
-        self.register_tokens = self._token(config, config.num_register_tokens)
-        position = ABSOLUTE_POSITIONS.get(config.position_embedding)
-        self.position_embedding = position(config) if position else None
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    @staticmethod
-    def _token(config, count: int) -> nn.Parameter | None:
-        return nn.Parameter(torch.zeros(1, count, config.hidden_size)) if count else None
-
-    def prefix_tokens(self) -> list[torch.Tensor]:
-        """Class, distillation and register tokens that exist, in this order, each (1, count, hidden_size)."""
-        tokens = (self.class_token, self.distillation_token, self.register_tokens)
-        return [token for token in tokens if token is not None]
-
-    def forward(self, pixel_values: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
-        patches = self.patch_embedding(pixel_values, grid_size)  # (B, N, D)
-        positions = self.position_embedding(grid_size) if self.position_embedding else None
-        if positions is not None and not self.has_prefix_positions:
-            patches = patches + positions
-        prefix = [token.expand(patches.shape[0], -1, -1) for token in self.prefix_tokens()]
-        tokens = torch.cat([*prefix, patches], dim=1) if prefix else patches  # (B, P + N, D)
-        if positions is not None and self.has_prefix_positions:
-            tokens = tokens + positions
-        return self.dropout(tokens)
-
-
-class HfViTLayer(GradientCheckpointingLayer):
-    """Pre-norm Transformer layer: attention and MLP, each with layer scale, dropout and drop path on its branch.
-
-    (batch, tokens, hidden_size) -> the same shape
-    """
-
-    def __init__(self, config, drop_path_rate: float):
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = SelfAttention(config)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
-        self.layer_scale1, self.layer_scale2 = self._layer_scale(config), self._layer_scale(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.drop_path = DropPath(drop_path_rate)
-
-    @staticmethod
-    def _layer_scale(config) -> nn.Module:
-        value = config.layer_scale_init_value
-        return nn.Identity() if value is None else LayerScale(config.hidden_size, value)
-
-    def forward(
-        self, hidden_states: torch.Tensor, position_bias: torch.Tensor | None = None, **attention_kwargs
-    ) -> torch.Tensor:
-        branch, _ = self.attention(self.attention_norm(hidden_states), position_bias=position_bias, **attention_kwargs)
-        hidden_states = hidden_states + self.drop_path(self.dropout(self.layer_scale1(branch)))
-        branch = self.mlp(self.mlp_norm(hidden_states))
-        return hidden_states + self.drop_path(self.dropout(self.layer_scale2(branch)))
-
-
-class HfViTPreTrainedModel(OwnConversionsMixin, PreTrainedModel):
-    """Initialisation and capabilities shared by all Vision Transformer models."""
-
-    config: HfViTConfig
-    config_class = HfViTConfig
-    base_model_prefix = "vit"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    _no_split_modules = ("HfViTEmbeddings", "HfViTLayer", "Pooler")
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": HfViTLayer, "attentions": SelfAttention}  # noqa: RUF012
-
-    def __init__(self, config: HfViTConfig, *args, **kwargs):
-        super().__init__(config, *args, **kwargs)
-        say_if_untested()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            self._init_trunc_normal(module.weight)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, LayerScale):
-            init.constant_(module.scale, module.init_value)
-        elif isinstance(module, ClassTokenMeanPooling) and module.weight_logit is not None:
-            init.constant_(module.weight_logit, module.initial_logit)
-        elif isinstance(module, FixedPosition):
-            init.copy_(module.table, module.compute_table(module.native_grid_size, module.table.device))
-        elif isinstance(module, RelativePositionBias):
-            for table in module.parameters():
-                init.zeros_(table)
-        elif isinstance(module, AttentionPooling):
-            # No residual path leads around it: drawn as small as the layers, it would hand on next to nothing, and
-            # narrow models would not learn. Its own weights come after those of its parts.
-            init.trunc_normal_(module.query, std=module.query.shape[-1] ** -0.5)
-            for part in module.modules():
-                if isinstance(part, nn.Linear):
-                    init.xavier_uniform_(part.weight)
-        elif isinstance(module, (HfViTEmbeddings, LearnedPosition, LearnedRowColumnPosition)):
-            for parameter in module.parameters(recurse=False):
-                self._init_trunc_normal(parameter)
-
-    def _init_trunc_normal(self, parameter: nn.Parameter):
-        """Normal distribution cut off at two deviations, widened so that what is left has std `initializer_range`."""
-        std = self.config.initializer_range / _TRUNCATED_STD
-        init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
-
-
 class HfViTModel(HfViTPreTrainedModel):
     """The body of the Vision Transformer: patch embedding, prefix tokens, positions, layers, norm, pooling.
 
@@ -202,12 +64,15 @@ class HfViTModel(HfViTPreTrainedModel):
         config.check()
         super().__init__(config)
         self.embeddings = HfViTEmbeddings(config)
-        self.rotary_embedding = RotaryPosition(config) if config.position_embedding == "rope_2d" else None
-        has_bias = config.position_embedding == "relative_bias"
+        rotary_position = ROTARY_POSITIONS.get(config.rotary_position)
+        self.rotary_embedding = rotary_position(config) if rotary_position else None
+        has_bias = "relative_bias" in config.position_embeddings
         self.relative_position_bias = RelativePositionBias(config) if has_bias else None
+        self.patch_dropout = PatchDropout(config.patch_dropout_prob, config.num_layer_prefix_tokens)
         rates = drop_path_rates(config.drop_path_rate, config.num_hidden_layers)
         self.layers = nn.ModuleList([HfViTLayer(config, rate) for rate in rates])
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.class_layers = nn.ModuleList([HfViTClassLayer(config) for _ in range(config.num_class_layers)])
+        self.norm = nn.Identity() if config.pooling_norm == "none" else make_norm(config)
         self.pooler = Pooler(config) if add_pooling_layer and config.pooling != "none" else None
         self.register_load_state_dict_post_hook(fill_meta_tables)
         self.post_init()
@@ -225,7 +90,8 @@ class HfViTModel(HfViTPreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(batch, num_channels, height, width)`): normalised images.
             output_attentions (`bool`, *optional*): return the attention weights of each layer, by the eager
                 implementation whatever the configured one.
-            output_hidden_states (`bool`, *optional*): return the embeddings and the output of each layer.
+            output_hidden_states (`bool`, *optional*): return the embeddings and the output of each layer; those of
+                class-attention layers are in `last_hidden_state` alone.
 
         Returns:
             `last_hidden_state` of shape (batch, tokens, hidden_size), normed unless the norm follows the pooling, and
@@ -238,14 +104,28 @@ class HfViTModel(HfViTPreTrainedModel):
         refuse_unknown(self, kwargs)
         grid_size = self.embeddings.patch_embedding.grid_size(pixel_values)
         hidden_states = self.embeddings(pixel_values.to(self.embeddings.patch_embedding.dtype), grid_size)
-        position_bias = self.relative_position_bias(grid_size) if self.relative_position_bias else None
-        attention_kwargs = {
-            "rotary_embedding": self.rotary_embedding(grid_size) if self.rotary_embedding else None,
-            "output_attentions": self.config.output_attentions if output_attentions is None else output_attentions,
-        }
+        hidden_states, kept = self.patch_dropout(hidden_states)
+        position_bias, rotary_embedding = None, None
+        if self.relative_position_bias is not None:
+            position_bias = of_kept_pairs(self.relative_position_bias(grid_size), kept)
+        if self.rotary_embedding is not None:
+            rotary_embedding = of_kept_tokens(self.rotary_embedding(grid_size), kept)
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         for layer in self.layers:
             # Gradients reach what is given by position under every kind of gradient checkpointing.
-            hidden_states = layer(hidden_states, position_bias, **attention_kwargs)
+            hidden_states = layer(
+                hidden_states,
+                position_bias,
+                rotary_embedding=rotary_embedding,
+                grid_size=grid_size,
+                kept=kept,
+                output_attentions=output_attentions,
+            )
+        if self.class_layers:
+            class_tokens = self.embeddings.class_tokens().expand(hidden_states.shape[0], -1, -1)
+            for layer in self.class_layers:
+                class_tokens = layer(class_tokens, hidden_states, output_attentions=output_attentions)
+            hidden_states = torch.cat((class_tokens, hidden_states), dim=1)
         if not self.config.norm_after_pooling:
             hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPooling(
@@ -261,7 +141,8 @@ class HfViTModel(HfViTPreTrainedModel):
         """Modules from the input up, those of the stem first, then those of each layer; the rest belongs to the
         head."""
         stem = [self.embeddings, self.relative_position_bias]
-        return [[module for module in stem if module is not None], *([layer] for layer in self.layers)]
+        layers = (*self.layers, *self.class_layers)
+        return [[module for module in stem if module is not None], *([layer] for layer in layers)]
 
 
 class HfViTForImageClassification(HfViTPreTrainedModel):
@@ -356,11 +237,16 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
 class HfViTBackbone(BackboneMixin, HfViTModel):
     """The Vision Transformer as a backbone: the patch tokens of the stages in `config.out_features`, as grids.
 
-    Stages are `stem` (the embeddings) and `stage1` to `stage{num_hidden_layers}`.
+    Stages are `stem` (the embeddings) and `stage1` to `stage{num_hidden_layers}`; class-attention layers and their
+    tokens are left out.
     """
 
     def __init__(self, config: HfViTConfig):
         super().__init__(config, add_pooling_layer=False)
+        self.patch_dropout = PatchDropout(0.0, config.num_layer_prefix_tokens)  # a grid has no gaps
+        if config.num_class_layers:  # the patches never see what comes after them
+            self.class_layers = nn.ModuleList()
+            self.embeddings.class_token, self.embeddings.distillation_token = None, None
         self.num_features = [config.hidden_size] * len(config.stage_names)
 
     @can_return_tuple
@@ -383,7 +269,7 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
         for stage, tokens in zip(self.stage_names, outputs.hidden_states):
             if stage in self.out_features:
                 tokens = self.norm(tokens) if self.config.apply_layernorm else tokens
-                patches = tokens[:, self.config.num_prefix_tokens :].transpose(1, 2)  # (B, D, N)
+                patches = tokens[:, self.config.num_layer_prefix_tokens :].transpose(1, 2)  # (B, D, N)
                 feature_maps.append(patches.unflatten(2, (rows, columns)))
         return BackboneOutput(
             feature_maps=tuple(feature_maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions

@@ -22,25 +22,31 @@ class PatchEmbedding(nn.Module):
     `forward` is told the [`~PatchEmbedding.grid_size`] of the images, which checks them.
 
     Args:
-        config: gives `num_channels`, `hidden_size`, `patch_shape` and `patch_embedding`.
+        config: gives `num_channels`, `hidden_size`, `patch_shape`, `patch_embedding`, `patch_bias` and
+            `patch_fit`.
     """
 
     def __init__(self, config):
         super().__init__()
         self.num_channels = config.num_channels
         self.patch_shape = config.patch_shape
+        self.patch_fit = config.patch_fit
         self.stem = ConvStem(config) if config.patch_embedding == "hybrid" else None
         channels = self.stem.out_channels if self.stem else config.num_channels
         stride = self.stem.stride if self.stem else 1
         self.map_patch_shape = (self.patch_shape[0] // stride, self.patch_shape[1] // stride)
-        self.projection = nn.Linear(channels * math.prod(self.map_patch_shape), config.hidden_size)
+        self.projection = nn.Linear(
+            channels * math.prod(self.map_patch_shape), config.hidden_size, bias=config.patch_bias
+        )
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the parameters that meet the images, other than quantised weights."""
         bias = next(self.stem.parameters()) if self.stem else self.projection.bias
-        # Of torch.ao's quantized layers, which take fp32, it is a method.
-        return bias.dtype if isinstance(bias, torch.Tensor) else torch.float32
+        meets_images = self.projection.weight if bias is None else bias
+        # Of torch.ao's quantized layers, which take fp32, both are methods.
+        is_float = isinstance(meets_images, torch.Tensor) and meets_images.is_floating_point()
+        return meets_images.dtype if is_float else torch.float32
 
     def grid_size(self, pixel_values: torch.Tensor) -> tuple[int, int]:
         """(rows, columns) of patches in these images.
@@ -54,7 +60,11 @@ class PatchEmbedding(nn.Module):
                 f"got {tuple(pixel_values.shape)}"
             )
         size = tuple(pixel_values.shape[2:])
-        if any(length % patch or length == 0 for length, patch in zip(size, self.patch_shape)):
+        is_exact, smallest = self.patch_fit == "exact", self.patch_shape if self.patch_fit == "crop" else (1, 1)
+        if any(
+            length < least or (length % patch and is_exact)
+            for length, least, patch in zip(size, smallest, self.patch_shape)
+        ):
             nearest = " or ".join(
                 f"{name} {' or '.join(str(n) for n in _nearest_multiples(length, patch))}"
                 for name, length, patch in zip(("height", "width"), size, self.patch_shape)
@@ -64,10 +74,18 @@ class PatchEmbedding(nn.Module):
                 f"pixel_values must have a height and width that are multiples of the patch size "
                 f"{self.patch_shape[0]} x {self.patch_shape[1]}, got {size[0]} x {size[1]}; nearest: {nearest}"
             )
+        if self.patch_fit == "pad":
+            return -(-size[0] // self.patch_shape[0]), -(-size[1] // self.patch_shape[1])
         return size[0] // self.patch_shape[0], size[1] // self.patch_shape[1]
 
     def forward(self, pixel_values: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
         rows, columns = grid_size
+        if self.patch_fit == "crop":
+            pixel_values = pixel_values[:, :, : rows * self.patch_shape[0], : columns * self.patch_shape[1]]
+        if self.patch_fit == "pad":
+            below = rows * self.patch_shape[0] - pixel_values.shape[2]
+            right = columns * self.patch_shape[1] - pixel_values.shape[3]
+            pixel_values = nn.functional.pad(pixel_values, (0, right, 0, below))
         features = self.stem(pixel_values) if self.stem else pixel_values
         batch_size, channels = features.shape[:2]
         height, width = self.map_patch_shape

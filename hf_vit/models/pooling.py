@@ -10,7 +10,7 @@ from torch import nn
 
 from .attention import attend
 from .cpu_linear import linear
-from .layers import MLP
+from .layers import MLP, make_norm
 
 
 class MeanPooling(nn.Module):
@@ -36,9 +36,10 @@ class ClassTokenPooling(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        self.class_token_index = config.class_token_index
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return tokens[:, 0]
+        return tokens[:, self.class_token_index]
 
 
 class ClassTokenMeanPooling(MeanPooling):
@@ -46,6 +47,7 @@ class ClassTokenMeanPooling(MeanPooling):
 
     def __init__(self, config):
         super().__init__(config)
+        self.class_token_index = config.class_token_index
         self.weight = config.cls_mean_weight
         self.weight_logit = None
         if config.learn_cls_mean_weight:
@@ -57,7 +59,7 @@ class ClassTokenMeanPooling(MeanPooling):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         weight = self.weight if self.weight_logit is None else self.weight_logit.sigmoid()
-        return weight * tokens[:, 0] + (1 - weight) * super().forward(tokens)
+        return weight * tokens[:, self.class_token_index] + (1 - weight) * super().forward(tokens)
 
 
 class WeightedPooling(nn.Module):
@@ -96,7 +98,7 @@ class AttentionPooling(nn.Module):
         self.q_proj = nn.Linear(hidden_size, hidden_size)
         self.kv_proj = nn.Linear(hidden_size, 2 * hidden_size)
         self.out_proj = nn.Linear(hidden_size, hidden_size)
-        self.norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.norm = make_norm(config)
         self.mlp = MLP(hidden_size, config.intermediate_size, config.hidden_act)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:

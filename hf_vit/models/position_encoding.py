@@ -23,9 +23,18 @@ def _is_known(condition) -> bool:
 
 
 def grid_coordinates(
-    grid_size: tuple[int, int], position_grid: tuple[int, int], device: torch.device | None = None
+    grid_size: tuple[int, int],
+    position_grid: tuple[int, int],
+    device: torch.device | None = None,
+    offsets: tuple[float, float] = (0.5, 0.5),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Row and column of each patch in steps of the position grid, on which patch (i, j) sits at exactly (i, j).
+
+    Args:
+        grid_size: (rows, columns) of the patches.
+        position_grid: (rows, columns) of steps that the patches are spread over.
+        device: of the result.
+        offsets: added before the coordinates are scaled, and taken off afterwards.
 
     Returns:
         Two fp32 tensors of shape (rows * columns,), in raster order.
@@ -33,7 +42,7 @@ def grid_coordinates(
     axes = []
     for length, native_length in zip(grid_size, position_grid):
         positions = torch.arange(length, dtype=torch.float32, device=device)
-        axes.append((positions + 0.5) * (native_length / length) - 0.5)
+        axes.append((positions + offsets[0]) * (native_length / length) - offsets[1])
     rows, columns = torch.meshgrid(*axes, indexing="ij")
     return rows.flatten(), columns.flatten()
 
@@ -88,16 +97,21 @@ class LearnedPosition(nn.Module):
         super().__init__()
         rows, columns = config.grid_size
         self.grid = nn.Parameter(torch.zeros(rows, columns, config.hidden_size))
-        self.prefix = None
-        if config.has_prefix_positions:
-            self.prefix = nn.Parameter(torch.zeros(config.num_prefix_tokens, config.hidden_size))
+        num_positions = config.num_prefix_positions(config.absolute_position)
+        self.prefix = nn.Parameter(torch.zeros(num_positions, config.hidden_size)) if num_positions else None
+        self.num_registers_without = config.num_layer_prefix_tokens - num_positions if num_positions else 0
 
     def table(self) -> torch.Tensor:
         return self.grid
 
     def forward(self, grid_size: tuple[int, int]) -> torch.Tensor:
         positions = resample_table(self.table(), grid_size).flatten(0, 1)
-        return (positions if self.prefix is None else torch.cat((self.prefix, positions)))[None]
+        if self.prefix is None:
+            return positions[None]
+        prefix = self.prefix
+        if self.num_registers_without:
+            prefix = nn.functional.pad(prefix, (0, 0, 0, self.num_registers_without))
+        return torch.cat((prefix, positions))[None]
 
 
 class LearnedRowColumnPosition(LearnedPosition):
@@ -116,18 +130,27 @@ class LearnedRowColumnPosition(LearnedPosition):
 
 class FixedPosition(nn.Module):
     """A closed form of the grid, kept for the native grid in the buffer `table`, which is not saved, and computed for
-    any other."""
+    any other.
 
-    def __init__(self, config):
+    Args:
+        config: gives the grid, the position grid and the prefix tokens.
+        scheme: a name in `config.position_embeddings`.
+    """
+
+    def __init__(self, config, scheme: str):
         super().__init__()
+        self.scheme = scheme
         self.native_grid_size = config.grid_size
         self.position_grid = config.position_grid
-        self.num_prefix_tokens = config.num_prefix_tokens
-        self.has_prefix_positions = config.has_prefix_positions
+        self.num_prefix_tokens = config.num_layer_prefix_tokens
+        self.has_prefix_positions = config.num_prefix_positions(scheme) > 0
+
+    def patch_coordinates(self, grid_size: tuple[int, int], device: torch.device | None):
+        return grid_coordinates(grid_size, self.position_grid, device)
 
     def coordinates(self, grid_size: tuple[int, int], device: torch.device | None) -> list[torch.Tensor]:
         """Rows and columns of the tokens that have positions; prefix tokens lie side by side above the image."""
-        rows, columns = grid_coordinates(grid_size, self.position_grid, device)
+        rows, columns = self.patch_coordinates(grid_size, device)
         if self.has_prefix_positions:
             prefix = torch.arange(self.num_prefix_tokens, dtype=torch.float32, device=device)
             rows, columns = torch.cat((torch.full_like(prefix, -1.0), rows)), torch.cat((prefix, columns))
@@ -162,9 +185,9 @@ class SinCosPosition(FixedPosition):
     """
 
     def __init__(self, config):
-        super().__init__(config)
+        super().__init__(config, config.absolute_position)
         self.hidden_size = config.hidden_size
-        self.two_dimensional = config.position_embedding == "sincos_2d"
+        self.two_dimensional = self.scheme == "sincos_2d"
         # Like a parameter in the dtype of the model that is being made: it is added to the tokens.
         table = self.compute_table(config.grid_size).to(torch.get_default_dtype())
         self.register_buffer("table", table, persistent=False)
@@ -189,16 +212,17 @@ class SinCosPosition(FixedPosition):
 
 class RotaryPosition(FixedPosition):
     """Axial rotary embedding: half of each head turns with the row, half with the column, on coordinates scaled to
-    [-1, 1] over the image, with periods from 1 to `base` (DINOv3, 2508.10104; RoPE-ViT, 2403.13298). Prefix tokens
-    without positions are not turned.
+    [-1, 1] over the image, with periods from 1 to `rope_theta` (DINOv3, 2508.10104). Prefix tokens without positions
+    are not turned.
 
     `forward(grid_size)` -> cosines and sines, each (prefix + patches, head size)
     """
 
-    base = 100.0
-
     def __init__(self, config):
-        super().__init__(config)
+        super().__init__(config, config.rotary_position)
+        self.theta = config.rope_base
+        self.offset = config.rope_grid_offset
+        self.has_position_grid = config.position_grid_size is not None
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.register_buffer("table", self.compute_table(config.grid_size), persistent=False)
 
@@ -206,15 +230,19 @@ class RotaryPosition(FixedPosition):
         """Cosines and sines, shape (2, prefix + patches, head size)."""
         num_frequencies = self.head_dim // 4
         exponents = torch.arange(num_frequencies, dtype=torch.float32, device=device) / num_frequencies
-        frequencies = 2 * math.pi / self.base**exponents
-        axes = []
-        for axis, native_length in zip(self.coordinates(grid_size, device), self.position_grid):
-            scaled = 2 * (axis + 0.5) / native_length - 1  # (tokens,)
-            axes.append(scaled[:, None] * frequencies)
-        angles = torch.cat(axes, dim=-1).repeat(1, 2)  # (tokens, head size): row, column, row, column
+        angles = self.angles(grid_size, self.theta**exponents).repeat(1, 2)
         if not self.has_prefix_positions:
             angles = nn.functional.pad(angles, (0, 0, self.num_prefix_tokens, 0))
-        return torch.stack((angles.cos(), angles.sin()))
+        return torch.stack((angles.cos(), angles.sin()))  # (tokens, head size): row, column, row, column
+
+    def angles(self, grid_size: tuple[int, int], periods: torch.Tensor) -> torch.Tensor:
+        """Angles of the tokens that have positions, (tokens, head size / 2), for periods (head size / 4,)."""
+        frequencies = 2 * math.pi / periods
+        axes = []
+        for axis, native_length in zip(self.coordinates(grid_size, periods.device), self.position_grid):
+            scaled = 2 * (axis + 0.5) / native_length - 1  # (tokens,)
+            axes.append(scaled[:, None] * frequencies)
+        return torch.cat(axes, dim=-1)
 
     def forward(self, grid_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         if self.is_native(grid_size):
@@ -224,10 +252,57 @@ class RotaryPosition(FixedPosition):
         return table[0], table[1]
 
 
+class StepRotaryPosition(RotaryPosition):
+    """Axial rotary embedding on coordinates in patches, with periods from 2 pi to 2 pi * `rope_theta` (`rope_axial`:
+    EVA-02, 2303.11331; RoPE-ViT, 2403.13298); the rest as in [`RotaryPosition`]."""
+
+    def patch_coordinates(self, grid_size: tuple[int, int], device: torch.device | None):
+        position_grid = self.position_grid if self.has_position_grid else grid_size
+        return grid_coordinates(grid_size, position_grid, device, (self.offset, 0.0))
+
+    def angles(self, grid_size: tuple[int, int], periods: torch.Tensor) -> torch.Tensor:
+        axes = self.coordinates(grid_size, periods.device)
+        return torch.cat([axis[:, None] / periods for axis in axes], dim=-1)
+
+
+class MixedRotaryPosition(nn.Module):
+    """Rotary embedding whose frequencies along rows and columns each head of each layer learns (RoPE-Mixed, RoPE-ViT,
+    2403.13298), on coordinates in patches. Prefix tokens are not turned.
+
+    `forward(grid_size)` -> cosines and sines, each (heads, prefix + patches, head size)
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        head_dim = config.hidden_size // config.num_attention_heads
+        self.theta = config.rope_base
+        self.position_grid = config.position_grid_size
+        self.num_prefix_tokens = config.num_layer_prefix_tokens
+        self.frequencies = nn.Parameter(torch.zeros(2, config.num_attention_heads, head_dim // 2))
+
+    def initial_frequencies(self) -> torch.Tensor:
+        """Pairs of directions at right angles, turned at random in each head, shape (2, heads, head size / 2)."""
+        _, num_heads, size = self.frequencies.shape
+        device = self.frequencies.device
+        exponents = torch.arange(size // 2, dtype=torch.float32, device=device) / (size // 2)
+        turns = 2 * math.pi * torch.rand(num_heads, 1, device=device)
+        directions = torch.cat((turns.expand(-1, size // 2), (turns + math.pi / 2).expand(-1, size // 2)), dim=1)
+        lengths = self.theta ** -exponents.repeat(2)  # (size,)
+        return torch.stack((lengths * directions.cos(), lengths * directions.sin()))
+
+    def forward(self, grid_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        position_grid = grid_size if self.position_grid is None else self.position_grid
+        axes = grid_coordinates(grid_size, position_grid, self.frequencies.device, (0.0, 0.0))
+        rows, columns = self.frequencies.float()[:, :, None]  # (H, 1, K / 2) each
+        angles = axes[0][:, None] * rows + axes[1][:, None] * columns  # (H, N, K / 2)
+        angles = nn.functional.pad(angles.repeat(1, 1, 2), (0, 0, self.num_prefix_tokens, 0))
+        return angles.cos(), angles.sin()
+
+
 class RelativePositionBias(nn.Module):
     """A learnt number per head for each offset (rows, columns) between two patches, added to the scores of every layer
-    (BEiT, 2106.08254). If prefix tokens have positions, three more numbers serve prefix to patch, patch to prefix and
-    prefix to prefix; otherwise those scores get nothing.
+    or of one (BEiT, 2106.08254). If prefix tokens have positions, three more numbers serve prefix to patch, patch to
+    prefix and prefix to prefix; otherwise those scores get nothing.
 
     `forward(grid_size)` -> (1, heads, tokens, tokens)
     """
@@ -235,9 +310,10 @@ class RelativePositionBias(nn.Module):
     def __init__(self, config):
         super().__init__()
         rows, columns = config.grid_size
-        self.num_prefix_tokens = config.num_prefix_tokens
+        self.num_prefix_tokens = config.num_layer_prefix_tokens
         self.grid = nn.Parameter(torch.zeros(2 * rows - 1, 2 * columns - 1, config.num_attention_heads))
-        self.prefix = nn.Parameter(torch.zeros(3, config.num_attention_heads)) if config.has_prefix_positions else None
+        has_prefix = config.num_prefix_positions("relative_bias") > 0
+        self.prefix = nn.Parameter(torch.zeros(3, config.num_attention_heads)) if has_prefix else None
 
     def forward(self, grid_size: tuple[int, int]) -> torch.Tensor:
         rows, columns = grid_size
@@ -285,15 +361,20 @@ ABSOLUTE_POSITIONS = {
     "sincos_1d": SinCosPosition,
     "sincos_2d": SinCosPosition,
 }
+# One for all layers; the layers have those of the other schemes each for themselves.
+ROTARY_POSITIONS = {"rope_2d": RotaryPosition, "rope_axial": StepRotaryPosition}
 
 __all__ = [
     "ABSOLUTE_POSITIONS",
+    "ROTARY_POSITIONS",
     "FixedPosition",
     "LearnedPosition",
     "LearnedRowColumnPosition",
+    "MixedRotaryPosition",
     "RelativePositionBias",
     "RotaryPosition",
     "SinCosPosition",
+    "StepRotaryPosition",
     "fill_meta_tables",
     "relative_position_index",
     "sincos_table",

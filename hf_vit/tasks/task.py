@@ -80,6 +80,10 @@ class Evaluator(ABC):
         """The metrics in a few words, for the log."""
         return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float))
 
+    def warning(self, metrics: Mapping[str, Any]) -> str | None:
+        """A sentence on metrics that say that nothing was learnt, None of others; of an evaluation after `compute`."""
+        return None
+
     def records(self) -> dict[str, Any]:
         """Facts that a last evaluation adds to the run's record beside its metrics."""
         return {}
@@ -206,6 +210,11 @@ class Task(ABC):
     @abstractmethod
     def usage_snippet(self, folder: Path) -> str:
         """Lines of Python that load what `save_pretrained` wrote."""
+
+    def plan_rows(self) -> dict[str, str]:
+        """Lines of the plan beside those of every run, by their names: what is done with the data, and by whose
+        choice."""
+        return {}
 
     def parameter_groups(self, optimization: OptimizationArguments, learning_rate: float) -> list[dict[str, Any]]:
         """Trainable parameters in groups with `weight_decay` and `lr`, by the rules of `trainer.optim`."""

@@ -74,6 +74,11 @@ class TrainingState:
         return self.step <= (self.epochs[-1]["step"] if self.epochs else 0)
 
     @property
+    def best_epoch(self) -> int | None:
+        """The epoch that ended with the best step."""
+        return next((row["epoch"] for row in self.epochs if row["step"] == self.best_step), None)
+
+    @property
     def losses(self) -> tuple[float, dict[str, tuple[float, float]]]:
         """Sums of this process over this epoch."""
         return self.loss_sum, self.terms
@@ -314,6 +319,13 @@ class Checkpointer:
                 f"--load_best_model_at_end: the best checkpoint of the run to resume, of step {state.best_step}, is "
                 f"not in {self.folder}: resume in its own --output_dir"
             )
+
+    def take_best(self, state: TrainingState) -> str:
+        """Load the best epoch's weights, unless they are there; a sentence that says which epoch it is."""
+        if state.best_step is not None and state.best_step != state.step:
+            self.load(self.path_of(state.best_step))
+        last = state.epochs[-1]["epoch"]
+        return f"keeping the weights of epoch {state.best_epoch} of {last}, the best on validation"
 
     def load(self, path: Path) -> None:
         """Weights, optimizer, schedule, averages and generators of this process."""

@@ -36,6 +36,7 @@ from hf_vit.trainer.signals import Interruption
 from hf_vit.trainer.step_watch import StepWatch
 from hf_vit.trainer.tracking import start_trackers
 from hf_vit.trainer.train_mode import train_mode
+from hf_vit.words import counted
 
 if TYPE_CHECKING:
     from hf_vit.tasks.task import Batch, Evaluator, Task
@@ -113,8 +114,9 @@ class TrainingLoop:
         self._saved_step = self.state.step
         if self.resume_path is not None:
             self.checkpointer.load(self.resume_path)
-            self.record.go_on(self.output_dir)
             self._log(f"resuming from {self.resume_path}: step {self.state.step:,} of {self.num_steps:,}")
+            for change in self.record.go_on(self.output_dir, self.state.step):
+                self._log(change)
         self.folder.write_record("running", self.state)
         # Of a run that was interrupted only the last part could be told, here and of the whole duration.
         measures = self.accelerator.is_main_process and self.resume_path is None
@@ -257,6 +259,8 @@ class TrainingLoop:
             f"epoch {row['epoch']:>3}: train loss {row['train_loss']:.4f}, {split} loss {metrics['loss']:.4f}, "
             f"{evaluator.headline(metrics)}, {self._speed()}"
         )
+        if state.step >= self.num_steps and (warning := evaluator.warning(metrics)):
+            self._log(f"{split} {warning}")
         self._heed()
 
     @property
@@ -273,16 +277,16 @@ class TrainingLoop:
 
     def _finish(self) -> None:
         state = self.state
-        if self.arguments.checkpoint.load_best_model_at_end and state.best_step != state.step:
-            self.checkpointer.load(self.checkpointer.path_of(state.best_step))
-            self._log(f"taking the weights of step {state.best_step:,}, the best on validation")
+        if self.arguments.checkpoint.load_best_model_at_end:
+            self._log(self.checkpointer.take_best(state))
         split = self.task.evaluation_splits[1]
         evaluator = self.task.evaluator(split, final=True)
         metrics, num_examples = self.evaluate(split, evaluator)
         durations = {"training": state.training_seconds}
         if self.resume_path is None:
             durations["total"] = time.perf_counter() - self.started
-        result = {"split": split, "num_examples": num_examples, "metrics": metrics}
+        kept = state.best_epoch if self.arguments.checkpoint.load_best_model_at_end else None
+        result = {"split": split, "num_examples": num_examples, "metrics": metrics, "kept_epoch": kept}
         # Gathering what the processes share out takes all of them.
         state_dict = self.accelerator.get_state_dict(self.model) if self._sharding else None
         cost = self._energy.stop()
@@ -290,8 +294,8 @@ class TrainingLoop:
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         self._log(
-            f"{split} {evaluator.headline(metrics)} on {num_examples} "
-            f"{self.task.sample_unit} after {durations['training']:.0f} s of training"
+            f"{split} {evaluator.headline(metrics)} on "
+            f"{counted(num_examples, self.task.sample_unit)} after {durations['training']:.0f} s of training"
         )
 
     def _log(self, message: str) -> None:

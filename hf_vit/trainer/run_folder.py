@@ -14,7 +14,7 @@ from hf_vit.config import Arguments
 from hf_vit.trainer.authors import author_file, copy_author_file
 from hf_vit.trainer.checkpoint import CHECKPOINTS, TrainingState, clear_temporary, move_files, staging_folder
 from hf_vit.trainer.publishing import HubArguments, Publisher
-from hf_vit.trainer.run_record import RunRecord
+from hf_vit.trainer.run_record import RunRecord, write_predictions
 
 if TYPE_CHECKING:
     from hf_vit.tasks.task import Evaluator, Task
@@ -95,6 +95,7 @@ class RunFolder:
         staging = staging_folder(self.path)
         self._save_model(model, staging, state_dict)
         result["samples"] = evaluator.save_samples(staging)
+        write_predictions(evaluator, staging)
         found = {"result": result, **evaluator.records(), **values}
         self.record.update(status="finished", epochs=state.epochs, **found)
         self.record.write(staging)

@@ -10,16 +10,25 @@ import sys
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 
 from hf_vit.config import Arguments
 from hf_vit.files import write_atomically
-from hf_vit.record import RUN_FILE, SCHEMA_VERSION, Record, read_record, record_from
+from hf_vit.record import PREDICTIONS_FILE, RUN_FILE, SCHEMA_VERSION, Record, read_record, record_from
+
+if TYPE_CHECKING:
+    from hf_vit.tasks.task import Evaluator
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "torchvision", "hf_vit")
+
+
+_SCHEDULE = (
+    *("num_train_epochs", "max_train_steps", "lr_scheduler_type", "learning_rate", "warmup_ratio", "warmup_steps"),
+    *("lr_scheduler_kwargs", "lr_base_batch_size"),
+)
 
 
 def _version(package: str) -> str | None:
@@ -78,6 +87,15 @@ def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else str(value)
 
 
+def write_predictions(evaluator: Evaluator, folder: Path) -> None:
+    """Put what the model made of each sample of a last evaluation into a folder, if the task can tell."""
+    try:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in evaluator.predictions()]
+    except NotImplementedError:
+        return
+    write_atomically(folder / PREDICTIONS_FILE, "".join(lines).encode())
+
+
 class RunRecord:
     """The record of the run under way; `write` puts it into a folder atomically.
 
@@ -109,10 +127,22 @@ class RunRecord:
         """Facts known by now, under the names of the schema."""
         return self._record
 
-    def go_on(self, folder: Path) -> None:
-        """Keep the peak memory of the parts of the run that came before, which this process cannot know."""
-        if (folder / RUN_FILE).is_file():
-            self._earlier_peak = read_record(folder).peak_memory_bytes or 0
+    def go_on(self, folder: Path, step: int) -> list[str]:
+        """Keep what this process cannot know of the run's earlier parts, the peak memory and changes of the schedule;
+        sentences that say what changes now, after `step` steps."""
+        if not (folder / RUN_FILE).is_file():
+            return []
+        earlier = read_record(folder)
+        self._earlier_peak = earlier.peak_memory_bytes or 0
+        now, before = self._record.arguments, earlier.arguments
+        changes = [
+            {"step": step, "name": name, "before": str(_plain(before[name])), "after": str(_plain(now[name]))}
+            for name in _SCHEDULE
+            if name in before and name in now and str(_plain(before[name])) != str(_plain(now[name]))
+        ]
+        self.update(schedule_changes=[*(change.to_dict() for change in earlier.schedule_changes), *changes])
+        sentence = "from here on the learning rate has another schedule: {name} {after}, until step {step:,} {before}"
+        return [sentence.format(**change) for change in changes]
 
     def update(self, **values: Any) -> None:
         """Set fields of the record, as JSON has them."""

@@ -27,7 +27,9 @@ class _Decodable:
         return True
 
 
-def find_bad_samples(split: Dataset, num_workers: int) -> list[int]:
-    """Indices of the images that cannot be decoded; decodes all of them once."""
+def find_bad_samples(split: Dataset, num_workers: int) -> dict[int, str]:
+    """Indices of the images that cannot be decoded, each with its file, or its number where it has none; decodes all
+    of them once."""
     loader = DataLoader(_Decodable(split), batch_size=_BATCH_SIZE, num_workers=num_workers, collate_fn=list)
-    return [index for index, good in enumerate(good for batch in loader for good in batch) if not good]
+    bad = [index for index, good in enumerate(good for batch in loader for good in batch) if not good]
+    return {index: (split[index]["image"] or {}).get("path") or f"sample {index}" for index in bad}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Image, IterableDataset
+from datasets import ClassLabel, Dataset, Image, IterableDataset, LargeList, List
 
 
 def find_image_column(dataset: Dataset | IterableDataset, wanted: str | None) -> str:
@@ -29,18 +29,27 @@ def find_label_column(dataset: Dataset | IterableDataset, wanted: str | None, im
     """The column of `ClassLabel` type, else the one called label or labels, or the one named.
 
     Raises:
-        ValueError: there is none, or more than one.
+        ValueError: there is none, or more than one, or it holds several labels an image.
     """
     if wanted is not None:
         if wanted not in dataset.column_names or wanted == image_column:
             raise ValueError(f"--label_column_name {wanted!r} is not a label column; columns: {dataset.column_names}")
-        return wanted
+        return _single_labels(dataset, wanted)
     found = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
     found = found or [name for name in ("label", "labels") if name in dataset.column_names]
     if len(found) != 1:
         problem = "no column holds class labels" if not found else f"several columns hold class labels, {found}"
         raise ValueError(f"{problem}: name one with --label_column_name; columns: {dataset.column_names}")
-    return found[0]
+    return _single_labels(dataset, found[0])
+
+
+def _single_labels(dataset: Dataset | IterableDataset, column: str) -> str:
+    if isinstance(dataset.features[column], (List, LargeList)):
+        raise ValueError(
+            f"column {column!r} holds a list of labels for each image, and this task takes one label an image: keep "
+            "one of each list, or name another column with --label_column_name"
+        )
+    return column
 
 
 def find_class_names(

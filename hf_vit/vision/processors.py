@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL.Image import Resampling
 from transformers import ViTImageProcessor
+
+from hf_vit.models.image_processing_hf_vit import HfViTImageProcessor
 
 
 class InputFormat(NamedTuple):
@@ -53,12 +56,18 @@ class InputFormat(NamedTuple):
         short_side = resized.get("shortest_edge") or min(resized["height"], resized["width"])
         return cls(size, mean, std, resample, min(size) / short_side, flip)
 
+    @property
+    def num_channels(self) -> int:
+        """3, or 1 of grey images."""
+        return len(self.mean)
+
     def _simplified(self) -> InputFormat:
         is_whole = self.crop_mode == "squash" and self.crop_ratio == 1
         return self._replace(crop_ratio=None, crop_mode="center") if is_whole else self
 
-    def processor(self) -> ViTImageProcessor:
-        """The processor that produces this format, always in RGB, as grey and RGBA images are too.
+    def processor(self) -> ViTImageProcessor | HfViTImageProcessor:
+        """The processor that produces this format, always in RGB, as grey and RGBA images are too, or always in grey
+        where it has one channel.
 
         Raises:
             ValueError: `crop_mode` is not "center", which this processor cannot do.
@@ -69,16 +78,36 @@ class InputFormat(NamedTuple):
                 "--eval_crop_ratio for a centre crop in its place"
             )
         height, width = self.size
+        crops = self.crop_ratio is not None and self.crop_ratio < 1
+        form: dict[str, Any] = {"image_mean": self.mean, "image_std": self.std, "resample": self.resample}
+        if self.num_channels == 1:
+            crop = {"crop_mode": "center", "crop_pct": self.crop_ratio} if crops else {"crop_mode": "squash"}
+            form.update({"size": {"height": height, "width": width}, "crop_pct": 1.0, **crop})
+            return HfViTImageProcessor(**form, do_convert_rgb=False, do_convert_grey=True)
         size: dict[str, Any] = {"size": {"height": height, "width": width}}
-        if self.crop_ratio is not None and self.crop_ratio < 1:
+        if crops:
             size = {
                 "size": {"shortest_edge": round(min(self.size) / self.crop_ratio)},
                 "do_center_crop": True,
                 "crop_size": {"height": height, "width": width},
             }
-        return ViTImageProcessor(
-            **size, image_mean=self.mean, image_std=self.std, resample=self.resample, do_convert_rgb=True
-        )
+        return ViTImageProcessor(**size, **form, do_convert_rgb=True)
+
+
+def normalize(pixels: torch.Tensor, processor: ViTImageProcessor) -> torch.Tensor:
+    """(B, channels, height, width) uint8 to the float32 that the processor would give."""
+    if not hasattr(processor, "rescale_and_normalize"):  # one that works by Pillow
+        form = InputFormat.of(processor)
+        mean, std = (pixels.new_tensor(each, dtype=torch.float32)[:, None, None] for each in (form.mean, form.std))
+        return (pixels / 255 - mean) / std
+    return processor.rescale_and_normalize(
+        pixels,
+        processor.do_rescale,
+        processor.rescale_factor,
+        processor.do_normalize,
+        tuple(processor.image_mean),
+        tuple(processor.image_std),
+    )
 
 
 def _mean_and_std(processor: Any) -> tuple[list[float], list[float]]:
@@ -86,7 +115,8 @@ def _mean_and_std(processor: Any) -> tuple[list[float], list[float]]:
     rescales = getattr(processor, "do_rescale", True)
     scale = 255 * processor.rescale_factor if rescales else 255.0
     offset = float(rescales and getattr(processor, "rescale_offset", False))  # EfficientNet's
-    mean, std = np.zeros(3) + offset, np.ones(3)
+    num_channels = len(processor.image_mean or (0, 0, 0))
+    mean, std = np.zeros(num_channels) + offset, np.ones(num_channels)
     if getattr(processor, "do_normalize", True):
         mean, std = mean + processor.image_mean, std * processor.image_std
     if getattr(processor, "include_top", False):  # EfficientNet's second division

@@ -5,10 +5,10 @@ import torch
 import transformers
 from random_weights import randomise
 from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetRelativeAttention
-from translators import MARIAN, T5, batch
+from translators import BART, MARIAN, T5, batch
 
 from hf_vit import HfTransformerConfig
-from hf_vit.conversion.text import from_marian, from_t5
+from hf_vit.conversion.models import from_peer
 from hf_vit.models.text_position import RelativeXLSelfAttention, RelativeXLTextPosition
 
 
@@ -36,14 +36,28 @@ def assert_same(peer, ours):
 def test_logits_and_texts_equal_those_of_marian(options):
     peer = randomise(transformers.MarianMTModel(transformers.MarianConfig(**{**MARIAN, **options})))
     peer.final_logits_bias.copy_(torch.randn(peer.final_logits_bias.shape, generator=torch.Generator().manual_seed(2)))
-    assert_same(peer, from_marian(peer))
+    assert_same(peer, from_peer(peer))
+
+
+@pytest.mark.parametrize("name", ["Bart", "MBart"])
+@pytest.mark.parametrize("options", [{}, {"scale_embedding": False, "tie_word_embeddings": False}], ids=str)
+def test_logits_and_texts_equal_those_of_bart(name, options):
+    config = getattr(transformers, f"{name}Config")(**{**BART, **options})
+    peer = randomise(getattr(transformers, f"{name}ForConditionalGeneration")(config))
+    peer.final_logits_bias.copy_(torch.randn(peer.final_logits_bias.shape, generator=torch.Generator().manual_seed(2)))
+    ours = from_peer(peer)
+    assert ours.model.encoder.token_position.weight.shape[0] == BART["max_position_embeddings"] + 2
+    assert_same(peer, ours)
+    longest = torch.full((1, BART["max_position_embeddings"] + 1), 5)
+    with pytest.raises(ValueError, match="must have at most 64 tokens"):
+        ours(input_ids=longest, decoder_input_ids=longest[:, :3])
 
 
 def test_attentions_equal_those_of_marian():
     peer = randomise(
         transformers.MarianMTModel._from_config(transformers.MarianConfig(**MARIAN), attn_implementation="eager")
     )
-    ours = from_marian(peer)
+    ours = from_peer(peer)
     assert ours.config._attn_implementation == "sdpa"
     with torch.no_grad():
         expected, got = peer(**batch(), output_attentions=True), ours(**batch(), output_attentions=True)
@@ -62,7 +76,7 @@ def test_attentions_equal_those_of_marian():
 )
 def test_logits_and_texts_equal_those_of_t5(options):
     peer = randomise(transformers.T5ForConditionalGeneration(transformers.T5Config(**{**T5, **options})), scale=0.3)
-    assert_same(peer, from_t5(peer))
+    assert_same(peer, from_peer(peer))
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -102,9 +116,7 @@ def test_relative_xl_attention_equals_that_of_xlnet(is_causal):
 def test_foreign_models_are_refused():
     peer = transformers.T5ForConditionalGeneration(transformers.T5Config(**{**T5, "d_kv": 4}))
     with pytest.raises(ValueError, match=r"d_kv \* num_heads must equal d_model \(32\), got 4 \* 4"):
-        from_t5(peer)
-    with pytest.raises(ValueError, match="model must be a MarianMTModel, got T5ForConditionalGeneration"):
-        from_marian(peer)
+        from_peer(peer)
     peer = transformers.T5ForConditionalGeneration(transformers.T5Config(**{**T5, "feed_forward_proj": "gelu"}))
     with pytest.raises(ValueError, match="feed_forward_proj must be one of relu, gated-gelu, gated-silu, got 'gelu'"):
-        from_t5(peer)
+        from_peer(peer)

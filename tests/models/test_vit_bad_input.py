@@ -16,7 +16,8 @@ from hf_vit import HfViTBackbone, HfViTConfig, HfViTForImageClassification, HfVi
 from hf_vit.models.losses import distillation_loss
 
 POOLINGS = "cls, mean, max, cls_mean, weighted, attention, none"
-POSITIONS = "learned, learned_2d, sincos_1d, sincos_2d, relative_bias, rope_2d, none"
+ABSOLUTE, ROTARY = "learned, learned_2d, sincos_1d, sincos_2d", "rope_2d, rope_axial, rope_mixed"
+POSITIONS = f"{ABSOLUTE}, relative_bias, relative_bias_per_layer, {ROTARY}, none"
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,8 @@ POSITIONS = "learned, learned_2d, sincos_1d, sincos_2d, relative_bias, rope_2d, 
         ({"num_channels": 0}, "num_channels must be at least 1, got 0"),
         ({"image_size": 18}, "image_size must be a multiple of patch_size (4), got 18"),
         ({"image_size": [16, 18]}, "image_size must be a multiple of patch_size (4), got [16, 18]"),
+        ({"image_size": [3, 16], "patch_fit": "crop"}, "image_size must be at least patch_size (4), got [3, 16]"),
+        ({"patch_fit": "resize"}, "patch_fit must be one of exact, pad, crop, got 'resize'"),
         ({"image_size": 0}, "image_size must be a positive integer or a pair (height, width) of them, got 0"),
         ({"patch_size": [4, 4, 4]}, "patch_size must be a positive integer or a pair (height, width)"),
         ({"hidden_act": "gelo"}, "hidden_act must be one of gelu,"),
@@ -39,8 +42,43 @@ POSITIONS = "learned, learned_2d, sincos_1d, sincos_2d, relative_bias, rope_2d, 
         ({"pooling": ["none"]}, "pooling must not have 'none' or a name twice in a list, got ['none']"),
         ({"use_class_token": False}, "pooling 'cls' needs use_class_token=True, got False"),
         ({"pooling": ["max", "cls_mean"], "use_class_token": False}, "needs use_class_token=True, got False"),
-        ({"pooling_norm": "both"}, "pooling_norm must be one of before, after, None, got 'both'"),
-        ({"position_embedding": "sincos"}, f"position_embedding must be one of {POSITIONS}, got 'sincos'"),
+        ({"pooling_norm": "both"}, "pooling_norm must be one of before, after, none, None, got 'both'"),
+        ({"position_embedding": "sincos"}, f"must be one of {POSITIONS}, or a list of them, got 'sincos'"),
+        ({"position_embedding": []}, f"must be one of {POSITIONS}, or a list of them, got []"),
+        (
+            {"position_embedding": ["learned", "sincos_2d"]},
+            f"position_embedding must not have a name twice, nor two of {ABSOLUTE} or of {ROTARY}, "
+            "got ['learned', 'sincos_2d']",
+        ),
+        ({"position_embedding": ["rope_2d", "rope_axial"]}, f"nor two of {ABSOLUTE} or of {ROTARY}, got ['rope_2d',"),
+        ({"position_embedding": ["none"]}, "position_embedding must not have 'none' in a list, got ['none']"),
+        ({"position_embedding_on_prefix": "cls"}, "position_embedding_on_prefix must be one of True, False, class, "),
+        (
+            {"position_embedding_on_prefix": "class", "position_embedding": "sincos_2d"},
+            "position_embedding_on_prefix 'class' needs a learnt position_embedding, got 'sincos_2d'",
+        ),
+        (
+            {"position_embedding_on_prefix": "class", "registers_first": True},
+            "registers_first must not be True with position_embedding_on_prefix 'class'",
+        ),
+        ({"rope_theta": 0}, "rope_theta must be above 0, got 0"),
+        ({"norm_type": "batch_norm"}, "norm_type must be one of layer_norm, rms_norm, got 'batch_norm'"),
+        ({"patch_dropout_prob": 1}, "patch_dropout_prob must be in [0, 1), got 1"),
+        ({"num_class_layers": -1}, "num_class_layers must be at least 0, got -1"),
+        (
+            {"num_class_layers": 2, "use_class_token": False, "pooling": "mean"},
+            "num_class_layers must be 0 without use_class_token",
+        ),
+        ({"num_class_layers": 2, "key_bias": False}, "key_bias must not be False with num_class_layers 2"),
+        ({"num_class_layers": 2, "registers_first": True}, "registers_first must not be True with num_class_layers 2"),
+        (
+            {"num_class_layers": 1, "attention_output_norm": True},
+            "attention_output_norm must not be True with num_class_layers 1",
+        ),
+        (
+            {"num_class_layers": 1, "position_embedding_on_prefix": True},
+            "position_embedding_on_prefix must not be True with num_class_layers 1",
+        ),
         ({"patch_embedding": "linear"}, "patch_embedding must be one of conv, hybrid, got 'linear'"),
         ({"num_stem_blocks": -1}, "num_stem_blocks must be at least 0, got -1"),
         ({"num_stem_blocks": 1}, "num_stem_blocks must be 0 without patch_embedding 'hybrid', got 1"),
@@ -196,7 +234,7 @@ def test_an_image_of_one_patch(tiny_model, architecture, images):
     model = tiny_model(**{**architecture, "image_size": patch_size})
     outputs = model(images(model, 1), labels=torch.tensor([2]), output_attentions=True)
     assert outputs.logits.shape == (1, 5) and outputs.loss.isfinite()
-    assert outputs.attentions[0].shape[-1] == model.config.num_prefix_tokens + 1
+    assert outputs.attentions[-1].shape[-1] == model.config.num_prefix_tokens + 1
     larger = images(model, 1, 3 * model.config.patch_shape[0], 2 * model.config.patch_shape[1])
     assert model(larger).logits.isfinite().all()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_vit.models.configuration_hf_vit import POSITION_EMBEDDINGS
+from hf_vit.models.vit_checks import POSITION_EMBEDDINGS
 
 
 def any_size(config):

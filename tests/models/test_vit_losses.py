@@ -13,7 +13,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_vit import HfViTConfig
 from hf_vit.conversion.convert import convert
-from hf_vit.conversion.vit import from_transformers
+from hf_vit.conversion.models import from_peer
 from hf_vit.models.losses import classification_loss, distillation_loss
 
 VALUES = torch.rand(6, 5, generator=torch.Generator().manual_seed(2))
@@ -61,7 +61,7 @@ def pixels(count=6):
 @problems
 def test_loss_and_gradients_are_those_of_vit(problem_type, labels):
     peer = make_peer(problem_type, labels)
-    ours = from_transformers(peer)
+    ours = from_peer(peer)
     assert ours.config.problem_type == problem_type
     before = ours.config.to_dict()
     expected, got = peer(pixels(), labels=labels), ours(pixels(), labels=labels)
@@ -86,11 +86,11 @@ def test_two_heads_have_the_loss_of_their_mean(tiny_model, problem_type, labels)
 @problems
 def test_trainer_takes_the_step_it_takes_with_vit(tmp_path, problem_type, labels):
     peer = make_peer(problem_type, labels)
-    ours = from_transformers(peer)
+    ours = from_peer(peer)
     examples = [{"pixel_values": image.numpy(), "labels": label.tolist()} for image, label in zip(pixels(), labels)]
     for model in (peer, ours):
         train(model, examples, tmp_path, per_device_train_batch_size=6)
-    after, expected = ours.state_dict(), from_transformers(peer).state_dict()
+    after, expected = ours.state_dict(), from_peer(peer).state_dict()
     torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-4)
     assert not torch.equal(ours.classifier.weight, make_peer(problem_type, labels).classifier.weight)
 

@@ -5,10 +5,11 @@ import timm
 import torch
 import transformers
 from random_weights import randomise
+from timm.layers import GluMlp, SwiGLU, SwiGLUPacked
 from timm.models import vision_transformer
 from timm.models.deit import VisionTransformerDistilled
 
-from hf_vit.conversion.vit import from_timm, from_transformers
+from hf_vit.conversion.models import from_peer
 
 TIMM_SIZES = {"embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5, "img_size": 32, "patch_size": 8}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -34,6 +35,10 @@ def images(height=32, width=32):
         {"img_size": (16, 32), "patch_size": (4, 8)},
         {"act_layer": "relu"},
         {"act_layer": "gelu_tanh", "global_pool": "map"},
+        {"act_layer": "quick_gelu", "pre_norm": True},
+        {"final_norm": False, "proj_bias": False},
+        {"mlp_layer": SwiGLUPacked, "act_layer": "silu", "norm_layer": "rmsnorm", "qk_norm": True},
+        {"mlp_layer": SwiGLU, "scale_attn_norm": True, "scale_mlp_norm": True},
     ],
     ids=str,
 )
@@ -41,7 +46,7 @@ def test_logits_equal_those_of_timm(options):
     peer = randomise(timm.models.VisionTransformer(**{**TIMM_SIZES, **options}))
     pixel_values = images(*peer.patch_embed.img_size)
     with torch.no_grad():
-        expected, got = peer(pixel_values), from_timm(peer)(pixel_values).logits
+        expected, got = peer(pixel_values), from_peer(peer)(pixel_values).logits
     assert expected.std() > 0.1
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
@@ -52,7 +57,7 @@ def test_both_heads_equal_those_of_timms_distilled_deit():
     with torch.no_grad():
         peer.train()  # the one mode in which timm returns both heads
         class_logits, distillation_logits = peer(images())
-        outputs = from_timm(peer)(images())
+        outputs = from_peer(peer)(images())
     torch.testing.assert_close(outputs.class_logits, class_logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(outputs.distillation_logits, distillation_logits, atol=1e-5, rtol=1e-5)
 
@@ -66,7 +71,7 @@ def test_logits_equal_those_of_transformers(name, qkv_bias):
     peer = randomise(getattr(transformers, f"{name}ForImageClassification")(config))
     with torch.no_grad():
         expected = peer(images(), output_hidden_states=True, output_attentions=False)
-        got = from_transformers(peer)(images(), output_hidden_states=True)
+        got = from_peer(peer)(images(), output_hidden_states=True)
     torch.testing.assert_close(got.logits, expected.logits, atol=1e-5, rtol=1e-5)
     assert len(got.hidden_states) == len(expected.hidden_states) == 3
     for ours, theirs in zip(got.hidden_states, expected.hidden_states):
@@ -78,7 +83,7 @@ def test_heads_and_attentions_equal_those_of_deit_with_teacher():
     peer = randomise(
         transformers.DeiTForImageClassificationWithTeacher._from_config(config, attn_implementation="eager")
     )
-    ours = from_transformers(peer)
+    ours = from_peer(peer)
     with torch.no_grad():
         expected, got = peer(images(), output_attentions=True), ours(images(), output_attentions=True)
     torch.testing.assert_close(got.logits, expected.logits, atol=1e-5, rtol=1e-5)
@@ -93,46 +98,46 @@ def test_larger_images_get_the_positions_that_transformers_interpolates():
     peer = randomise(transformers.ViTForImageClassification(config))
     with torch.no_grad():
         expected = peer(images(64, 48), interpolate_pos_encoding=True).logits
-        got = from_transformers(peer)(images(64, 48)).logits
+        got = from_peer(peer)(images(64, 48)).logits
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_smaller_images_get_the_antialiased_positions_of_timm():
     peer = randomise(timm.models.VisionTransformer(**{**TIMM_SIZES, "patch_size": 4}, dynamic_img_size=True))
     with torch.no_grad():
-        expected, got = peer(images(16, 24)), from_timm(peer)(images(16, 24)).logits
+        expected, got = peer(images(16, 24)), from_peer(peer)(images(16, 24)).logits
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_foreign_models_are_refused():
-    with pytest.raises(ValueError, match=r"must be a ViTForImageClassification or .*got ResNetForImage"):
-        from_transformers(transformers.ResNetForImageClassification(transformers.ResNetConfig(depths=[1, 1, 1, 1])))
-    for other in ("resnet18", "cait_xxs24_224"):
-        with pytest.raises(ValueError, match=r"must be a timm VisionTransformer, got (ResNet|Cait)"):
-            from_timm(timm.create_model(other))
+    resnet = transformers.ResNetForImageClassification(transformers.ResNetConfig(depths=[1, 1, 1, 1]))
+    for other in (resnet, timm.create_model("resnet18")):
+        with pytest.raises(ValueError, match=r"one of timm .*VisionTransformer.*; of transformers .*, got ResN"):
+            from_peer(other)
 
 
 @pytest.mark.parametrize(
     "options,message",
     [
         ({"global_pool": ""}, "global_pool must be one of token, avg, max, map, got ''"),
-        ({"act_layer": "quick_gelu"}, "act_layer must be one of GELU, .*, got 'QuickGELU'"),
+        ({"act_layer": "tanh"}, "act_layer must be one of GELU, .*, got 'Tanh'"),
         ({"block_fn": vision_transformer.ResPostBlock}, "block_fn must be one of Block, got 'ResPostBlock'"),
         ({"pool_include_prefix": True, "global_pool": "avg"}, "pool_include_prefix must be one of False, got True"),
-        ({"pre_norm": True}, "pre_norm must be one of False, got True"),
-        ({"final_norm": False}, "lacks parts: .*vit.norm.weight"),
-        ({"proj_bias": False}, "lacks parts: .*out_proj.bias"),
+        ({"attn_layer": "diff"}, "attn_layer must be one of Attention, got 'DiffAttention'"),
+        ({"embed_norm_layer": "layernorm"}, "embed_norm_layer must be one of Identity, got 'LayerNorm'"),
+        ({"mlp_layer": GluMlp, "global_pool": "map"}, "mlp_layer must be one of Mlp, got 'GluMlp'"),
+        ({"mlp_layer": GluMlp}, "gate_last must be one of False, got True"),
     ],
     ids=str,
 )
 def test_what_ours_lacks_is_refused(options, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
-        from_timm(timm.models.VisionTransformer(**TIMM_SIZES, **options))
+        from_peer(timm.models.VisionTransformer(**TIMM_SIZES, **options))
 
 
 def test_rates_are_carried_over():
     rates = {"attn_drop_rate": 0.1, "proj_drop_rate": 0.2, "drop_path_rate": 0.3}
-    config = from_timm(timm.models.VisionTransformer(**TIMM_SIZES, **rates)).config
+    config = from_peer(timm.models.VisionTransformer(**TIMM_SIZES, **rates)).config
     assert config.attention_probs_dropout_prob == pytest.approx(0.1)
     assert config.hidden_dropout_prob == pytest.approx(0.2)
     assert config.drop_path_rate == pytest.approx(0.3)

@@ -17,15 +17,21 @@ from hf_vit.trainer.arguments import TrainingArguments
 @dataclass
 class DataArguments(SourceArguments):
     replaces: ClassVar[dict[str, tuple[str, ...]]] = {
-        "dataset_name": ("train_dir", "validation_dir"),
+        "dataset_name": ("train_dir", "validation_dir", "test_dir"),
         "train_dir": ("dataset_name", "dataset_config_name", "dataset_revision"),
+        "streaming": ("on_bad_sample",),
     }
 
     dataset_name: str | None = argument(
         None, help="A dataset of the Hub, a local folder (parquet, imagefolder, saved to disk) or `sklearn_digits`."
     )
-    train_dir: str | None = argument(None, help="Local folder with the training images, instead of dataset_name.")
-    validation_dir: str | None = argument(None, help="Local folder with the validation images.")
+    train_dir: str | None = argument(
+        None,
+        help="Instead of dataset_name: local folder of the training images, a folder for each class; or of splits, "
+        "when its folders are named train, validation (valid, val, dev) and test alone.",
+    )
+    validation_dir: str | None = argument(None, help="Local folder of the validation images, likewise.")
+    test_dir: str | None = argument(None, help="Local folder of the images that the result is measured on, likewise.")
     image_column_name: str | None = argument(None, help="Column of images; found by its type when not given.")
     label_column_name: str | None = argument(None, help="Column of labels; found by its type when not given.")
     class_names: list[str] | None = argument(
@@ -47,10 +53,7 @@ class DataArguments(SourceArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.dataset_name is None) == (self.train_dir is None):
-            raise ValueError("give either --dataset_name or --train_dir")
-        if self.validation_dir is not None and self.train_dir is None:
-            raise ValueError("--validation_dir goes with --train_dir")
+        self._check_origin()
         if self.streaming and self.on_bad_sample == "skip":
             raise ValueError("--on_bad_sample skip looks at all images first, which --streaming cannot")
         if self.streaming and self.max_train_samples is not None:
@@ -59,6 +62,28 @@ class DataArguments(SourceArguments):
             raise ValueError("--keep_in_memory holds all images, --streaming only those under way: give one of them")
         check_range("train_samples_per_epoch", self.train_samples_per_epoch, 1)
         check_range("shuffle_buffer_size", self.shuffle_buffer_size, 1)
+
+    def _check_origin(self) -> None:
+        if (self.dataset_name is None) == (self.train_dir is None):
+            raise ValueError("give either --dataset_name or --train_dir")
+        for split in ("validation", "test"):
+            if getattr(self, f"{split}_dir") is not None and self.train_dir is None:
+                raise ValueError(f"--{split}_dir goes with --train_dir")
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """The folder of each split that has one of its own."""
+        found = {"train": self.train_dir, "validation": self.validation_dir, "test": self.test_dir}
+        return {split: folder for split, folder in found.items() if folder is not None}
+
+
+@dataclass
+class ScoredDataArguments(DataArguments):
+    """The same for one split, which needs no others."""
+
+    def _check_origin(self) -> None:
+        if (self.dataset_name is None) == (not self.folders):
+            raise ValueError("give either --dataset_name or a folder, such as --test_dir")
 
 
 @dataclass

@@ -77,6 +77,21 @@ class AugmentationArguments:
         names += ["auto_augment", "color_jitter", "random_erasing_prob", "mixup_alpha", "cutmix_alpha"]
         return ["train_crop"] * (self.train_crop != "resize") + [name for name in names if getattr(self, name)]
 
+    def describe(self) -> str:
+        """The augmentation in a few words, by the arguments that make it."""
+        parts = [self.train_crop.replace("_", " ")]
+        if self.train_crop == "random_resized_crop":
+            parts[0] += f" of {self.crop_scale[0]:g} to {self.crop_scale[1]:g} of the area"
+        if self.auto_augment:
+            parts.append(self.auto_augment)
+        flips = ["horizontal_flip_prob", "random_erasing_prob", "color_jitter", "mixup_alpha", "cutmix_alpha"]
+        for name in [*flips, "affine_degrees", "affine_translate", "affine_scale", "affine_shear"]:
+            if value := getattr(self, name):
+                parts.append(f"{name.removesuffix('_prob').removesuffix('_alpha').replace('_', ' ')} {value:g}")
+        if self.repeated_augmentation > 1:
+            parts.append(f"{self.repeated_augmentation} views of each image")
+        return ", ".join(parts)
+
 
 class TrainTransform:
     """Decoded images and their keys to views (3, H, W) uint8; key and seed decide the view in any process.
@@ -93,7 +108,7 @@ class TrainTransform:
         steps: list[torch.nn.Module] = _crop(arguments, size, interpolation)
         if arguments.horizontal_flip_prob:
             steps.append(v2.RandomHorizontalFlip(arguments.horizontal_flip_prob))
-        steps += [*_affine(arguments), *_auto_augment(arguments, size)]
+        steps += [*_affine(arguments), *_auto_augment(arguments, size, form.num_channels)]
         if arguments.color_jitter:
             steps.append(v2.ColorJitter(*[arguments.color_jitter] * 3))
         if arguments.random_erasing_prob:
@@ -131,7 +146,7 @@ def _affine(arguments: AugmentationArguments) -> list[torch.nn.Module]:
     return [v2.RandomAffine(degrees, (shift, shift), scale, shear, interpolation=v2.InterpolationMode.BILINEAR)]
 
 
-def _auto_augment(arguments: AugmentationArguments, size: tuple[int, int]) -> list[torch.nn.Module]:
+def _auto_augment(arguments: AugmentationArguments, size: tuple[int, int], num_channels: int) -> list[torch.nn.Module]:
     name = arguments.auto_augment
     if name is None:
         return []
@@ -143,7 +158,7 @@ def _auto_augment(arguments: AugmentationArguments, size: tuple[int, int]) -> li
         # DeiT III (arXiv 2204.07118); the blur's kernel covers its largest sigma and fits the reflected border.
         kernel = min(13, 2 * (min(size) // 2) - 1)
         blur = v2.GaussianBlur(kernel, sigma=(0.1, 2.0))
-        return [v2.RandomChoice([v2.Grayscale(3), v2.RandomSolarize(128, p=1.0), blur])]
+        return [v2.RandomChoice([v2.Grayscale(num_channels), v2.RandomSolarize(128, p=1.0), blur])]
     return [v2.AutoAugment(v2.AutoAugmentPolicy(name.removeprefix("autoaugment_")))]
 
 
@@ -191,15 +206,3 @@ class EvaluationTransform:
 
     def __call__(self, images: Sequence[torch.Tensor], keys: Sequence[SampleKey]) -> torch.Tensor:
         return self.processor(list(images), do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
-
-
-def normalize(pixels: torch.Tensor, processor: ViTImageProcessor) -> torch.Tensor:
-    """(B, channels, height, width) uint8 to the float32 that the processor would give."""
-    return processor.rescale_and_normalize(
-        pixels,
-        processor.do_rescale,
-        processor.rescale_factor,
-        processor.do_normalize,
-        tuple(processor.image_mean),
-        tuple(processor.image_std),
-    )

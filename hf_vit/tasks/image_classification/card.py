@@ -119,6 +119,11 @@ class ImageClassificationFacts(CardFacts):
         }
 
     @property
+    def has_worst_mistakes(self) -> bool:
+        """Whether the mistakes among the samples are those that the model was surest of."""
+        return any(sample.get("is_worst") for sample in self.samples)
+
+    @property
     def hub_metrics(self) -> list[str]:
         return [] if self.accuracy is None else ["accuracy"]
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -18,20 +22,33 @@ from hf_vit.files import digest
 from hf_vit.sample_keys import SampleKey
 from hf_vit.sources import (
     limit_samples,
-    load_folder,
     load_source,
     named_splits,
+    own_name,
     revision_of,
     split_off_validation,
+    the_split,
 )
-from hf_vit.tasks.image_classification.arguments import DataArguments
+from hf_vit.tasks.image_classification.arguments import DataArguments, ScoredDataArguments
 from hf_vit.vision.bad_samples import find_bad_samples
 from hf_vit.vision.columns import find_class_names, find_image_column, find_label_column, label_namer
-from hf_vit.vision.decoding import decode_pixels, encoded
+from hf_vit.vision.decoding import decode_pixels, encoded, num_levels
+from hf_vit.vision.folders import (
+    HOW_TO_TABLE,
+    Unused,
+    is_one_split,
+    is_table,
+    load_image_folder,
+    load_split_folder,
+    role,
+)
+from hf_vit.words import counted, listed
 
 logger = logging.getLogger(__name__)
 
 _FINGERPRINT_IMAGES = 256
+MOST_NAMED = 100  # files in one message
+_MOST_CLASSES = 30  # whose images are told
 
 
 def load_sklearn_digits() -> DatasetDict:
@@ -62,7 +79,8 @@ BUILT_IN = {"sklearn_digits": load_sklearn_digits}
 class LabelledImages:
     """The splits of a data set with two columns, `image` (undecoded) and `label` (class index).
 
-    `bad_samples` counts the images left out of each of the source's splits.
+    `bad_samples` counts the images left out of each of the source's splits; `unused` names the files that are not
+    used, by the reason, of those that were read from a folder.
     """
 
     name: str
@@ -73,10 +91,20 @@ class LabelledImages:
     class_names: list[str]
     splits: dict[str, Dataset]
     bad_samples: dict[str, int] = field(default_factory=dict)
+    unused: dict[str, Unused] = field(default_factory=dict)
 
     def labels(self, split: str) -> np.ndarray:
         """Class indices, (num_examples,)."""
         return np.asarray(self.splits[split].with_format("numpy")["label"][:], dtype=np.int64)
+
+    def summary(self) -> str:
+        """The classes with their numbers of images in each split, of many classes the smallest and the largest."""
+        found, is_long = [], len(self.class_names) > _MOST_CLASSES
+        for split in self.splits:
+            counts = np.bincount(self.labels(split), minlength=len(self.class_names))
+            order = [int(counts.argmin()), int(counts.argmax())] if is_long else range(len(counts))
+            found.append(f"{split} " + ", ".join(f"{self.class_names[index]} {counts[index]:,}" for index in order))
+        return f"{len(self.class_names):,}{', smallest and largest' if is_long else ''}: " + "; ".join(found)
 
     def describe(self) -> dict[str, Any]:
         """Facts about the data for the run's record."""
@@ -91,14 +119,33 @@ class LabelledImages:
         columns = {"image_column": self.image_column, "label_column": self.label_column}
         origin = {"name": self.name, "revision": self.revision, "license": self.license}
         origin["bad_samples"] = self.bad_samples
+        origin["unused_files"] = {
+            split: {reason: len(names) for reason, names in found.items()}
+            for split, found in self.unused.items()
+            if found
+        }
+        origin["has_deep_samples"] = any(map(has_deep_samples, self.splits.values()))
         return {**origin, **columns, "class_names": self.class_names, "splits": splits}
+
+
+def _spaced_images(dataset: Dataset) -> Iterator[dict[str, Any] | None]:
+    for index in np.unique(np.linspace(0, len(dataset) - 1, _FINGERPRINT_IMAGES).astype(int)):
+        yield dataset[int(index)]["image"]
 
 
 def fingerprint(dataset: Dataset, labels: np.ndarray) -> str:
     """A digest of the content, the same on every machine: all labels and up to 256 evenly spaced encoded images."""
-    spaced = np.unique(np.linspace(0, len(dataset) - 1, _FINGERPRINT_IMAGES).astype(int))
-    images = (encoded(dataset[int(index)]["image"]) for index in spaced)
-    return digest([labels.tobytes(), *images])[:16]
+    return digest([labels.tobytes(), *map(encoded, _spaced_images(dataset))])[:16]
+
+
+def has_deep_samples(dataset: Dataset) -> bool:
+    """Whether one of up to 256 evenly spaced images has samples of more than 8 bits in one channel."""
+    for image in _spaced_images(dataset):
+        # What is no image is told elsewhere.
+        with contextlib.suppress(Exception), PILImage.open(io.BytesIO(encoded(image))) as opened:
+            if num_levels(opened) > 256:
+                return True
+    return False
 
 
 def load_labelled_images(arguments: DataArguments, seed: int) -> LabelledImages:
@@ -107,27 +154,38 @@ def load_labelled_images(arguments: DataArguments, seed: int) -> LabelledImages:
     Raises:
         ValueError: no image or label column, an empty split, a single class, a label without a class.
     """
-    images = labelled(arguments, named_splits(_load(arguments), arguments.dataset_name or arguments.train_dir))
+    found, unused = _load(arguments)
+    images = labelled(arguments, named_splits(found, arguments.dataset_name or arguments.train_dir))
+    images.unused = unused
     present = np.unique(images.labels("train"))
     if len(present) < 2:
+        tables = [name for names in unused.get("train", {}).values() for name in names if is_table(name)]
         raise ValueError(
             f"the train split of {images.name!r} holds one class only, {images.class_names[present[0]]!r}: a "
-            "classifier needs two"
+            f"classifier needs two{f' ({tables[0]!r} is not used: {HOW_TO_TABLE})' if tables else ''}"
         )
     _make_validation(images, arguments, seed)
     return images
 
 
-def load_labelled_split(arguments: DataArguments, split: str, class_names: Sequence[str] | None) -> LabelledImages:
-    """One split of the data set of `arguments`, its labels as indices into `class_names`, or into its own classes.
+def load_labelled_split(
+    arguments: ScoredDataArguments, split: str, class_names: Sequence[str] | None
+) -> LabelledImages:
+    """One split of the data set of `arguments`, its labels as indices into `class_names`, or into its own classes. A
+    folder without splits is the split that is asked for.
 
     Raises:
         ValueError: there is no such split, no image or label column, or a label is not among the classes.
     """
-    found = _load(arguments)
-    if split not in found:
-        raise ValueError(f"--split {split!r} is not in the data; its splits: {', '.join(found)}")
-    images = labelled(arguments, {split: found[split]}, class_names)
+    if split in arguments.folders and split != "train":
+        dataset, unused = load_split_folder(arguments.folders[split], split)
+    else:
+        found, left = _load(arguments)
+        folder = Path(arguments.dataset_name or arguments.train_dir or "")
+        undivided = folder.is_dir() and is_one_split(folder, arguments.train_dir is None)
+        dataset, unused = the_split(found, split, undivided=undivided), left.get("train" if undivided else split, {})
+    images = labelled(arguments, {split: dataset}, class_names)
+    images.unused = {split: unused}
     limit_samples(images.splits, arguments, seed=0)
     return images
 
@@ -144,7 +202,7 @@ def labelled(
         logger.info("the test split does not give its labels away: it is left out")
         raw = {split: dataset for split, dataset in raw.items() if split != "test"}
     images = LabelledImages(
-        name=arguments.dataset_name or arguments.train_dir,
+        name=_name(arguments),
         revision=revision_of(reference.info),
         license=reference.info.license or None,
         image_column=image_column,
@@ -160,20 +218,29 @@ def labelled(
     return images
 
 
-def _load(arguments: DataArguments) -> Mapping[str, Dataset]:
-    """The raw splits, as the data set names them."""
+def _name(arguments: DataArguments) -> str:
+    """The data set's name on the Hub, or the folder's own."""
+    name = arguments.dataset_name or next(iter(arguments.folders.values()))
+    return own_name(name) if Path(name).is_dir() else name
+
+
+def _load(arguments: DataArguments) -> tuple[dict[str, Dataset], dict[str, Unused]]:
+    """The raw splits, as the data set names them, and the files of each that are not used."""
+    folders = arguments.folders
     name = arguments.dataset_name or arguments.train_dir
-    found = load_source(
-        name,
-        arguments.dataset_config_name,
-        revision=arguments.dataset_revision,
-        built_in=BUILT_IN,
-        is_folder=arguments.train_dir is not None,
-    )
-    if arguments.validation_dir is not None:
-        validation = load_folder(arguments.validation_dir, None)
-        found = {"train": found["train"], "validation": next(iter(validation.values()))}
-    return found
+    if name is None:
+        raise ValueError(f"--split: only folders for {', '.join(folders)} were given")
+    if Path(name).is_dir() or arguments.train_dir is not None:
+        is_data_set = arguments.train_dir is None
+        found, unused = load_image_folder(name, arguments.dataset_config_name, is_data_set=is_data_set)
+    else:
+        options = {"revision": arguments.dataset_revision, "built_in": BUILT_IN}
+        found, unused = dict(load_source(name, arguments.dataset_config_name, **options)), {}
+    for split in ("validation", "test"):
+        if split in folders:
+            found = {each: dataset for each, dataset in found.items() if role(each) != split}
+            found[split], unused[split] = load_split_folder(folders[split], split)
+    return found, unused
 
 
 def _with_class_indices(
@@ -211,10 +278,9 @@ def _leave_out_bad_samples(images: LabelledImages, num_workers: int) -> None:
         if len(bad) == len(split):
             raise ValueError(f"no image of the {name} split can be decoded")
         if bad:
-            logger.info(
-                "left %d images of the %s split out that cannot be decoded: samples %s", len(bad), name, bad[:20]
-            )
-            images.splits[name] = split.select(np.setdiff1d(np.arange(len(split)), bad))
+            files = listed(list(bad.values()), MOST_NAMED)
+            logger.info(f"left {counted(len(bad), 'images')} of the {name} split out that cannot be decoded: {files}")
+            images.splits[name] = split.select(np.setdiff1d(np.arange(len(split)), list(bad)))
 
 
 def _make_validation(images: LabelledImages, arguments: DataArguments, seed: int) -> None:
@@ -222,10 +288,19 @@ def _make_validation(images: LabelledImages, arguments: DataArguments, seed: int
     splits, stratify = images.splits, None
     if "validation" not in splits and arguments.train_val_split > 0:
         stratify = images.labels("train")
-        counts = np.bincount(stratify, minlength=len(images.class_names))
+        counts, part = np.bincount(stratify, minlength=len(images.class_names)), arguments.train_val_split
         if counts[counts > 0].min() < 2:
             rare = images.class_names[int(np.flatnonzero(counts == 1)[0])]
-            raise ValueError(f"--train_val_split: class {rare!r} has one image, a split needs two of each class")
+            raise ValueError(
+                f"class {rare!r} has 1 image, and --train_val_split {part} needs two of each class: add one, or give "
+                "images for validation with --validation_dir"
+            )
+        num_classes = int((counts > 0).sum())
+        if math.ceil(part * len(stratify)) < num_classes:
+            raise ValueError(
+                f"--train_val_split {part} of {counted(len(stratify), 'images')} is less than one for each of "
+                f"{num_classes} classes: give a larger part, or images for validation with --validation_dir"
+            )
     split_off_validation(splits, arguments, seed, stratify)
     limit_samples(splits, arguments, seed)
 
@@ -240,6 +315,7 @@ class ImageView(torch.utils.data.Dataset):
         split: columns `image` and `label`.
         transform: decoded images, (3, height, width) uint8 each, and their keys to as many (3, H, W) uint8.
         keep_in_memory: decode all images now and never again.
+        num_channels: 3, or 1 of grey images.
     """
 
     def __init__(
@@ -248,8 +324,10 @@ class ImageView(torch.utils.data.Dataset):
         transform: Callable[[list[torch.Tensor], list[SampleKey]], Sequence[torch.Tensor]],
         *,
         keep_in_memory: bool = False,
+        num_channels: int = 3,
     ):
-        self.decoded = DecodedImages(split) if keep_in_memory else None
+        self.decoded = DecodedImages(split, num_channels) if keep_in_memory else None
+        self.num_channels = num_channels
         self.split = split.select_columns(["label"]) if keep_in_memory else split
         self.transform = transform
 
@@ -263,7 +341,7 @@ class ImageView(torch.utils.data.Dataset):
         keys = [key if isinstance(key, tuple) else SampleKey(0, key, 0) for key in keys]
         rows = self.split[[key.index for key in keys]]
         if self.decoded is None:
-            images = [decode_pixels(image, key.index) for image, key in zip(rows["image"], keys)]
+            images = [decode_pixels(image, key.index, self.num_channels) for image, key in zip(rows["image"], keys)]
         else:
             images = [self.decoded[key.index] for key in keys]
         return [
@@ -275,8 +353,8 @@ class ImageView(torch.utils.data.Dataset):
 class DecodedImages:
     """The decoded images of a split, whatever their sizes, one after the other in one tensor that workers share."""
 
-    def __init__(self, split: Dataset):
-        images = [decode_pixels(image, index) for index, image in enumerate(split["image"])]
+    def __init__(self, split: Dataset, num_channels: int = 3):
+        images = [decode_pixels(image, index, num_channels) for index, image in enumerate(split["image"])]
         self.shapes = [image.shape for image in images]
         self.starts = np.cumsum([0, *(image.numel() for image in images)]).tolist()
         self.pixels = torch.cat([image.flatten() for image in images])

@@ -14,11 +14,11 @@ import torch
 from datasets import Dataset
 from transformers import ViTImageProcessor
 
-from hf_vit.tasks.image_classification.augment import normalize
 from hf_vit.tasks.image_classification.distillation import TeacherEnsemble
 from hf_vit.tasks.image_classification.metrics import ClassificationCounter, head_logits, statistics
 from hf_vit.tasks.task import Batch, Evaluator
 from hf_vit.vision.decoding import decode
+from hf_vit.vision.processors import normalize
 
 MAX_SAMPLE_SIDE = 512  # pixels; a camera's photos would weigh tens of MB each as PNG
 
@@ -92,6 +92,16 @@ class ClassificationEvaluator(Evaluator):
     def headline(self, metrics: Mapping[str, Any]) -> str:
         return f"accuracy {metrics['accuracy']:.2%}"
 
+    def warning(self, metrics: Mapping[str, Any]) -> str | None:
+        labels = np.bincount(np.asarray(self.images.with_format("numpy")["label"][:], dtype=np.int64))
+        chance = max(1 / len(self.class_names), labels.max() / labels.sum())
+        if metrics["accuracy"] > chance:
+            return None
+        return (
+            f"accuracy {metrics['accuracy']:.2%} is no better than chance, {chance:.2%}: the model has learnt nothing "
+            "that helps; train for longer, with another learning rate, or from a checkpoint (--model_name_or_path)"
+        )
+
     def records(self) -> dict[str, Any]:
         """The teachers, with what each reaches on the split."""
         if self.teachers is None:
@@ -110,22 +120,26 @@ class ClassificationEvaluator(Evaluator):
 
     def predictions(self) -> Iterator[dict[str, Any]]:
         for row in self._rows():
-            yield {"index": int(row[0]), **self._told(row)}
+            index = int(row[0])
+            file = (self.images[index]["image"] or {}).get("path")
+            yield {"index": index, **({"file": file} if file else {}), **self._told(row)}
 
     def save_samples(self, folder: Path) -> list[dict[str, Any]]:
-        """Images of the split as PNG, large ones made smaller, with what the model made of them: up to half are
-        mistakes, which come last, each kind evenly spaced over the split."""
+        """Images of the split as PNG, large ones made smaller, with what the model made of them: evenly spaced ones
+        that it knew, then mistakes, up to half, the one first that it was surest of."""
         rows, samples = self._rows(), []
         right = rows[:, 1] == rows[:, 2]
         count = min(self.num_samples, len(rows))
         num_wrong = min(max(count // 2, count - int(right.sum())), int((~right).sum()))
-        chosen = [*spaced(np.flatnonzero(right), count - num_wrong), *spaced(np.flatnonzero(~right), num_wrong)]
+        worst = np.flatnonzero(~right)[np.argsort(-rows[~right, 3], kind="stable")][:num_wrong]
+        chosen = [*spaced(np.flatnonzero(right), count - num_wrong), *worst]
         for number, row in enumerate(rows[chosen]):
             index = int(row[0])
             picture = decode(self.images[index]["image"], index)
             picture.thumbnail((MAX_SAMPLE_SIDE, MAX_SAMPLE_SIDE))
             picture.save(folder / f"sample_{number}.png")
-            samples.append({"file": f"sample_{number}.png", **self._told(row)})
+            worst_of = {"is_worst": True} if row[1] != row[2] else {}
+            samples.append({"file": f"sample_{number}.png", **self._told(row), **worst_of})
         return samples
 
 

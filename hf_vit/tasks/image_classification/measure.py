@@ -33,8 +33,8 @@ def measure(repo_id: str, attended: list[str]) -> dict:
     if hasattr(model.config, "num_prefix_tokens"):
         rows, columns = model.config.grid_size
         measured.update(num_patches=rows * columns, num_prefix_tokens=model.config.num_prefix_tokens)
-        if model.config.position_embedding != "none":
-            measured["positions"] = positions_of(model)
+        if positions := positions_of(model):
+            measured["positions"] = positions
     if hasattr(model.config, "num_prefix_tokens") and attended:
         images = [Image.open(Path(repo_id, name)) for name in attended]
         attention = attention_of(model, processor(images, return_tensors="pt")["pixel_values"])
@@ -60,16 +60,19 @@ def attention_of(model, pixel_values: torch.Tensor) -> dict[str, list]:
     return {title: numbers(maps * grid_size.numel()) for title, maps in shown.items()}
 
 
-def positions_of(model) -> dict:
-    """Relations between the positions: a `kind` and its `maps` (count, height, width)."""
+def positions_of(model) -> dict | None:
+    """Relations between the positions: a `kind` and its `maps` (count, height, width); None if there are none, or each
+    layer has its own."""
     from hf_vit import explain as interpret
 
-    scheme, grid_size = model.config.position_embedding, list(model.config.grid_size)
-    if scheme == "relative_bias":
+    schemes, grid_size = model.config.position_embeddings, list(model.config.grid_size)
+    if "relative_bias" in schemes:
         bias = interpret.relative_position_bias(model)[:MAX_HEADS]
         return {"kind": "bias", "grid_size": grid_size, "maps": numbers(bias)}
-    if scheme == "rope_2d":
+    if {"rope_2d", "rope_axial"} & set(schemes):
         return {"kind": "kernel", "grid_size": grid_size, "maps": numbers(interpret.rotary_kernel(model)[None])}
+    if model.config.absolute_position is None:
+        return None
     rows, columns = (evenly_spaced(length) for length in grid_size)
     maps = interpret.position_similarity(model)[rows][:, columns].flatten(0, 1)
     return {"kind": "similarity", "grid_size": grid_size, "rows": rows, "columns": columns, "maps": numbers(maps)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +20,9 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_vit import HfViTConfig
 from hf_vit.config import Options, argument, check_range
-from hf_vit.tasks.models import check_fields
+from hf_vit.models.image_processing_hf_vit import HfViTImageProcessor
+from hf_vit.tasks.models import check_convert, check_fields, checkpoint
+from hf_vit.vision.decoding import COLOUR_MODES
 from hf_vit.vision.processors import InputFormat
 from hf_vit.vision.resolution import change_image_size
 
@@ -29,7 +32,11 @@ class ModelArguments:
     _argument_group_name: ClassVar[str] = "Model"
     # What a recipe says of another architecture does not fit the one that is named instead.
     replaces: ClassVar[dict[str, tuple[str, ...]]] = {
-        "model_name_or_path": ("config_name", "model_type", "config_overrides"),
+        "model_name_or_path": (
+            *("config_name", "model_type", "config_overrides"),
+            # A checkpoint has its own.
+            *("image_size", "image_mean", "image_std", "interpolation", "eval_crop_ratio"),
+        ),
         "model_type": ("config_name", "model_name_or_path", "config_overrides"),
         "config_name": ("model_name_or_path", "model_type"),
     }
@@ -38,6 +45,9 @@ class ModelArguments:
         None, help="Start from this checkpoint: any that AutoModelForImageClassification loads."
     )
     model_revision: str | None = argument(None, help="Branch, tag or commit of model_name_or_path.")
+    convert: bool = argument(
+        False, help="Make a checkpoint of timm or transformers a model of this package, so that all its options apply."
+    )
     trust_remote_code: bool = argument(False, help="Allow the code that a checkpoint brings along.")
     model_type: str = argument("hf_vit", help="From scratch: the architecture, a model type of transformers.")
     config_name: str | None = argument(
@@ -60,6 +70,7 @@ class ModelArguments:
     gradient_checkpointing: bool = argument(False, help="Recompute activations to save memory.")
 
     def __post_init__(self):
+        check_convert(self)
         check_range("eval_crop_ratio", self.eval_crop_ratio, 0, 1, open_low=True)
         if self.model_name_or_path is not None and self.config_name is not None:
             raise ValueError("--config_name is for training from scratch, it does not go with --model_name_or_path")
@@ -90,6 +101,11 @@ def build_model(arguments: ModelArguments, class_mapping: dict[str, dict]) -> Pr
     if "problem_type" in arguments.config_overrides:
         raise ValueError("--config_overrides: problem_type cannot be set, the classes of this task exclude each other")
     model = _pretrained(arguments, class_mapping) if arguments.model_name_or_path else _new(arguments, class_mapping)
+    if num_channels_of(model) not in COLOUR_MODES:
+        raise ValueError(
+            f"num_channels must be 3, of colour images, or 1, of grey ones, found {num_channels_of(model)}: images of "
+            "other channels cannot be read here"
+        )
     model.config.problem_type = None  # a checkpoint's own would be read by what applies the saved model
     if arguments.train_only is not None:
         freeze(model, arguments.train_only)
@@ -126,11 +142,11 @@ def _new(arguments: ModelArguments, class_mapping: dict[str, dict]) -> PreTraine
 
 
 def _pretrained(arguments: ModelArguments, class_mapping: dict[str, dict]) -> PreTrainedModel:
-    name = arguments.model_name_or_path
-    options = {"trust_remote_code": arguments.trust_remote_code, "revision": arguments.model_revision}
+    name, revision = checkpoint(arguments)
+    options = {"trust_remote_code": arguments.trust_remote_code, "revision": revision}
     fields = dict(arguments.config_overrides)
     config = AutoConfig.from_pretrained(name, **options)
-    check_fields(fields, config)
+    check_fields(fields, config, is_checkpoint=True)
     resamples_itself = config.model_type == HfViTConfig.model_type
     if resamples_itself:
         fields = {**fields, **_size_field(arguments)}
@@ -144,7 +160,8 @@ def _pretrained(arguments: ModelArguments, class_mapping: dict[str, dict]) -> Pr
     misfits = [key for key, *_ in info["mismatched_keys"] if key not in head]
     if misfits:
         raise ValueError(
-            f"--model_name_or_path {name!r} is of another architecture: {', '.join(misfits[:5])} do not fit"
+            f"--model_name_or_path {arguments.model_name_or_path!r} is of another architecture: "
+            f"{', '.join(misfits[:5])} do not fit"
         )
     if arguments.size is not None and not resamples_itself:
         change_image_size(model, arguments.size)
@@ -182,21 +199,34 @@ def freeze(model: PreTrainedModel, train_only: str) -> None:
             layer.requires_grad_(True)
 
 
-def build_processor(arguments: ModelArguments, model: PreTrainedModel) -> ViTImageProcessor:
+def num_channels_of(model: PreTrainedModel) -> int:
+    """Channels of the images that a model takes."""
+    return getattr(model.config, "num_channels", 3)
+
+
+def build_processor(arguments: ModelArguments, model: PreTrainedModel) -> ViTImageProcessor | HfViTImageProcessor:
     """The processor saved beside the weights.
 
     What is not given is the checkpoint's own, or: the config's size, mean and deviation 0.5, bilinear, no crop.
+
+    Raises:
+        ValueError: the checkpoint has no processor, and not all of it is given.
     """
     size = getattr(model.config, "image_size", 224)
     size = (size, size) if isinstance(size, int) else (size[0], size[1])
-    form = InputFormat(size, [0.5] * 3, [0.5] * 3, Resampling.BILINEAR)
+    num_channels = num_channels_of(model)
+    form = InputFormat(size, [0.5] * num_channels, [0.5] * num_channels, Resampling.BILINEAR)
     if arguments.model_name_or_path is not None:
-        options = {"trust_remote_code": arguments.trust_remote_code, "revision": arguments.model_revision}
-        form = InputFormat.of(AutoImageProcessor.from_pretrained(arguments.model_name_or_path, **options))
+        form = _format_of_checkpoint(arguments) or form
+        if form.num_channels != num_channels:
+            raise ValueError(
+                f"--model_name_or_path {arguments.model_name_or_path!r} takes images of {num_channels} channels, and "
+                f"its image processor makes {form.num_channels}"
+            )
     given = {
         "size": arguments.size,
-        "mean": _per_channel(arguments.image_mean),
-        "std": _per_channel(arguments.image_std),
+        "mean": _per_channel(arguments.image_mean, num_channels),
+        "std": _per_channel(arguments.image_std, num_channels),
         "resample": arguments.interpolation and Resampling[arguments.interpolation.upper()],
         "crop_ratio": arguments.eval_crop_ratio,
         "crop_mode": None if arguments.eval_crop_ratio is None else "center",
@@ -204,5 +234,47 @@ def build_processor(arguments: ModelArguments, model: PreTrainedModel) -> ViTIma
     return form._replace(**{name: value for name, value in given.items() if value is not None}).processor()
 
 
-def _per_channel(values: list[float] | None) -> list[float] | None:
-    return values * 3 if values is not None and len(values) == 1 else values
+def _format_of_checkpoint(arguments: ModelArguments) -> InputFormat | None:
+    """None where there is no processor, and the arguments say all that it would."""
+    name, revision = checkpoint(arguments)
+    options = {"trust_remote_code": arguments.trust_remote_code, "revision": revision}
+    try:
+        return InputFormat.of(AutoImageProcessor.from_pretrained(name, **options))
+    except OSError as error:
+        missing = [each for each in ("image_mean", "image_std") if getattr(arguments, each) is None]
+        if missing:
+            flags = " and ".join(f"--{each}" for each in missing)
+            raise ValueError(
+                f"--model_name_or_path {name!r} has no image processor: give {flags}, as it was trained with (and "
+                "--interpolation and --image_size where they are not bilinear and the config's)"
+            ) from error
+        return None
+
+
+def _per_channel(values: list[float] | None, num_channels: int) -> list[float] | None:
+    if values is None or len(values) == num_channels:
+        return values
+    return values * num_channels if len(values) == 1 else [sum(values) / len(values)]
+
+
+def describe_processor(arguments: ModelArguments, processor: Any, command: Sequence[str]) -> str:
+    """What happens to images before the model sees them, and whose choice it was: a flag's of the command line, the
+    recipe's, the checkpoint's."""
+    form = InputFormat.of(processor)
+    base = arguments.model_name_or_path
+    height, width = form.size
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (form.mean, form.std))
+    crop = f", the middle {form.crop_ratio:.3g} of it" if form.crop_ratio is not None and form.crop_ratio < 1 else ""
+    typed = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in command if word.startswith("--")}
+    colour = ", grey" if form.num_channels == 1 else ""
+
+    def whose(name: str) -> str:
+        if getattr(arguments, name) is not None:
+            return f"--{name}" if name in typed else "the recipe's"
+        return f"that of {base}" if base is not None else "the default"
+
+    return (
+        f"{height} x {width} pixels{colour} ({whose('image_size')}){crop}, {form.resample.name.lower()} "
+        f"({whose('interpolation')}); "
+        f"mean {mean} ({whose('image_mean')}), deviation {std} ({whose('image_std')})"
+    )

@@ -19,9 +19,13 @@ class Split(record.Split):
 
 
 class Data(record.Data):
-    """`bad_samples` counts the images left out of each of the source's splits."""
+    """`bad_samples` counts the images left out of each of the source's splits because they cannot be decoded, and
+    `unused_files`, by the reason, the files of its folders that are not used. `has_deep_samples` says that there are
+    images with samples of more than 8 bits."""
 
     bad_samples: dict[str, int] = {}
+    unused_files: dict[str, dict[str, int]] = {}
+    has_deep_samples: bool | None = None
     image_column: str | None = None
     label_column: str | None = None
     class_names: list[str] = []
@@ -68,12 +72,14 @@ class Epoch(record.Epoch):
 
 
 class Sample(Part):
-    """An image of the evaluated split, `file` relative to the folder, and the class that it was taken for."""
+    """An image of the evaluated split, `file` relative to the folder, and the class that it was taken for; `is_worst`
+    marks the mistakes that the model was surest of."""
 
     file: str
     label: str
     prediction: str
     score: float | None = None  # of a model that gave no number
+    is_worst: bool = False
 
 
 class Result(record.Result):

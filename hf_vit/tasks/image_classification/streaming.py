@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -14,10 +15,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from hf_vit.files import digest
 from hf_vit.sample_keys import SampleKey
-from hf_vit.sources import VALIDATION_NAMES, limit_samples, load_folder
-from hf_vit.tasks.image_classification.data import BUILT_IN, DataArguments, LabelledImages, labelled
+from hf_vit.sources import VALIDATION_NAMES, limit_samples
+from hf_vit.tasks.image_classification.arguments import DataArguments
+from hf_vit.tasks.image_classification.data import BUILT_IN, LabelledImages, labelled
 from hf_vit.vision.columns import find_class_names, find_image_column, find_label_column, label_namer
 from hf_vit.vision.decoding import decode_pixels
+from hf_vit.vision.folders import Unused, is_of_images, load_image_folder, load_split_folder
 
 
 class ImageStream(IterableDataset):
@@ -48,11 +51,13 @@ class ImageStream(IterableDataset):
         batches_per_step: int,
         buffer_size: int,
         seed: int,
+        num_channels: int = 3,
     ):
         state = PartialState()
         stream = stream.shuffle(seed=seed, buffer_size=buffer_size)
         self.stream = split_dataset_by_node(stream, state.process_index, state.num_processes)
         self.class_index = class_index
+        self.num_channels = num_channels
         self.transform = transform
         self.batch_size = self.samples_per_batch = batch_size
         self.samples_per_step = batch_size * batches_per_step
@@ -99,7 +104,7 @@ class ImageStream(IterableDataset):
         if skip:
             return {"sample_key": torch.tensor(key)}
         return {
-            "pixel_values": self.transform([decode_pixels(row["image"], key.index)], [key])[0],
+            "pixel_values": self.transform([decode_pixels(row["image"], key.index, self.num_channels)], [key])[0],
             "labels": torch.tensor(self.class_index(row["label"])),
             "sample_key": torch.tensor(key),
         }
@@ -138,12 +143,27 @@ class StreamedImages(LabelledImages):
         return {**described, "splits": {"train": train, **described["splits"]}}
 
 
-def _open(arguments: DataArguments) -> dict[str, datasets.IterableDataset]:
+_NUM_SHARDS = 8  # of what is on this machine as a whole
+
+
+def _open(arguments: DataArguments) -> tuple[dict[str, datasets.IterableDataset], int, dict[str, Unused]]:
+    """The streams, the number of training samples where it is known, else 0, and the files that are not used."""
     name = arguments.dataset_name or arguments.train_dir
     if name in BUILT_IN:
-        return {split: dataset.to_iterable_dataset(num_shards=8) for split, dataset in BUILT_IN[name]().items()}
-    options = {"revision": arguments.dataset_revision, "streaming": True}
-    return dict(datasets.load_dataset(name, arguments.dataset_config_name, **options))
+        whole: Mapping[str, datasets.Dataset] = BUILT_IN[name]()
+        unused: dict[str, Unused] = {}
+    elif Path(name).is_dir() and is_of_images(Path(name), arguments.train_dir is None):
+        whole, unused = load_image_folder(name)
+    else:
+        options = {"revision": arguments.dataset_revision, "streaming": True}
+        found = dict(datasets.load_dataset(name, arguments.dataset_config_name, **options))
+        known = (found["train"].info.splits or {}).get("train") if "train" in found else None
+        return found, known.num_examples if known else 0, {}
+    streams = {
+        split: dataset.to_iterable_dataset(num_shards=min(_NUM_SHARDS, len(dataset)))
+        for split, dataset in whole.items()
+    }
+    return streams, len(whole["train"]) if "train" in whole else 0, unused
 
 
 def load_streamed_images(arguments: DataArguments) -> StreamedImages:
@@ -153,24 +173,26 @@ def load_streamed_images(arguments: DataArguments) -> StreamedImages:
         ValueError: no train split or none to evaluate on, no image or label column, no class names, or an epoch of
             unknown length.
     """
-    name, found = arguments.dataset_name or arguments.train_dir, _open(arguments)
+    name = arguments.dataset_name or arguments.train_dir
+    found, num_train, unused = _open(arguments)
     if "train" not in found:
         raise ValueError(f"{name!r} has no train split; it has {', '.join(found)}")
     train = found["train"]
     image_column = find_image_column(train, arguments.image_column_name)
     label_column = find_label_column(train, arguments.label_column_name, image_column)
     class_names = find_class_names(train, label_column, arguments.class_names)
-    known = (train.info.splits or {}).get("train")
-    samples_per_epoch = arguments.train_samples_per_epoch or (known.num_examples if known else 0)
+    samples_per_epoch = arguments.train_samples_per_epoch or num_train
     if not samples_per_epoch:
         raise ValueError(f"--streaming: {name!r} does not say how long an epoch is: give --train_samples_per_epoch")
     splits = {"validation" if split in VALIDATION_NAMES else split: stream for split, stream in found.items()}
     kept = {split: _read(splits[split]) for split in ("validation", "test") if split in splits}
-    if arguments.validation_dir is not None:
-        kept["validation"] = next(iter(load_folder(arguments.validation_dir, None).values()))
+    for split in ("validation", "test"):
+        if split in arguments.folders:
+            kept[split], unused[split] = load_split_folder(arguments.folders[split], split)
     if not kept:
         raise ValueError(f"--streaming: {name!r} has no validation or test split, and none can be made from a stream")
     images = labelled(arguments, kept, class_names)
+    images.unused = unused
     images.revision, images.license = arguments.dataset_revision, train.info.license or None  # copies know neither
     limit_samples(images.splits, arguments, seed=0)
     stream = train.select_columns([image_column, label_column])

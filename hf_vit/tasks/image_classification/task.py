@@ -22,14 +22,15 @@ from hf_vit.tasks.image_classification.arguments import (
     ClassOrderArguments,
     DataArguments,
     ImageClassificationArguments,
+    ScoredDataArguments,
 )
 from hf_vit.tasks.image_classification.augment import (
     BatchMix,
     EvaluationTransform,
     TrainTransform,
-    normalize,
 )
 from hf_vit.tasks.image_classification.data import (
+    MOST_NAMED,
     ImageView,
     LabelledImages,
     class_mapping,
@@ -40,19 +41,20 @@ from hf_vit.tasks.image_classification.distillation import TeacherEnsemble
 from hf_vit.tasks.image_classification.evaluation import ClassificationEvaluator
 from hf_vit.tasks.image_classification.losses import ClassificationLoss
 from hf_vit.tasks.image_classification.metrics import head_logits
-from hf_vit.tasks.image_classification.models import build_model, build_processor
+from hf_vit.tasks.image_classification.models import build_model, build_processor, describe_processor, num_channels_of
 from hf_vit.tasks.image_classification.streaming import ImageStream, load_streamed_images
 from hf_vit.tasks.image_classification.teacher_cache import cached_logits
 from hf_vit.tasks.task import Assessment, Batch, StepOutput, Task, data_loader
 from hf_vit.trainer.sampler import EpochBatchSampler
-from hf_vit.vision.processors import InputFormat
+from hf_vit.vision.processors import InputFormat, normalize
+from hf_vit.words import listed
 
 
 class ImageClassification(Task):
     """The task `image_classification`."""
 
     name = "image_classification"
-    scoring_groups: ClassVar = {"data": DataArguments, "classes": ClassOrderArguments}
+    scoring_groups: ClassVar = {"data": ScoredDataArguments, "classes": ClassOrderArguments}
     sample_unit = "images"
     best = ("accuracy", "max")
 
@@ -78,12 +80,29 @@ class ImageClassification(Task):
             if arguments.distillation.teacher_cache_dir is not None:
                 self.teacher_logits = self._cached_teacher_logits()
 
+        if self.teachers is not None and num_channels_of(self.model) != 3:
+            raise ValueError("--teacher sees images in colour, and the model's have num_channels 1")
+
+    def plan_rows(self) -> dict[str, str]:
+        rows = {"classes": self.data.summary()}
+        for split, found in self.data.unused.items():
+            for reason, names in found.items():
+                rows.setdefault("unused", "")
+                rows["unused"] += f"{'; ' if rows['unused'] else ''}{split}, {reason}: {listed(names, MOST_NAMED)}"
+        bad = ", ".join(f"{split} {count:,}" for split, count in self.data.bad_samples.items() if count)
+        if bad:
+            rows["broken"] = f"left out because they cannot be decoded: {bad}"
+        rows["images"] = describe_processor(self.arguments.model, self.processor, self.arguments.command)
+        rows["augment"] = self.arguments.augmentation.describe()
+        return rows
+
     @property
     def _train_transform(self) -> TrainTransform:
         return TrainTransform(self.arguments.augmentation, self.processor, self.seed)
 
     def _views(self, split: str, transform: TrainTransform | EvaluationTransform) -> ImageView:
-        return ImageView(self.data.splits[split], transform, keep_in_memory=self.arguments.data.keep_in_memory)
+        options = {"keep_in_memory": self.arguments.data.keep_in_memory, "num_channels": num_channels_of(self.model)}
+        return ImageView(self.data.splits[split], transform, **options)
 
     def _cached_teacher_logits(self) -> torch.Tensor | None:
         if self.arguments.data.streaming:
@@ -134,6 +153,7 @@ class ImageClassification(Task):
             batches_per_step=batches_per_step,
             buffer_size=self.arguments.data.shuffle_buffer_size,
             seed=self.seed,
+            num_channels=num_channels_of(self.model),
         )
         workers = min(self.arguments.data.dataloader_num_workers, stream.max_workers)
         # Workers that stayed would not hear of the next epoch.
@@ -192,7 +212,7 @@ class ImageClassification(Task):
             processor = InputFormat.of(processor).processor()
         data = load_scored_images(model, arguments.data, score.split, arguments.classes.class_order)
         images = data.splits[score.split]
-        views = ImageView(images, EvaluationTransform(processor))
+        views = ImageView(images, EvaluationTransform(processor), num_channels=num_channels_of(model))
         evaluator = ClassificationEvaluator(images, data.class_names, processor, final=True)
 
         def draw(metrics: Mapping[str, Any]) -> dict[str, bytes]:

@@ -23,7 +23,9 @@ class TextDataArguments(SourceArguments):
         None, help="A dataset of the Hub, a local folder (JSON lines, parquet, saved to disk) or `dates`."
     )
     train_file: list[str] | None = argument(
-        None, help="Instead of dataset_name: a file of JSON lines, or two parallel text files, source and target."
+        None,
+        help="Instead of dataset_name: a file of JSON lines, CSV or TSV with the languages as its columns, or two "
+        "parallel text files, source and target; any of them may be compressed by gzip.",
     )
     validation_file: list[str] | None = argument(None, help="The same for validation.")
     test_file: list[str] | None = argument(None, help="The same for the final evaluation.")
@@ -50,7 +52,9 @@ class TextDataArguments(SourceArguments):
             raise ValueError(f"--source_lang and --target_lang are both {self.source_lang!r}")
         for split, files in self.files.items():
             if len(files) > 2:
-                raise ValueError(f"--{split}_file takes one file of JSON lines or two of text, found {len(files)}")
+                raise ValueError(
+                    f"--{split}_file takes one file of JSON lines, CSV or TSV, or two of text, found {len(files)}"
+                )
         for name in ("max_source_length", "max_target_length", "max_tokens_per_batch"):
             check_range(name, getattr(self, name), 1)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -87,6 +88,12 @@ class TranslationFacts(CardFacts):
         """The metric that decided between checkpoints."""
         chosen = next((a.value for a in self.arguments if a.name == "metric_for_best_model"), "bleu")
         return next((metric for metric in self.metrics if metric.name == chosen), None)
+
+    @property
+    def num_beams(self) -> int:
+        """Beams that the saved model was measured with beside greedy decoding, else 1."""
+        found = (re.match(r"beam(\d+)_", metric.name) for metric in self.metrics)
+        return next((int(match[1]) for match in found if match), 1)
 
     @property
     def attended(self) -> list[str]:

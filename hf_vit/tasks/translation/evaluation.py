@@ -193,7 +193,8 @@ class TranslationEvaluator(Evaluator):
             yield told
 
     def save_samples(self, folder: Path) -> list[dict[str, Any]]:
-        """Evenly spaced texts of the split, with the greedy translations."""
-        rows = self._ordered()
+        """Evenly spaced texts of the split, with the translations that the saved model gives: by its beams."""
+        rows, texts = self._ordered(), list(self._translations().values())[-1]
         chosen = rows[np.linspace(0, len(rows) - 1, self.num_samples).astype(int)]
-        return [{**self.pairs[self.state["index"][row]], "prediction": self.state["greedy"][row]} for row in chosen]
+        found = [{**self.pairs[self.state["index"][row]], "prediction": texts[row]} for row in chosen]
+        return [{**each, "num_beams": self.num_beams} for each in found]

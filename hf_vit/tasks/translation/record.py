@@ -52,11 +52,13 @@ class Epoch(record.Epoch):
 
 
 class Sample(Part):
-    """A text of the evaluated split, its reference and what the model made of it."""
+    """A text of the evaluated split, its reference and what the model made of it, by a search with `num_beams` where
+    that is recorded, else greedily."""
 
     source: str
     target: str
     prediction: str
+    num_beams: int = 1
 
 
 class Result(record.Result):

@@ -15,11 +15,11 @@ from hf_vit.tasks.image_classification.augment import (
     AugmentationArguments,
     EvaluationTransform,
     TrainTransform,
-    normalize,
 )
 from hf_vit.tasks.image_classification.data import DataArguments, ImageView, load_labelled_images
 from hf_vit.trainer.sampler import EpochBatchSampler
 from hf_vit.vision.decoding import decode, decode_pixels
+from hf_vit.vision.processors import normalize
 
 NAMES = ["ant", "bee", "cow"]
 
@@ -132,6 +132,20 @@ NO_IMAGE = Dataset.from_dict({"x": [1, 2], "label": [0, 1]})
     [
         ({"train": NO_IMAGE}, {}, ["--image_column_name", "'x'"]),
         ({"train": Dataset.from_dict(TWO_IMAGES)}, {}, ["several", "'a', 'b'", "--image_column_name"]),
+        (
+            {"train": table([[0, 1], [2]] * 4, datasets.List(ClassLabel(names=NAMES)))},
+            {"label_column_name": "kind"},
+            ["'kind' holds a list of labels", "one label an image"],
+        ),
+        (
+            {
+                "train": table([[0.0, 1.0], [1.0, 0.0]] * 4, datasets.List(datasets.Value("float32"))).rename_column(
+                    "kind", "labels"
+                )
+            },
+            {},
+            ["'labels' holds a list of labels", "--label_column_name"],
+        ),
         ({"train": table([0, 1] * 4)}, {"image_column_name": "photo"}, ["'photo'", "'picture'"]),
         ({"train": table([0, 1] * 4, datasets.Value("int64"))}, {}, ["--label_column_name", "'kind'"]),
         ({"train": table([0, 1] * 4), "test": table([])}, {}, ["empty"]),

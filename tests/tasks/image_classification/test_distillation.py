@@ -20,12 +20,12 @@ from transformers import (
 
 from hf_vit import HfViTConfig, HfViTForImageClassification
 from hf_vit.models.losses import distilled_loss
-from hf_vit.tasks.image_classification.augment import normalize
 from hf_vit.tasks.image_classification.data import class_mapping, load_sklearn_digits
 from hf_vit.tasks.image_classification.distillation import DistillationArguments, Teacher, TeacherEnsemble
 from hf_vit.tasks.image_classification.losses import ClassificationLoss, LossArguments
 from hf_vit.tasks.image_classification.teacher_cache import cached_logits
 from hf_vit.train import build_task, parse
+from hf_vit.vision.processors import normalize
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -110,7 +110,7 @@ class Heads(torch.nn.Module):
 
 def test_each_of_two_heads_has_metrics_of_its_own():
     names, labels = ["a", "b", "c"], torch.tensor([0, 1, 2])
-    evaluator = ClassificationEvaluator(None, names, ViTImageProcessor(), final=True)
+    evaluator = ClassificationEvaluator([{"image": None}] * 3, names, ViTImageProcessor(), final=True)
     keys = np.array([[0, index, 0] for index in (2, 0, 1)])
     batch = {"pixel_values": torch.zeros(3, 3, 2, 2, dtype=torch.uint8), "labels": labels, "sample_key": keys}
     evaluator.update(batch, evaluator.step(Heads(), batch))
