@@ -146,6 +146,10 @@ class ImageClassificationFacts(CardFacts):
         return [sample["file"] for sample in self.samples[:1]]
 
     @property
+    def has_inputs(self) -> bool:
+        return bool(self.example_files)
+
+    @property
     def attended(self) -> list[str]:
         return [sample["file"] for sample in self.samples[: figures.MAX_PICTURES]]
 
