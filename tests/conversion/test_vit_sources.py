@@ -6,6 +6,8 @@ import torch
 import transformers
 from random_weights import randomise
 from timm.models.beit import Beit
+from timm.models.naflexvit import NaFlexVit
+from timm.models.vision_transformer import VisionTransformer
 
 from hf_vit import HfViTForImageClassification, HfViTModel
 from hf_vit.conversion.models import from_peer, to_peer
@@ -28,8 +30,8 @@ def make(name, **options):
     return randomise(model_class(config_class(**options, **labels)))
 
 
-def images(count=2):
-    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+def images(height=32, width=32):
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
 def answers(peer, pixel_values):
@@ -69,6 +71,7 @@ TRANSFORMERS = {
     "BeitModel": {**FULL, "use_relative_position_bias": True},
     "Data2VecVisionForImageClassification": {**FULL, **BIASES},
     "SiglipVisionModel": FULL,
+    "SiglipVisionModel cropped": {**FULL, "image_size": 35},
     "SiglipForImageClassification": FULL,
     "Siglip2VisionModel": {**{k: v for k, v in FULL.items() if k != "image_size"}, "num_patches": 16},
     "Siglip2ForImageClassification": {**{k: v for k, v in FULL.items() if k != "image_size"}, "num_patches": 16},
@@ -82,8 +85,9 @@ TRANSFORMERS = {
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_families_of_transformers(name):
-    peer, pixel_values = make(name.split()[0], **TRANSFORMERS[name]), images()
+    peer = make(name.split()[0], **TRANSFORMERS[name])
     ours = from_peer(peer)
+    pixel_values = images(*ours.config.image_shape)
     has_head = name.split()[0].endswith("Classification")
     assert type(ours) is (HfViTForImageClassification if has_head else HfViTModel)
     with torch.no_grad():
@@ -108,6 +112,7 @@ def test_families_of_transformers(name):
         ("vit_base_patch16_clip_quickgelu_224", {}),
         ("vit_base_patch16_siglip_224", {}),
         ("vit_base_patch14_reg4_dinov2", {}),
+        ("vit_so400m_patch14_siglip_384", {"img_size": 35}),
         ("vit_giant_patch14_dinov2", {"global_pool": "avg"}),
         ("vit_base_patch16_radio_v3", {}),
         ("beit3_base_patch16_224", {}),
@@ -133,7 +138,7 @@ def test_families_of_transformers(name):
 def test_families_of_timm(name, options):
     """timm's layers by name, few and narrow."""
     peer = randomise(timm.create_model(name, pretrained=False, **{**TINY, **options}))
-    pixel_values = torch.randn(2, 3, *peer.patch_embed.img_size, generator=torch.Generator().manual_seed(1))
+    pixel_values = images(*peer.patch_embed.img_size)
     ours = from_peer(peer)
     with torch.no_grad():
         expected = peer(pixel_values)
@@ -151,6 +156,43 @@ def test_families_of_timm(name, options):
         assert type(back) is (Beit if "eva_giant" in name else type(peer))  # without rotation they are the same
         assert_close(back(pixel_values), expected)
         assert_close(ours.bfloat16()(pixel_values.bfloat16()).logits.float(), expected, tolerance=5e-2)
+
+
+@pytest.mark.parametrize(
+    "name,options",
+    [
+        ("naflexvit_base_patch16_gap", {}),
+        ("naflexvit_base_patch16_map", {"pos_embed_grid_size": (4, 6)}),
+        ("naflexvit_base_patch16_gap", {"pos_embed": "factorized", "embed_proj_type": "conv", "class_token": True}),
+        ("naflexvit_so150m2_patch16_reg1_map", {"pos_embed": "none", "patchify_channels_last": False}),
+    ],
+    ids=str,
+)
+def test_naflexvit_on_images_of_one_shape(name, options):
+    sizes = {name: value for name, value in TINY.items() if name != "img_size"}
+    peer = randomise(timm.create_model(name, **{**sizes, "pos_embed_grid_size": (4, 4), **options}))
+    ours = from_peer(peer)
+    pixel_values = images(*ours.config.image_shape)
+    with torch.no_grad():
+        expected = peer(pixel_values)
+        assert_close(ours(pixel_values).logits, expected)
+        back = to_peer(ours, "timm")
+        assert type(back) is (NaFlexVit if options.get("pos_embed") == "factorized" else VisionTransformer)
+        assert_close(back(pixel_values), expected)
+
+
+@pytest.mark.parametrize(
+    "name,message",
+    [
+        ("naflexvit_base_patch16_par_gap", "pos_embed_ar_preserving must be one of False, got True"),
+        ("naflexvit_base_patch16_siglip", "pos_embed_interp_mode must be one of bicubic, got 'bilinear'"),
+    ],
+)
+def test_naflexvit_that_resamples_in_another_way_is_refused(name, message):
+    with torch.device("meta"):
+        peer = timm.create_model(name)
+    with pytest.raises(ValueError, match=message):
+        from_peer(peer, weights={})
 
 
 def test_rotary_positions_matter_in_these_comparisons():

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from hf_vit.conversion.rules import Rule, constant, reshaped, same
 from hf_vit.conversion.source import Source
-from hf_vit.conversion.sources.vit import LABELS, check_activation, values_of
-from hf_vit.conversion.vit_rules import LAYER, learned_positions, patch_kernel, projections
+from hf_vit.conversion.sources.vit import LABELS, check_activation, patch_fit, values_of
+from hf_vit.conversion.vit_rules import LAYER, channels_last_kernel, learned_positions, patch_kernel, projections
 from hf_vit.models.configuration_hf_vit import HfViTConfig
 from hf_vit.models.modeling_hf_vit import HfViTForImageClassification, HfViTModel
 
@@ -100,7 +100,13 @@ class Clip(_Tower):
 
     def _fields(self, tower: Any, has_head: bool) -> dict[str, Any]:
         pooling = {"pooling": "mean", "pooling_norm": "none"} if has_head else {"pooling_norm": "after"}
-        return {"image_size": tower.image_size, "patch_bias": False, "embedding_norm": True, **pooling}
+        return {
+            "image_size": tower.image_size,
+            "patch_bias": False,
+            "embedding_norm": True,
+            **patch_fit(tower),
+            **pooling,
+        }
 
     def _own_rules(self, config: HfViTConfig) -> list[Rule]:
         rules = [
@@ -126,14 +132,14 @@ class _Siglip(_Tower):
     def _fields(self, tower: Any, has_head: bool) -> dict[str, Any]:
         pools = getattr(tower, "vision_use_head", True)
         return {
-            "image_size": self._image_size(tower),
+            **self._sizes(tower),
             "use_class_token": False,
             "pooling": "mean" if has_head else "attention" if pools else "none",
             "pooling_norm": "before",
         }
 
-    def _image_size(self, tower: Any) -> Any:
-        return tower.image_size
+    def _sizes(self, tower: Any) -> dict[str, Any]:
+        return {"image_size": tower.image_size, **patch_fit(tower)}
 
     def _options(self, config: HfViTConfig) -> dict[str, Any]:
         return {**super()._options(config), "vision_use_head": config.pooling == "attention"}
@@ -171,12 +177,13 @@ class SiglipTower(_Siglip):
 
 
 class _Siglip2(_Siglip):
-    """SigLIP 2's towers take patches of images of any shape, each the pixels row by row with their channels last."""
+    """SigLIP 2's towers take patches of images of any shape, each the pixels row by row with their channels last. The
+    positions of other shapes than their own square they resample bilinearly, ours bicubically."""
 
     name = "Siglip2"
 
-    def _image_size(self, tower: Any) -> int:
-        return int(tower.num_patches**0.5) * tower.patch_size
+    def _sizes(self, tower: Any) -> dict[str, Any]:
+        return {"image_size": int(tower.num_patches**0.5) * tower.patch_size}
 
     def _options(self, config: HfViTConfig) -> dict[str, Any]:
         rows, columns = config.grid_size
@@ -185,13 +192,7 @@ class _Siglip2(_Siglip):
         return {"num_patches": rows * columns, "vision_use_head": config.pooling == "attention"}
 
     def _kernel(self, config: HfViTConfig, theirs: str) -> Rule:
-        height, width = config.patch_shape
-        return reshaped(
-            "vit.embeddings.patch_embedding.projection.weight",
-            theirs,
-            lambda kernel: kernel.unflatten(1, (height, width, -1)).permute(0, 3, 1, 2).flatten(1),
-            lambda kernel: kernel.unflatten(1, (-1, height, width)).permute(0, 2, 3, 1).flatten(1),
-        )
+        return channels_last_kernel(config, theirs)
 
 
 class Siglip2Classifier(_Siglip2):

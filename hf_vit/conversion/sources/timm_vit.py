@@ -130,7 +130,7 @@ def _options_beside_the_defaults(config: HfViTConfig, pooling: str) -> dict[str,
     named = {
         "scale_attn_norm": config.attention_output_norm,
         "scale_mlp_norm": config.mlp_hidden_norm,
-        "dynamic_img_pad": config.pad_to_patch_size,
+        "dynamic_img_pad": config.patch_fit == "pad",
     }
     options.update({name: True for name, value in named.items() if value})
     return options if config.proj_bias else {**options, "proj_bias": False}

@@ -107,7 +107,7 @@ class TimmEva(Source):
             "use_post_transformer_norm": config.norm_position == "before",
             "use_fc_norm": config.norm_position == "after",
             "dynamic_img_size": False,
-            "dynamic_img_pad": config.pad_to_patch_size,
+            "dynamic_img_pad": config.patch_fit == "pad",
         }
         return make_timm_model(names[config.layer_norm_eps], options)
 

@@ -44,6 +44,14 @@ def values_of(config: Any, names: Iterable[str]) -> dict[str, Any]:
     return values
 
 
+def patch_fit(config: Any) -> dict[str, str]:
+    """The field of ours for a configuration whose images need not be whole patches: a convolution leaves out the
+    rest."""
+    values = values_of(config, ("image_size", "patch_size"))
+    sizes, patches = (value if isinstance(value, (list, tuple)) else [value] * 2 for value in values.values())
+    return {"patch_fit": "crop" if any(map(int.__mod__, sizes, patches)) else "exact"}
+
+
 def check_activation(config: Any) -> None:
     """Raises `ValueError` if the activation is none of transformers', which gates otherwise."""
     if config.hidden_act in GATED_ACTIVATIONS:
