@@ -70,9 +70,9 @@ def test_groups_of_queries_do_not_see_each_other():
     """Training all groups gives what each gives alone."""
     torch.manual_seed(0)
     model = randomise(HfDetrForObjectDetection(config_of())).train()
-    all_groups = model.model(images(2)).decoder_hidden_states
+    all_groups = model.model(images(2)).intermediate_hidden_states
     torch.testing.assert_close(
-        all_groups[:, :, :6], model.eval().model(images(2)).decoder_hidden_states, rtol=1e-4, atol=1e-5
+        all_groups[:, :, :6], model.eval().model(images(2)).intermediate_hidden_states, rtol=1e-4, atol=1e-5
     )
     assert all_groups.shape[2] == 12
 
@@ -135,7 +135,7 @@ def test_gradients_look_forward_twice():
     heads = [copy.deepcopy(model.decoder.box_head) for _ in range(3)]
     calls = iter(heads)
     model.decoder.box_head.forward = lambda states: next(calls)(states.detach())
-    model(images(1)).decoder_boxes[2].sum().backward()
+    model(images(1)).intermediate_boxes[2].sum().backward()
     has_gradient = [any(weight.grad.any() for weight in head.parameters()) for head in heads]
     assert has_gradient == [False, True, True]
 
@@ -194,3 +194,17 @@ def test_saving_and_loading_keeps_everything(model, tmp_path):
     }
     with torch.no_grad():
         torch.testing.assert_close(loaded(images(2)).logits, model(images(2)).logits)
+
+
+def test_hidden_states_and_attention_weights_are_those_of_the_decoder(model):
+    with torch.no_grad():
+        output = model(images(2), output_attentions=True, output_hidden_states=True)
+        plain = model(images(2))
+    assert [tuple(each.shape) for each in output.decoder_hidden_states] == [(2, 6, 32)] * 3
+    assert [tuple(each.shape) for each in output.decoder_attentions] == [(2, 2, 6, 6)] * 2
+    assert [tuple(each.shape) for each in output.cross_attentions] == [(2, 2, 6, 24)] * 2
+    for weights in (*output.decoder_attentions, *output.cross_attentions):
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+    torch.testing.assert_close(model.model.decoder.norm(output.decoder_hidden_states[-1]), output.last_hidden_state)
+    torch.testing.assert_close(output.logits, plain.logits, rtol=1e-4, atol=1e-4)
+    assert plain.decoder_attentions is None and plain.decoder_hidden_states is None
