@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoBackbone
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -18,11 +17,10 @@ from .configuration_hf_detr import HfDetrConfig
 from .cpu_linear import linear
 from .detection_losses import Objects, box_and_class_losses, match_objects, read_labels, weighted_sum
 from .detr_decoder import ClassHead, FeatureMix, HfDetrDecoder, Queries, encode_coordinates, token_centers
-from .detr_pretrained import HfDetrPreTrainedModel
+from .detr_pretrained import HfDetrPreTrainedModel, make_backbone
 from .layers import make_norm
 from .mask_head import MaskHead, mask_costs, mask_losses
 from .matcher import Match
-from .modeling_hf_vit import HfViTBackbone
 from .tested_versions import refuse_unknown
 from .transformer_layer import HfTransformerLayer
 
@@ -121,9 +119,7 @@ class HfDetrModel(HfDetrPreTrainedModel):
     def __init__(self, config: HfDetrConfig):
         config.check()
         super().__init__(config)
-        # Auto classes do not know the sibling where the package is missing.
-        is_own = config.backbone_config.model_type == HfViTBackbone.config_class.model_type
-        self.backbone = (HfViTBackbone if is_own else AutoBackbone.from_config)(config.backbone_config)
+        self.backbone = make_backbone(config.backbone_config)
         self.feature_mix = FeatureMix(self.backbone.channels, config)
         self.encoder = nn.ModuleList(
             [

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from transformers import ResNetConfig
+from transformers import ResNetConfig, ResNetForImageClassification
 
-from hf_vit import HfDetrConfig, HfDetrForObjectDetection, HfDetrModel, HfViTConfig
+from hf_vit import HfDetrConfig, HfDetrForObjectDetection, HfDetrModel, HfViTConfig, HfViTForImageClassification
 from tests.random_weights import randomise
 
 BACKBONE = {
@@ -160,6 +160,22 @@ def test_another_backbone_serves():
     model = HfDetrForObjectDetection(config_of(backbone_config=backbone, encoder_layers=1)).train()
     output = model(torch.randn(2, 3, 64, 64), labels=labels_of(1, 2))
     assert output.loss.isfinite() and output.encoder_last_hidden_state.shape == (2, 32, 8, 8)
+
+
+def test_a_trained_classifier_gives_its_weights_to_the_backbone(tmp_path):
+    torch.manual_seed(0)
+    classifier = randomise(HfViTForImageClassification(HfViTConfig(**BACKBONE)))
+    classifier.save_pretrained(tmp_path / "ours")
+    model = HfDetrForObjectDetection.from_backbone(str(tmp_path / "ours"), out_indices=[0, 2], **SIZES)
+    assert model.config.backbone_config.out_features == ["stem", "stage2"]
+    for name, weight in classifier.vit.named_parameters():
+        assert weight.equal(model.model.backbone.get_parameter(name)), name
+    theirs = ResNetConfig(**{"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"})
+    peer = ResNetForImageClassification(theirs)
+    peer.save_pretrained(tmp_path / "theirs")
+    model = HfDetrModel.from_backbone(str(tmp_path / "theirs"), **SIZES)
+    for name, weight in peer.resnet.named_parameters():
+        assert weight.equal(model.backbone.get_parameter(name)), name
 
 
 @pytest.mark.parametrize(
