@@ -93,4 +93,4 @@ def _load_onnx(path: Path) -> Function:
     return run
 
 
-__all__ = ["DTYPES", "Function", "load", "quantize", "write"]
+__all__ = ["DTYPES", "ENDINGS", "Function", "load", "quantize", "write"]

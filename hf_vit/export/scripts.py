@@ -55,7 +55,7 @@ _LOADS = {
 
 
 def image_script(kind: str, has_head: bool) -> str:
-    """The program of a classifier, which prints the class of a photo, or of a body, which prints its outputs' shapes."""
+    """The program of a classifier, which prints a photo's class, or of a body, which prints the shapes it returns."""
     pixels = 'processor(Image.open(sys.argv[1]), return_tensors="pt")["pixel_values"]'
     call = f'model.run(None, {{"pixel_values": {pixels}.numpy()}})'
     return _IMAGE.format(
