@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # The same names as `_register` finds, for editors and type c
     from .models.image_processing_hf_detr import HfDetrImageProcessor as HfDetrImageProcessor
     from .models.image_processing_hf_vit import HfViTImageProcessor as HfViTImageProcessor
     from .models.modeling_hf_detr import HfDetrForObjectDetection as HfDetrForObjectDetection
+    from .models.modeling_hf_detr import HfDetrForSegmentation as HfDetrForSegmentation
     from .models.modeling_hf_detr import HfDetrModel as HfDetrModel
     from .models.modeling_hf_transformer import HfTransformerForCausalLM as HfTransformerForCausalLM
     from .models.modeling_hf_transformer import (

@@ -21,6 +21,9 @@ AUTO_MAP = {
     "AutoConfig": "configuration_hf_detr.HfDetrConfig",
     "AutoModel": "modeling_hf_detr.HfDetrModel",
     "AutoModelForObjectDetection": "modeling_hf_detr.HfDetrForObjectDetection",
+    "AutoModelForImageSegmentation": "modeling_hf_detr.HfDetrForSegmentation",
+    "AutoModelForInstanceSegmentation": "modeling_hf_detr.HfDetrForSegmentation",
+    "AutoModelForUniversalSegmentation": "modeling_hf_detr.HfDetrForSegmentation",
 }
 # Of a processor's own configuration: a model may be saved beside another's.
 PROCESSOR_AUTO_MAP = {"AutoImageProcessor": "image_processing_hf_detr.HfDetrImageProcessor"}
@@ -120,12 +123,12 @@ class HfDetrConfig(CodeVersionMixin, PreTrainedConfig):
     class_cost: float | int = 2
     bbox_cost: float | int = 5
     giou_cost: float | int = 2
-    mask_cost: float | int = 5
+    mask_cost: float | int = 20
     dice_cost: float | int = 5
     class_loss_coefficient: float | int = 1
     bbox_loss_coefficient: float | int = 5
     giou_loss_coefficient: float | int = 2
-    mask_loss_coefficient: float | int = 5
+    mask_loss_coefficient: float | int = 20
     dice_loss_coefficient: float | int = 5
     eos_coefficient: float = 0.1
     mask_upsampling_blocks: int = 2

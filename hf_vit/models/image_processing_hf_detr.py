@@ -4,7 +4,7 @@ Shapes: B batch, Q queries, C class logits.
 """
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from .box_ops import center_to_corners, corners_to_center
 from .configuration_hf_detr import HfDetrConfig
 from .image_processing_hf_vit import HfViTImageProcessor, centred, resized
+from .segment_post_processing import Masks, mask_on_photograph, panoptic_segments
 
 CROP_MODES = ("squash", "border")
 
@@ -139,30 +140,128 @@ class HfDetrImageProcessor(HfViTImageProcessor):
             ValueError: if the number of class logits or of sizes does not fit, or sizes are missing where photographs
                 have borders.
         """
-        probabilities, boxes = self.class_probabilities(outputs.logits), center_to_corners(outputs.pred_boxes)
-        batch_size, num_queries, num_labels = probabilities.shape
+        boxes = center_to_corners(outputs.pred_boxes)
+        sizes = self._target_sizes(target_sizes, len(boxes))
+        return [
+            {"scores": scores, "labels": labels, "boxes": self._on_photograph(boxes[i, queries], sizes[i])}
+            for i, (scores, labels, queries) in enumerate(self._best(outputs.logits, threshold, top_k))
+        ]
+
+    def _best(
+        self, logits: torch.Tensor, threshold: float, top_k: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Scores, labels and queries of each image's objects, the highest scores first."""
+        probabilities = self.class_probabilities(logits)
+        num_labels = probabilities.shape[-1]
         # A query may be two objects, where sigmoids say so; a softmax decides.
-        if outputs.logits.shape[-1] > num_labels:
-            scores, labels = probabilities.max(-1)
-            queries = torch.arange(num_queries, device=labels.device).expand(batch_size, -1)
-        else:
-            scores = probabilities.flatten(1)
-            index = torch.arange(scores.shape[1], device=scores.device).expand(batch_size, -1)
-            queries, labels = index // num_labels, index % num_labels
+        decided, labels = probabilities.max(-1)
+        has_no_object = logits.shape[-1] > num_labels
+        scores = decided if has_no_object else probabilities.flatten(1)
         scores, order = scores.topk(min(top_k, scores.shape[1]), dim=1)
-        sizes = self._target_sizes(target_sizes, batch_size)
+        for i, of_image in enumerate(scores):
+            kept = order[i, of_image > threshold]
+            queries, classes = (kept, labels[i, kept]) if has_no_object else (kept // num_labels, kept % num_labels)
+            yield of_image[of_image > threshold], classes, queries
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None
+    ) -> list[torch.Tensor]:
+        """Return the class of each pixel: the one with the highest sum, over the queries, of the class's probability
+        times the mask's (MaskFormer, 2107.06278).
+
+        Args:
+            outputs: has `logits` and `pred_masks` of shape (batch, queries, rows, columns).
+            target_sizes: (height, width) of each photograph. `None`: at the resolution of the masks.
+
+        Returns:
+            For each image an int64 tensor of shape (height, width).
+        """
+        probabilities = self.class_probabilities(outputs.logits)
+        maps = torch.einsum("bqc,bqhw->bchw", probabilities, outputs.pred_masks.float().sigmoid())
         results = []
-        for i, size in enumerate(sizes):
-            kept = scores[i] > threshold
-            of_image = boxes[i, queries[i, order[i, kept]]]
-            results.append(
-                {
-                    "scores": scores[i, kept],
-                    "labels": labels[i, order[i, kept]],
-                    "boxes": self._on_photograph(of_image, size),
-                }
-            )
+        for scores, size in zip(maps, self._target_sizes(target_sizes, len(maps))):
+            if size is not None:
+                scores = mask_on_photograph(scores, self.content_box(size), size)
+            results.append(scores.argmax(0))
         return results
+
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
+        return_binary_maps: bool = False,
+        top_k: int = 100,
+    ) -> list[dict[str, Any]]:
+        """Return the instances of each image, as `post_process_panoptic_segmentation` does without fusing any.
+
+        Args:
+            return_binary_maps: return in `segmentation` a mask of each object of
+                `post_process_object_detection(outputs, threshold, target_sizes, top_k)`, as they are: bool of shape
+                (objects, height, width), where masks may overlap. For average precision.
+            top_k: objects of an image at most, for `return_binary_maps`.
+        """
+        if not return_binary_maps:
+            thresholds = (threshold, mask_threshold, overlap_mask_area_threshold)
+            return self.post_process_panoptic_segmentation(outputs, *thresholds, [], target_sizes)
+        results = []
+        sizes = self._target_sizes(target_sizes, len(outputs.logits))
+        for i, (scores, labels, queries) in enumerate(self._best(outputs.logits, threshold, top_k)):
+            masks = [each >= mask_threshold for each in self._masks(outputs, i, queries, sizes[i])]
+            size = self._masks(outputs, i, queries, sizes[i]).size
+            info = [
+                {"id": number, "label_id": int(label), "was_fused": False, "score": float(score)}
+                for number, (label, score) in enumerate(zip(labels, scores), start=1)
+            ]
+            empty = torch.zeros(0, *size, dtype=torch.bool, device=scores.device)
+            results.append({"segmentation": torch.stack(masks) if masks else empty, "segments_info": info})
+        return results
+
+    def post_process_panoptic_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        label_ids_to_fuse: Iterable[int] | None = None,
+        target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return the segments of each image, no two of which overlap.
+
+        Args:
+            outputs: has `logits` and `pred_masks` of shape (batch, queries, rows, columns).
+            threshold: queries whose best class scores above it are kept, in [0, 1].
+            mask_threshold: probability from which on a mask has a pixel, in (0, 1].
+            overlap_mask_area_threshold: part of its mask that a segment must be given, in [0, 1].
+            label_ids_to_fuse: classes of which an image has one segment at most; `self.label_ids_to_fuse` unless
+                given.
+            target_sizes: (height, width) of each photograph. `None`: at the resolution of the masks.
+
+        Returns:
+            For each image `segmentation`, int32 of shape (height, width), the id of each pixel's segment, -1 where
+            there is none; and `segments_info`, of each segment `id` (from 1), `label_id`, `was_fused` and `score`.
+        """
+        fuse = self.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
+        best_scores, best_labels = self.class_probabilities(outputs.logits).max(-1)
+        results = []
+        for i, size in enumerate(self._target_sizes(target_sizes, len(best_scores))):
+            queries = (best_scores[i] > threshold).nonzero()[:, 0]
+            segmentation, segments = panoptic_segments(
+                best_scores[i, queries],
+                best_labels[i, queries],
+                self._masks(outputs, i, queries, size),
+                mask_threshold,
+                overlap_mask_area_threshold,
+                tuple(fuse),
+            )
+            results.append({"segmentation": segmentation, "segments_info": segments})
+        return results
+
+    def _masks(self, outputs: Any, image: int, queries: torch.Tensor, size: tuple[int, int] | None) -> Masks:
+        content_box = (0.0, 0.0, 1.0, 1.0) if size is None else self.content_box(size)
+        return Masks(outputs.pred_masks[image], queries, content_box, size)
 
     def class_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the probability of each class: (batch, queries, class logits) -> (batch, queries, num_labels), fp32.

@@ -18,6 +18,7 @@ from .detection_losses import Objects, box_and_class_losses, match_objects, read
 from .detr_decoder import ClassHead, FeatureMix, HfDetrDecoder, Queries, encode_coordinates, token_centers
 from .detr_pretrained import HfDetrPreTrainedModel
 from .layers import make_norm
+from .mask_head import MaskHead, mask_costs, mask_losses
 from .matcher import Match
 from .modeling_hf_vit import HfViTBackbone
 from .tested_versions import refuse_unknown
@@ -73,6 +74,18 @@ class HfDetrObjectDetectionOutput(ModelOutput):
     auxiliary_outputs: list[dict] | None = None
     last_hidden_state: torch.Tensor | None = None
     encoder_last_hidden_state: torch.Tensor | None = None
+
+
+@dataclass
+class HfDetrSegmentationOutput(HfDetrObjectDetectionOutput):
+    """
+    Args:
+        pred_masks (`torch.Tensor` of shape `(batch, queries, rows, columns)`): logits of the masks, on the canvas.
+
+    The rest is that of [`HfDetrObjectDetectionOutput`]; `loss_dict` has `loss_mask` and `loss_dice` of the last layer.
+    """
+
+    pred_masks: torch.Tensor | None = None
 
 
 class HfDetrModel(HfDetrPreTrainedModel):
@@ -196,25 +209,36 @@ class HfDetrForObjectDetection(HfDetrPreTrainedModel):
             ValueError: if the images or the labels do not fit the model.
         """
         outputs = self.model(pixel_values, return_dict=True, **kwargs)
+        return HfDetrObjectDetectionOutput(**self._predictions(outputs, labels, num_boxes))
+
+    def _predictions(
+        self,
+        outputs: HfDetrModelOutput,
+        labels: list[dict[str, torch.Tensor]] | None,
+        num_boxes: torch.Tensor | float | None,
+        pred_masks: torch.Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Return the fields of [`HfDetrObjectDetectionOutput`]."""
         loss, loss_dict, auxiliary_outputs = None, None, None
         if labels is None:
             logits = linear(self.class_labels_classifier, outputs.last_hidden_state)
         else:
-            objects = read_labels(labels, len(pixel_values), self.config.num_labels, needs_masks=False)
+            batch_size, has_masks = len(outputs.pred_boxes), pred_masks is not None
+            objects = read_labels(labels, batch_size, self.config.num_labels, needs_masks=has_masks)
             all_logits = linear(self.class_labels_classifier, outputs.decoder_hidden_states)
             logits = all_logits[-1, :, : outputs.last_hidden_state.shape[1]]
-            loss_dict, _ = self._losses(outputs, all_logits, objects, num_boxes)
+            loss_dict = self._losses(outputs, all_logits, objects, num_boxes, pred_masks)
             loss = weighted_sum(loss_dict, self.config)
             auxiliary_outputs = self._auxiliary_outputs(all_logits, outputs)
-        return HfDetrObjectDetectionOutput(
-            loss=loss,
-            loss_dict=loss_dict,
-            logits=logits,
-            pred_boxes=outputs.pred_boxes,
-            auxiliary_outputs=auxiliary_outputs,
-            last_hidden_state=outputs.last_hidden_state,
-            encoder_last_hidden_state=outputs.feature_map,
-        )
+        return {
+            "loss": loss,
+            "loss_dict": loss_dict,
+            "logits": logits,
+            "pred_boxes": outputs.pred_boxes,
+            "auxiliary_outputs": auxiliary_outputs,
+            "last_hidden_state": outputs.last_hidden_state,
+            "encoder_last_hidden_state": outputs.feature_map,
+        }
 
     def _auxiliary_outputs(self, logits: torch.Tensor, outputs: HfDetrModelOutput) -> list[dict] | None:
         if not self.config.auxiliary_loss:
@@ -227,9 +251,9 @@ class HfDetrForObjectDetection(HfDetrPreTrainedModel):
         logits: torch.Tensor,
         objects: Objects,
         num_boxes: torch.Tensor | float | None,
-        mask_costs: torch.Tensor | None = None,
-    ) -> tuple[dict[str, torch.Tensor], Match]:
-        """Return the losses of all layers and of the tokens, and the pairs of the last layer.
+        pred_masks: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """Return the losses of all layers, of the tokens and, if there are any, of the masks.
 
         Args:
             logits: of all decoder layers and groups, shape (layers, batch, groups * queries, class logits).
@@ -239,8 +263,10 @@ class HfDetrForObjectDetection(HfDetrPreTrainedModel):
             logits, boxes = logits[-1:], boxes[-1:]
         if num_boxes is None:
             num_boxes = float(max(sum(objects.sizes), 1))
-        num_groups = boxes.shape[2] // outputs.last_hidden_state.shape[1]
-        matches = match_objects(logits, boxes, objects, config, num_groups, mask_costs)
+        num_queries = outputs.last_hidden_state.shape[1]
+        num_groups = boxes.shape[2] // num_queries
+        of_masks = None if objects.masks is None else mask_costs(pred_masks, objects.masks, config)
+        matches = match_objects(logits, boxes, objects, config, num_groups, of_masks)
         losses = {}
         for i in reversed(range(len(matches))):
             of_layer = box_and_class_losses(logits[i], boxes[i], objects, matches[i], config, num_boxes * num_groups)
@@ -252,15 +278,60 @@ class HfDetrForObjectDetection(HfDetrPreTrainedModel):
                 outputs.token_logits, outputs.token_boxes, objects, pairs, config, num_boxes
             )
             losses.update({f"{name}_enc": value for name, value in of_tokens.items()})
-        return losses, matches[-1]
+        if objects.masks is not None:
+            in_first_group = matches[-1].queries < num_queries
+            pairs = Match(*[each[in_first_group] for each in matches[-1]])
+            losses.update(mask_losses(pred_masks, objects.masks, pairs, num_boxes))
+        return losses
+
+
+class HfDetrForSegmentation(HfDetrForObjectDetection):
+    """The detector with a mask for each query. What is a thing and what is stuff are classes alike; semantic,
+    instance and panoptic segmentation differ in what [`HfDetrImageProcessor`] makes of the masks.
+
+    Raises:
+        ValueError: if a value of the configuration is out of range.
+    """
+
+    def __init__(self, config: HfDetrConfig):
+        super().__init__(config)
+        self.mask_head = MaskHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: list[dict[str, torch.Tensor]] | None = None,
+        num_boxes: torch.Tensor | float | None = None,
+        **kwargs: Any,
+    ) -> HfDetrSegmentationOutput:
+        """
+        Args:
+            pixel_values, num_boxes: as in [`HfDetrForObjectDetection.forward`].
+            labels (`list[dict]`, *optional*): as there, and `masks` of shape `(objects, height, width)` with entries
+                of 0 and 1, of any one resolution in the batch: the loss is computed at it.
+
+        Raises:
+            ImportError: if labels are given and scipy is missing.
+            TypeError: if an argument is not known.
+            ValueError: if the images or the labels do not fit the model.
+        """
+        outputs = self.model(pixel_values, return_dict=True, **kwargs)
+        pred_masks = self.mask_head(outputs.last_hidden_state, outputs.feature_map)
+        predictions = self._predictions(outputs, labels, num_boxes, pred_masks)
+        return HfDetrSegmentationOutput(**predictions, pred_masks=pred_masks)
 
 
 HfDetrModel.register_for_auto_class("AutoModel")
 HfDetrForObjectDetection.register_for_auto_class("AutoModelForObjectDetection")
+HfDetrForSegmentation.register_for_auto_class("AutoModelForImageSegmentation")
 
 __all__ = [
     "HfDetrForObjectDetection",
+    "HfDetrForSegmentation",
     "HfDetrModel",
     "HfDetrModelOutput",
     "HfDetrObjectDetectionOutput",
+    "HfDetrSegmentationOutput",
 ]
