@@ -47,20 +47,44 @@ def is_there(part: nn.Module | None) -> bool:
 
 
 def common_fields(peer: nn.Module) -> dict[str, Any]:
-    """The fields of our configuration that a timm model says in the same way in every family.
+    """The fields of our configuration that a timm model with its usual patch embedding says in the same way in every
+    family.
 
     Raises:
         ValueError: it has a part that ours lacks; the message names timm's field.
     """
-    block, patches = peer.blocks[0], peer.patch_embed
+    patches = peer.patch_embed
     check_choices(
         {
-            "global_pool": (peer.global_pool, tuple(POOLINGS)),
-            "norm_layer": (type(getattr(block, "norm1", None)).__name__, tuple(_NORMS)),
             "embed_layer": (type(patches).__name__, ("PatchEmbed",)),
             "embed_norm_layer": (type(patches.norm).__name__, ("Identity",)),
         }
     )
+    return {
+        **block_fields(peer),
+        "image_size": list(patches.img_size),
+        "patch_size": list(patches.patch_size),
+        "num_channels": patches.proj.in_channels,
+        "patch_bias": patches.proj.bias is not None,
+        "patch_fit": _patch_fit(patches),
+    }
+
+
+def block_fields(peer: nn.Module) -> dict[str, Any]:
+    """Those of them that its blocks, its pooling and its head say.
+
+    Raises:
+        ValueError: as [`common_fields`].
+    """
+    block = peer.blocks[0]
+    check_choices(
+        {
+            "global_pool": (peer.global_pool, tuple(POOLINGS)),
+            "norm_layer": (type(getattr(block, "norm1", None)).__name__, tuple(_NORMS)),
+        }
+    )
+    if peer.global_pool == "map":
+        _check_attention_pool(peer.attn_pool, block)
     return {
         "hidden_size": peer.embed_dim,
         "num_hidden_layers": len(peer.blocks),
@@ -69,17 +93,24 @@ def common_fields(peer: nn.Module) -> dict[str, Any]:
         "attention_probs_dropout_prob": block.attn.attn_drop.p,
         "norm_type": _NORMS[type(block.norm1).__name__],
         "layer_norm_eps": block.norm1.eps,
-        "image_size": list(patches.img_size),
-        "patch_size": list(patches.patch_size),
-        "num_channels": patches.proj.in_channels,
-        "patch_bias": patches.proj.bias is not None,
-        "patch_fit": _patch_fit(patches),
         "proj_bias": block.attn.proj.bias is not None,
         "attention_output_norm": is_there(getattr(block.attn, "norm", None)),
         "pooling": POOLINGS[peer.global_pool],
         **_mlp_fields(block.mlp),
         **({"num_labels": peer.num_classes} if peer.num_classes else {}),
     }
+
+
+def _check_attention_pool(pool: nn.Module, block: nn.Module) -> None:
+    """Raises `ValueError` unless the pooling has heads and an MLP like those of the layers, as ours has."""
+    check_choices(
+        {
+            "attn_pool_num_heads": (pool.num_heads, (block.attn.num_heads,)),
+            "mlp_layer": (type(block.mlp).__name__, (type(pool.mlp).__name__,)),
+            "attn_pool_mlp_ratio": (pool.mlp.fc2.in_features, (block.mlp.fc2.in_features,)),
+            "act_layer": (type(block.mlp.act).__name__, (type(pool.mlp.act).__name__,)),
+        }
+    )
 
 
 def _patch_fit(patches: nn.Module) -> str:
@@ -160,7 +191,7 @@ def common_rules(config: HfViTConfig, peer: nn.Module) -> list[Rule]:
     """Rules for all that the families of timm call by the same names."""
     embeddings, pooler = "vit.embeddings", "vit.pooler.poolings.attention"
     return [
-        patch_kernel(config, "patch_embed.proj.weight"),
+        patch_kernel(config, "patch_embed.proj.weight"),  # unless the family's own rules name another
         same(f"{embeddings}.patch_embedding.projection.bias", "patch_embed.proj.bias"),
         same(f"{embeddings}.class_token", "cls_token"),
         same(f"{embeddings}.distillation_token", "dist_token"),
@@ -199,6 +230,7 @@ def block_rules(layer: str, block: str, example: nn.Module) -> list[Rule]:
 
 __all__ = [
     "ACTIVATION_NAMES",
+    "block_fields",
     "block_rules",
     "check_choices",
     "common_fields",

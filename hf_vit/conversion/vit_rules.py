@@ -25,6 +25,18 @@ def patch_kernel(config: HfViTConfig, theirs: str) -> Rule:
     )
 
 
+def channels_last_kernel(config: HfViTConfig, theirs: str) -> Rule:
+    """The kernel of the patches, theirs that of a linear layer on the pixels row by row, their channels last, of shape
+    (D, height * width * channels)."""
+    height, width = config.patch_shape
+    return reshaped(
+        "vit.embeddings.patch_embedding.projection.weight",
+        theirs,
+        lambda kernel: kernel.unflatten(1, (height, width, -1)).permute(0, 3, 1, 2).flatten(1),
+        lambda kernel: kernel.unflatten(1, (-1, height, width)).permute(0, 2, 3, 1).flatten(1),
+    )
+
+
 def learned_positions(config: HfViTConfig, theirs: str, batched: bool = True) -> Rule:
     """A learnt table, theirs of shape (1, [P +] N, D), or unless it is `batched` ([P +] N, D)."""
     rows, columns = config.grid_size
@@ -77,4 +89,12 @@ def projections(config: HfViTConfig, query: str, key: str, value: str) -> list[R
     ]
 
 
-__all__ = ["LAYER", "POSITIONS", "learned_positions", "patch_kernel", "projections", "relative_bias"]
+__all__ = [
+    "LAYER",
+    "POSITIONS",
+    "channels_last_kernel",
+    "learned_positions",
+    "patch_kernel",
+    "projections",
+    "relative_bias",
+]

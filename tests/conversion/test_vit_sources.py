@@ -6,6 +6,8 @@ import torch
 import transformers
 from random_weights import randomise
 from timm.models.beit import Beit
+from timm.models.naflexvit import NaFlexVit
+from timm.models.vision_transformer import VisionTransformer
 
 from hf_vit import HfViTForImageClassification, HfViTModel
 from hf_vit.conversion.models import from_peer, to_peer
@@ -154,6 +156,43 @@ def test_families_of_timm(name, options):
         assert type(back) is (Beit if "eva_giant" in name else type(peer))  # without rotation they are the same
         assert_close(back(pixel_values), expected)
         assert_close(ours.bfloat16()(pixel_values.bfloat16()).logits.float(), expected, tolerance=5e-2)
+
+
+@pytest.mark.parametrize(
+    "name,options",
+    [
+        ("naflexvit_base_patch16_gap", {}),
+        ("naflexvit_base_patch16_map", {"pos_embed_grid_size": (4, 6)}),
+        ("naflexvit_base_patch16_gap", {"pos_embed": "factorized", "embed_proj_type": "conv", "class_token": True}),
+        ("naflexvit_so150m2_patch16_reg1_map", {"pos_embed": "none", "patchify_channels_last": False}),
+    ],
+    ids=str,
+)
+def test_naflexvit_on_images_of_one_shape(name, options):
+    sizes = {name: value for name, value in TINY.items() if name != "img_size"}
+    peer = randomise(timm.create_model(name, **{**sizes, "pos_embed_grid_size": (4, 4), **options}))
+    ours = from_peer(peer)
+    pixel_values = images(*ours.config.image_shape)
+    with torch.no_grad():
+        expected = peer(pixel_values)
+        assert_close(ours(pixel_values).logits, expected)
+        back = to_peer(ours, "timm")
+        assert type(back) is (NaFlexVit if options.get("pos_embed") == "factorized" else VisionTransformer)
+        assert_close(back(pixel_values), expected)
+
+
+@pytest.mark.parametrize(
+    "name,message",
+    [
+        ("naflexvit_base_patch16_par_gap", "pos_embed_ar_preserving must be one of False, got True"),
+        ("naflexvit_base_patch16_siglip", "pos_embed_interp_mode must be one of bicubic, got 'bilinear'"),
+    ],
+)
+def test_naflexvit_that_resamples_in_another_way_is_refused(name, message):
+    with torch.device("meta"):
+        peer = timm.create_model(name)
+    with pytest.raises(ValueError, match=message):
+        from_peer(peer, weights={})
 
 
 def test_rotary_positions_matter_in_these_comparisons():

@@ -125,6 +125,7 @@ def test_foreign_models_are_refused():
         ({"pool_include_prefix": True, "global_pool": "avg"}, "pool_include_prefix must be one of False, got True"),
         ({"attn_layer": "diff"}, "attn_layer must be one of Attention, got 'DiffAttention'"),
         ({"embed_norm_layer": "layernorm"}, "embed_norm_layer must be one of Identity, got 'LayerNorm'"),
+        ({"mlp_layer": GluMlp, "global_pool": "map"}, "mlp_layer must be one of Mlp, got 'GluMlp'"),
         ({"mlp_layer": GluMlp}, "gate_last must be one of False, got True"),
     ],
     ids=str,

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from hf_vit.conversion.rules import Rule, constant, reshaped, same
 from hf_vit.conversion.source import Source
 from hf_vit.conversion.sources.vit import LABELS, check_activation, patch_fit, values_of
-from hf_vit.conversion.vit_rules import LAYER, learned_positions, patch_kernel, projections
+from hf_vit.conversion.vit_rules import LAYER, channels_last_kernel, learned_positions, patch_kernel, projections
 from hf_vit.models.configuration_hf_vit import HfViTConfig
 from hf_vit.models.modeling_hf_vit import HfViTForImageClassification, HfViTModel
 
@@ -177,7 +177,8 @@ class SiglipTower(_Siglip):
 
 
 class _Siglip2(_Siglip):
-    """SigLIP 2's towers take patches of images of any shape, each the pixels row by row with their channels last."""
+    """SigLIP 2's towers take patches of images of any shape, each the pixels row by row with their channels last. The
+    positions of other shapes than their own square they resample bilinearly, ours bicubically."""
 
     name = "Siglip2"
 
@@ -191,13 +192,7 @@ class _Siglip2(_Siglip):
         return {"num_patches": rows * columns, "vision_use_head": config.pooling == "attention"}
 
     def _kernel(self, config: HfViTConfig, theirs: str) -> Rule:
-        height, width = config.patch_shape
-        return reshaped(
-            "vit.embeddings.patch_embedding.projection.weight",
-            theirs,
-            lambda kernel: kernel.unflatten(1, (height, width, -1)).permute(0, 3, 1, 2).flatten(1),
-            lambda kernel: kernel.unflatten(1, (-1, height, width)).permute(0, 2, 3, 1).flatten(1),
-        )
+        return channels_last_kernel(config, theirs)
 
 
 class Siglip2Classifier(_Siglip2):
