@@ -139,7 +139,7 @@ def compare(library: str, peer: nn.Module) -> dict[str, Any]:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """The rows in Markdown, the largest difference first."""
+    """The rows in Markdown, by their names."""
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.1e}"

@@ -4,13 +4,14 @@ import pytest
 import timm
 import torch
 import transformers
+from PIL import Image
 from random_weights import randomise
 from timm.models.beit import Beit
 from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
 
-from hf_vit import HfViTForImageClassification, HfViTModel
-from hf_vit.conversion.models import from_peer, to_peer
+from hf_vit import HfViTBackbone, HfViTForImageClassification, HfViTModel
+from hf_vit.conversion.models import Changes, from_peer, to_peer
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 FULL = {**SIZES, "intermediate_size": 48}
@@ -237,3 +238,36 @@ def test_published_files_of_cait_hold_the_weights_alone(tmp_path):
     ours = HfViTForImageClassification.from_pretrained(tmp_path / "ours").eval()
     with torch.no_grad():
         assert_close(ours(images()).logits, peer(images()))
+
+
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "beit_base_patch16_224", "eva02_tiny_patch14_224"])
+@pytest.mark.parametrize("size,channels", [((16, 16), 1), ((48, 40), 4)], ids=str)
+def test_families_with_other_sizes_channels_and_classes(name, size, channels):
+    """The same as the unchanged model on images of that size, but for the new head."""
+    peer = randomise(timm.create_model(name, **TINY))
+    whole, changed = from_peer(peer), from_peer(peer, changes=Changes(7, size, num_channels=channels))
+    pixel_values = images(*size)[:, :1].expand(-1, channels, -1, -1)
+    with torch.no_grad():
+        got = changed(pixel_values)
+        kernel = whole.vit.embeddings.patch_embedding.projection.weight
+        expected = whole.vit(pixel_values[:, :1].expand(-1, 3, -1, -1)).pooler_output
+        assert got.logits.shape == (2, 7) and changed.vit.config.image_shape == size
+        if channels == 1:  # whose kernel is the sum of the three
+            assert_close(changed.vit(pixel_values).pooler_output, expected)
+    assert changed.vit.embeddings.patch_embedding.projection.weight.shape == (32, kernel.shape[1] // 3 * channels)
+
+
+def test_a_converted_encoder_is_a_backbone_and_a_feature_extractor(tmp_path):
+    peer = make("Dinov2WithRegistersModel", **SIZES, mlp_ratio=2)
+    from_peer(peer).save_pretrained(tmp_path / "ours")
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "ours")
+    peer.save_pretrained(tmp_path / "peer")
+    backbone = HfViTBackbone.from_pretrained(tmp_path / "ours", out_indices=[1, 2]).eval()
+    theirs = transformers.Dinov2WithRegistersBackbone.from_pretrained(tmp_path / "peer", out_indices=[1, 2]).eval()
+    with torch.no_grad():
+        for got, expected in zip(backbone(images()).feature_maps, theirs(images()).feature_maps, strict=True):
+            assert_close(got, expected)
+        extract = transformers.pipeline("image-feature-extraction", str(tmp_path / "ours"), trust_remote_code=True)
+        photo = Image.new("RGB", (40, 30), (200, 10, 90))
+        pixel_values = extract.image_processor(photo, return_tensors="pt")["pixel_values"]
+        assert_close(torch.tensor(extract(photo)), peer(pixel_values).last_hidden_state)
