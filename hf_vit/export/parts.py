@@ -76,7 +76,8 @@ class DecoderFunction(nn.Module):
             **{CACHE_NAME: cache},
         )
         logits = self.model.lm_head(outputs.last_hidden_state[:, -1]).float()
-        return logits, torch.stack([torch.stack((layer.keys, layer.values)) for layer in own.layers])
+        layers: list[Any] = own.layers
+        return logits, torch.stack([torch.stack((layer.keys, layer.values)) for layer in layers])
 
 
 @dataclass
