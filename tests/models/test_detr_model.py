@@ -120,6 +120,19 @@ def test_images_without_objects_reach_every_weight_too():
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
 
 
+def test_losses_of_parts_of_a_batch_add_up_to_that_of_the_batch():
+    """Where each is divided by the number of objects of all: of processes, or of steps that accumulate."""
+    torch.manual_seed(0)
+    model = randomise(HfDetrForObjectDetection(config_of())).eval()
+    labels, pixel_values = labels_of(3, 1, 0, 2), images(4)
+    whole = model(pixel_values, labels=labels).loss
+    parts = [
+        model(pixel_values[part], labels=labels[part], num_boxes=torch.tensor(6.0)).loss
+        for part in (slice(0, 1), slice(1, 4))
+    ]
+    torch.testing.assert_close(torch.stack(parts).sum(), whole)
+
+
 def test_no_more_queries_than_tokens_are_used(model):
     """On a canvas of 2 tokens, 6 queries cannot be chosen."""
     output = model(torch.randn(1, 3, 8, 16))
