@@ -19,7 +19,7 @@ from transformers.utils import cached_file
 from hf_vit.conversion.models import quiet
 from hf_vit.conversion.processors import timm_processor
 from hf_vit.conversion.source import all_sources
-from hf_vit.conversion.timm_models import check_timm_name, make_timm_model, nearest_names
+from hf_vit.conversion.timm_models import Skeleton, check_timm_name, make_timm_model, nearest_names
 from hf_vit.extras import extra
 from hf_vit.models.modeling_hf_transformer import HfTransformerForConditionalGeneration
 from hf_vit.models.modeling_hf_vit import HfViTForImageClassification, HfViTModel
@@ -77,6 +77,22 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
 
 def read_own(source: str, revision: str | None = None) -> Checkpoint | None:
     """A model of this package in a folder or on the Hub; None if the source is another's. No code of it runs."""
+    own_class = _own_class(source, revision)
+    if own_class is None:
+        return None
+    is_text = own_class.main_input_name == "input_ids"
+    processor = _tokenizers(source, revision) if is_text else _image_processor(source, revision)
+    with quiet():
+        model = own_class.from_pretrained(source, revision=revision).eval()
+    return Checkpoint(model, {}, processor)
+
+
+def is_own(source: str, revision: str | None = None) -> bool:
+    """Whether a folder or a repository of the Hub holds a model of this package."""
+    return _own_class(source, revision) is not None
+
+
+def _own_class(source: str, revision: str | None) -> Any:
     if Path(source).is_file():
         return None
     try:
@@ -84,14 +100,7 @@ def read_own(source: str, revision: str | None = None) -> Checkpoint | None:
     except OSError:
         return None
     classes = {each.__name__: each for each in OWN_CLASSES}
-    name = next(iter(facts.get("architectures") or ()), None)
-    if name not in classes:
-        return None
-    is_text = classes[name].main_input_name == "input_ids"
-    processor = _tokenizers(source, revision) if is_text else _image_processor(source, revision)
-    with quiet():
-        model = classes[name].from_pretrained(source, revision=revision).eval()
-    return Checkpoint(model, {}, processor)
+    return classes.get(next(iter(facts.get("architectures") or ()), ""))
 
 
 def _hub_name(source: str) -> str:
@@ -168,7 +177,7 @@ def _image_processor(source: str, revision: str | None) -> Any:
 def _read_timm(source: str, revision: str | None) -> Checkpoint:
     name = _hub_name(source)
     location = f"local-dir:{name}" if Path(name).is_dir() else f"hf-hub:{name}" + (f"@{revision}" if revision else "")
-    with torch.device("meta"):
+    with Skeleton():
         peer = make_timm_model(location, {})
     weights = _weights_of(lambda file: cached_file(name, file, revision=revision), name)
     labels = (peer.pretrained_cfg or {}).get("label_names")
@@ -207,7 +216,7 @@ def _read_file(path: Path) -> Checkpoint:
     weights = read_weights(path)
     shapes = {name: tensor.shape for name, tensor in weights.items()}
     for source in all_sources():
-        with torch.device("meta"):
+        with Skeleton():
             peer = source.guess(shapes)
         if peer is not None:
             return Checkpoint(peer, weights, _processor_of(peer))
@@ -246,4 +255,4 @@ def _is_zip(path: Path) -> bool:
         return file.read(2) == b"PK"  # torch's format since 1.6, the one that can be mapped
 
 
-__all__ = ["Checkpoint", "read_checkpoint", "read_weights"]
+__all__ = ["Checkpoint", "is_own", "read_checkpoint", "read_own", "read_weights"]

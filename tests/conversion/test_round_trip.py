@@ -8,10 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from random_weights import randomise
+from timm.layers import Mlp, SwiGLUPacked
 from timm.models import save_for_hf
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
-from translators import MARIAN, T5, batch, make_tokenizer
+from translators import BART, MARIAN, T5, batch, make_tokenizer
 from typer.testing import CliRunner
 
 import hf_vit
@@ -45,8 +46,14 @@ def timm_options(draw):
         "act_layer": draw(st.sampled_from(["gelu", "relu", "silu", "gelu_tanh"])),
         "pos_embed": draw(st.sampled_from(["learn", "none"])),
         "reg_tokens": draw(st.integers(0, 2)),
-        **{name: draw(st.booleans()) for name in ("qkv_bias", "qk_norm", "no_embed_class")},
+        "norm_layer": draw(st.sampled_from([None, "rmsnorm"])),
+        # timm pools with an MLP of its own.
+        "mlp_layer": Mlp if pooling == "map" else draw(st.sampled_from([Mlp, SwiGLUPacked])),
+        **{name: draw(st.booleans()) for name in ("qkv_bias", "qk_norm", "no_embed_class", "pre_norm", "proj_bias")},
+        **{name: draw(st.booleans()) for name in ("scale_attn_norm", "scale_mlp_norm", "final_norm")},
     }
+    if options["mlp_layer"] is not Mlp:
+        options["act_layer"] = draw(st.sampled_from(["gelu", "silu", "gelu_tanh"]))
     return {**options, "embed_dim": 16, "global_pool": pooling}
 
 
@@ -154,10 +161,12 @@ def test_from_timm_to_transformers_at_once(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("name", ["marian", "t5"])
+@pytest.mark.parametrize("name", ["marian", "t5", "bart", "mbart"])
 def test_translators_and_back(tmp_path, name):
     classes = {"marian": (transformers.MarianMTModel, transformers.MarianConfig, MARIAN)}
     classes["t5"] = (transformers.T5ForConditionalGeneration, transformers.T5Config, T5)
+    classes["bart"] = (transformers.BartForConditionalGeneration, transformers.BartConfig, BART)
+    classes["mbart"] = (transformers.MBartForConditionalGeneration, transformers.MBartConfig, BART)
     model_class, config_class, sizes = classes[name]
     peer = randomise(model_class(config_class(**sizes)))
     peer.save_pretrained(tmp_path / "peer")
@@ -168,7 +177,7 @@ def test_translators_and_back(tmp_path, name):
     assert type(back) is model_class
     with torch.no_grad():
         torch.testing.assert_close(back(**batch()).logits, peer(**batch()).logits, atol=1e-5, rtol=1e-5)
-    if name == "marian":  # T5's scale of the scores is folded into the weights, to the last bit but one
+    if name != "t5":  # its scale of the scores is folded into the weights, to the last bit but one
         assert_same_weights(back, peer)
     inputs = {key: value for key, value in batch().items() if key != "decoder_input_ids"}
     assert torch.equal(back.generate(**inputs, max_new_tokens=8), peer.generate(**inputs, max_new_tokens=8))
