@@ -5,7 +5,7 @@ import os
 import torch
 
 # What oneDNN may use at most where ONEDNN_MAX_CPU_ISA says so: the values in rising order, and what each brings.
-_ISAS = (
+_ISAS: tuple[tuple[str, set[str]], ...] = (
     ("AVX512_CORE", {"avx512_f"}),
     ("AVX512_CORE_VNNI", {"avx512_vnni"}),
     ("AVX512_CORE_BF16", {"avx512_bf16"}),
@@ -20,7 +20,7 @@ def processor_flags() -> frozenset[str]:
     `amx_bf16`, less those that `ATEN_CPU_CAPABILITY` or `ONEDNN_MAX_CPU_ISA` forbid; empty where neither torch nor
     the system tells."""
     flags = _flags_of_torch() if hasattr(torch.cpu, "get_capabilities") else _flags_of_linux()
-    forbidden = set()
+    forbidden: set[str] = set()
     limit = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
     names = [name for name, _ in _ISAS]
     allowed = 0 if limit in _LESSER_ISAS else names.index(limit) + 1 if limit in names else len(names)

@@ -1,11 +1,11 @@
 """Faster ways of inference that a model takes when it is asked to."""
 
-import torch
+from torch import nn
 
 from .cpu_linear import pack_weights, unpack_weights
 
 
-class InferenceModesMixin:
+class InferenceModesMixin(nn.Module):
     """A model whose weights can be packed for inference on a CPU."""
 
     def pack_weights(self) -> "InferenceModesMixin":
@@ -29,7 +29,7 @@ class InferenceModesMixin:
         unpack_weights(self)
         return self
 
-    def train(self, mode: bool = True) -> torch.nn.Module:
+    def train(self, mode: bool = True) -> nn.Module:
         """See `torch.nn.Module.train`. Unpacks the weights, which are about to change."""
         if mode:
             unpack_weights(self)
