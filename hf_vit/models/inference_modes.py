@@ -29,7 +29,7 @@ class InferenceModesMixin(nn.Module):
         unpack_weights(self)
         return self
 
-    def train(self, mode: bool = True) -> nn.Module:
+    def train(self, mode: bool = True) -> "InferenceModesMixin":
         """See `torch.nn.Module.train`. Unpacks the weights, which are about to change."""
         if mode:
             unpack_weights(self)
