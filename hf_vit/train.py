@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -78,11 +79,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         from datasets import disable_progress_bars
         from transformers.utils.logging import disable_progress_bar
 
-        from hf_vit.trainer.checkpoint import prepare_output_dir
         from hf_vit.trainer.cpu import keep_freed_memory, use_all_cores
         from hf_vit.trainer.loop import TrainingLoop
+        from hf_vit.trainer.output_dir import check_text_encoding, lock, prepare_output_dir
         from hf_vit.trainer.plan import plan
 
+    check_text_encoding()
     keep_freed_memory()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("hf_vit").setLevel(logging.INFO)
@@ -94,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         overwrite=arguments.run.overwrite_output_dir,
         resume=arguments.checkpoint.resume_from_checkpoint is not None,
     )
+    if os.environ.get("RANK", "0") == "0" and not arguments.run.dry_run:
+        lock(Path(arguments.run.output_dir))
     accelerator = build_accelerator(arguments)
     use_all_cores(accelerator, arguments.data.dataloader_num_workers)
     with accelerator.main_process_first():

@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from hf_vit.cards import write_card
 from hf_vit.config import Arguments
 from hf_vit.trainer.authors import author_file, copy_author_file
-from hf_vit.trainer.checkpoint import CHECKPOINTS, TrainingState, clear_temporary, move_files, staging_folder
+from hf_vit.trainer.checkpoint import TrainingState
+from hf_vit.trainer.output_dir import CHECKPOINTS, clear_temporary, move_files, staging_folder
 from hf_vit.trainer.publishing import HubArguments, Publisher
 from hf_vit.trainer.run_record import RunRecord, write_predictions
 
