@@ -13,6 +13,7 @@ from sklearn.model_selection import train_test_split
 from hf_vit.source_arguments import SourceArguments
 
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+SPLIT_NAMES = ("train", *VALIDATION_NAMES, "test")
 _DATA_FILES = (".parquet", ".arrow", ".tar", ".zip")
 
 
@@ -29,10 +30,44 @@ def is_saved(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("dataset_dict.json", "state.json"))
 
 
+def _declares_files(folder: Path) -> bool:
+    readme = folder / "README.md"
+    return readme.is_file() and "data_files:" in readme.read_text(encoding="utf-8", errors="replace")
+
+
+def own_name(path: str) -> str:
+    """The name of a folder or a file without what comes after its first dot; where that is a split's, the name of the
+    folder around it."""
+    where = Path(path).resolve()
+    name = where.name if where.is_dir() else where.name.partition(".")[0]
+    return where.parent.name if name in SPLIT_NAMES else name
+
+
+def is_undivided(folder: Path) -> bool:
+    """Whether a folder that `datasets` reads says nothing of splits, and is `train` for want of another name."""
+    if is_saved(folder):
+        return (folder / "state.json").exists()
+    return not _declares_files(folder) and (
+        datasets.data_files.get_data_patterns(str(folder)) == datasets.data_files.DEFAULT_PATTERNS_ALL
+    )
+
+
+def the_split(found: Mapping[str, Dataset], split: str, *, undivided: bool) -> Dataset:
+    """One of the splits; of data that is not divided all of it, whatever it is called.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if undivided and len(found) == 1:
+        return next(iter(found.values()))
+    if split not in found:
+        raise ValueError(f"--split {split!r} is not in the data; its splits: {', '.join(found)}")
+    return found[split]
+
+
 def holds_data_files(folder: Path) -> bool:
     """Whether there are tables or archives of samples in a folder, or a README that says where its data is."""
-    readme = folder / "README.md"
-    if readme.is_file() and "data_files:" in readme.read_text(encoding="utf-8", errors="replace"):
+    if _declares_files(folder):
         return True
     return any(file.suffix.lower() in _DATA_FILES for file in folder.rglob("*"))
 
@@ -41,7 +76,7 @@ def load_folder(folder: str, config_name: str | None) -> DatasetDict:
     """The splits of a folder that `datasets` reads, or saved to disk.
 
     Raises:
-        ValueError: there is no such folder.
+        ValueError: there is no such folder, or no data in it.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -49,7 +84,10 @@ def load_folder(folder: str, config_name: str | None) -> DatasetDict:
     if is_saved(path):
         loaded = datasets.load_from_disk(folder)
         return loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
-    return datasets.load_dataset(folder, config_name)
+    try:
+        return datasets.load_dataset(folder, config_name)
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no data in {folder!r} that `datasets` reads") from error
 
 
 def load_source(

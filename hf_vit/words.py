@@ -14,3 +14,8 @@ def listed(names: Sequence[str], most: int) -> str:
     """At most so many of the names, and how many more there are."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """The beginning of a text that is longer."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."

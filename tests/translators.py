@@ -21,6 +21,7 @@ MARIAN = {
     "scale_embedding": True,
     "activation_function": "swish",
 }
+BART = {**MARIAN, "pad_token_id": 1, "decoder_start_token_id": 2, "eos_token_id": 2, "activation_function": "gelu"}
 T5 = {
     "vocab_size": 60,
     "d_model": 32,

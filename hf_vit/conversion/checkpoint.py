@@ -12,16 +12,20 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import cached_file
 
 from hf_vit.conversion.models import quiet
 from hf_vit.conversion.processors import timm_processor
 from hf_vit.conversion.source import all_sources
-from hf_vit.conversion.timm_models import make_timm_model, nearest_names
+from hf_vit.conversion.timm_models import check_timm_name, make_timm_model, nearest_names
 from hf_vit.extras import extra
+from hf_vit.models.modeling_hf_transformer import HfTransformerForConditionalGeneration
+from hf_vit.models.modeling_hf_vit import HfViTForImageClassification, HfViTModel
+from hf_vit.text.tokenization import load_tokenizers
 
+OWN_CLASSES = (HfViTModel, HfViTForImageClassification, HfTransformerForConditionalGeneration)
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # What the training programs of DeiT, CaiT and timm call the weights in their checkpoints.
 _WEIGHTS_OF_RUN = ("model", "state_dict")
@@ -58,7 +62,10 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         return _read_file(path)
     try:
         facts, _ = PreTrainedConfig.get_config_dict(_hub_name(source), revision=revision)
-        return _read_timm(source, revision) if "architecture" in facts else _read_transformers(source, facts, revision)
+        if "architecture" in facts:
+            check_timm_name(facts["architecture"])
+            return _read_timm(source, revision)
+        return _read_transformers(source, facts, revision)
     except OSError as error:
         hint = "" if path.is_dir() else _nearest_of_timm(source)
         raise ValueError(
@@ -66,6 +73,34 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         ) from error
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise ValueError(f"source: the weights of {source!r} cannot be read: {error}") from error
+
+
+def read_own(source: str, revision: str | None = None) -> Checkpoint | None:
+    """A model of this package in a folder or on the Hub; None if the source is another's. No code of it runs."""
+    own_class = _own_class(source, revision)
+    if own_class is None:
+        return None
+    is_text = own_class.main_input_name == "input_ids"
+    processor = _tokenizers(source, revision) if is_text else _image_processor(source, revision)
+    with quiet():
+        model = own_class.from_pretrained(source, revision=revision).eval()
+    return Checkpoint(model, {}, processor)
+
+
+def is_own(source: str, revision: str | None = None) -> bool:
+    """Whether a folder or a repository of the Hub holds a model of this package."""
+    return _own_class(source, revision) is not None
+
+
+def _own_class(source: str, revision: str | None) -> Any:
+    if Path(source).is_file():
+        return None
+    try:
+        facts, _ = PreTrainedConfig.get_config_dict(_hub_name(source), revision=revision)
+    except OSError:
+        return None
+    classes = {each.__name__: each for each in OWN_CLASSES}
+    return classes.get(next(iter(facts.get("architectures") or ()), ""))
 
 
 def _hub_name(source: str) -> str:
@@ -104,11 +139,10 @@ def _read_transformers(source: str, facts: dict[str, Any], revision: str | None)
     loads = known[name].loads.get(name, name)
     peer_class = getattr(transformers, loads)
     is_text = not hasattr(peer_class, "main_input_name") or peer_class.main_input_name == "input_ids"
-    processor = _tokenizer(source, revision) if is_text else _image_processor(source, revision)
-    with quiet():
-        peer, info = peer_class.from_pretrained(
-            source, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+    processor = _tokenizers(source, revision) if is_text else _image_processor(source, revision)
+    peer, info = _load(peer_class, source, revision)
+    if info["missing_keys"] and all(name.startswith("pooler.") for name in info["missing_keys"]):
+        peer, info = _load(peer_class, source, revision, add_pooling_layer=False)
     faults = {
         "missing": sorted(info["missing_keys"]),
         "unused": sorted(info["unexpected_keys"]),
@@ -119,12 +153,18 @@ def _read_transformers(source: str, facts: dict[str, Any], revision: str | None)
     return Checkpoint(peer, dict(peer.state_dict()), processor, faults=faults)
 
 
-def _tokenizer(source: str, revision: str | None) -> Any:
+def _load(peer_class: Any, source: str, revision: str | None, **options: Any) -> tuple[Any, dict[str, Any]]:
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    with quiet():
+        return peer_class.from_pretrained(source, revision=revision, **options)
+
+
+def _tokenizers(source: str, revision: str | None) -> Any:
     try:
         cached_file(source, "tokenizer_config.json", revision=revision)
     except OSError as error:  # without it there would be an empty tokenizer
         raise ValueError(f"source must have a tokenizer beside the model, got {source!r}: {error}") from error
-    return AutoTokenizer.from_pretrained(source, revision=revision)
+    return load_tokenizers(source, revision=revision)
 
 
 def _image_processor(source: str, revision: str | None) -> Any:
@@ -137,7 +177,8 @@ def _image_processor(source: str, revision: str | None) -> Any:
 def _read_timm(source: str, revision: str | None) -> Checkpoint:
     name = _hub_name(source)
     location = f"local-dir:{name}" if Path(name).is_dir() else f"hf-hub:{name}" + (f"@{revision}" if revision else "")
-    peer = make_timm_model(location, {})
+    with torch.device("meta"):
+        peer = make_timm_model(location, {})
     weights = _weights_of(lambda file: cached_file(name, file, revision=revision), name)
     labels = (peer.pretrained_cfg or {}).get("label_names")
     if labels and len(labels) != peer.num_classes:
@@ -175,7 +216,9 @@ def _read_file(path: Path) -> Checkpoint:
     weights = read_weights(path)
     shapes = {name: tensor.shape for name, tensor in weights.items()}
     for source in all_sources():
-        if (peer := source.guess(shapes)) is not None:
+        with torch.device("meta"):
+            peer = source.guess(shapes)
+        if peer is not None:
             return Checkpoint(peer, weights, _processor_of(peer))
     first = ", ".join(sorted(weights)[:3])
     raise ValueError(f"source: the weights in {str(path)!r} are of no architecture that is known here ({first}, ...)")
@@ -212,4 +255,4 @@ def _is_zip(path: Path) -> bool:
         return file.read(2) == b"PK"  # torch's format since 1.6, the one that can be mapped
 
 
-__all__ = ["Checkpoint", "read_checkpoint", "read_weights"]
+__all__ = ["Checkpoint", "is_own", "read_checkpoint", "read_own", "read_weights"]

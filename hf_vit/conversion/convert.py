@@ -9,10 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
-from hf_vit.conversion.checkpoint import read_checkpoint
-from hf_vit.conversion.models import Changes, from_peer
+from hf_vit.conversion.checkpoint import read_checkpoint, read_own
+from hf_vit.conversion.models import Changes, from_peer, to_peer, with_changes
+from hf_vit.conversion.processors import adapted_processor, timm_data_config
+from hf_vit.conversion.source import LIBRARIES
+from hf_vit.conversion.timm_models import save_timm_model
 
 
 def convert(
@@ -20,16 +24,18 @@ def convert(
     folder: str | os.PathLike[str],
     revision: str | None = None,
     *,
+    to: str | None = None,
     changes: Changes | None = None,
     allow_partial: bool = False,
 ) -> Path:
-    """Write a model of ours with the weights of another one.
+    """Write a model of ours with the weights of another one, or the other way round.
 
     Args:
-        source: id on the Hub, folder, or file of weights (of DeiT's repository, for instance), of an architecture that
-            a file in `hf_vit/conversion/sources` knows.
+        source: id on the Hub, folder, or file of weights (of DeiT's repository, for instance), of one of our models or
+            of an architecture that a file in `hf_vit/conversion/sources` knows.
         folder: where to; it appears once it is complete.
         revision: of the id on the Hub: a branch, a tag or a commit.
+        to: "timm" or "transformers": write a model of that library. `None`: one of ours.
         changes: what becomes different on the way.
         allow_partial: take what fits: weights that are missing are initialised anew, others left out.
 
@@ -37,30 +43,54 @@ def convert(
         `folder`.
 
     Raises:
-        ValueError: if `folder` is there already, or the source is not there, is damaged or of another kind, or its
-            weights are not all there or not all used; the message lists them.
+        ValueError: if `folder` is there already; the source is not there, is damaged or of another kind; its weights
+            are not all there or not all used, the message lists them; or the other library has no architecture for the
+            model, the message names the fields.
     """
+    changes = changes or Changes()
+    if to is not None and to not in LIBRARIES:
+        raise ValueError(f"to must be one of {', '.join(LIBRARIES)}, got {to!r}")
     _check_new(folder)
-    model, processor = load_as_ours(str(source), revision, changes=changes, allow_partial=allow_partial)
-
-    def write(stage: Path) -> None:
-        model.save_pretrained(stage)
-        processor.save_pretrained(stage)
-
-    return _write(Path(folder), write)
+    model, processor = load_as_ours(str(source), revision, changes=changes, allow_partial=allow_partial, to=to)
+    if to is None:
+        return _write(Path(folder), lambda stage: _save(stage, model, processor))
+    peer = to_peer(model, to, dict(model.state_dict()))
+    if to == "transformers":
+        return _write(Path(folder), lambda stage: _save(stage, peer, processor))
+    labels = [model.config.id2label[i] for i in range(model.config.num_labels)] if peer.num_classes else None
+    return _write(Path(folder), lambda stage: save_timm_model(stage, peer, timm_data_config(processor), labels))
 
 
 def load_as_ours(
-    source: str, revision: str | None = None, *, changes: Changes | None = None, allow_partial: bool = False
+    source: str,
+    revision: str | None = None,
+    *,
+    changes: Changes | None = None,
+    allow_partial: bool = False,
+    to: str | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """Our model with the weights of another one, and its image processor or tokenizer; arguments and errors as those
-    of [`convert`]."""
-    found = read_checkpoint(source, revision)
-    model = from_peer(found.peer, found.weights, changes, allow_partial, found.faults)
-    if found.labels and (changes is None or changes.num_labels is None):
-        model.config.id2label = dict(enumerate(found.labels))
-        model.config.label2id = {label: i for i, label in enumerate(found.labels)}
-    return model, found.processor
+    of [`convert`]. One of ours is taken where it is to become another, by `changes` or `to`."""
+    changes = changes or Changes()
+    if (own := read_own(source, revision)) is not None:
+        if to is None and not changes.fields():
+            raise ValueError(f"source must be a model of timm or transformers, or be changed; {source!r} is ours")
+        model, processor = with_changes(own.peer, changes), own.processor
+    else:
+        found = read_checkpoint(source, revision)
+        model = from_peer(found.peer, found.weights, changes, allow_partial, found.faults)
+        if found.labels and changes.num_labels is None:
+            model.config.id2label = dict(enumerate(found.labels))
+            model.config.label2id = {label: i for i, label in enumerate(found.labels)}
+        processor = found.processor
+    if changes.image_size is not None or changes.num_channels is not None:
+        processor = adapted_processor(processor, changes.image_size, changes.num_channels)
+    return model, processor
+
+
+def _save(stage: Path, model: nn.Module, processor: Any) -> None:
+    model.save_pretrained(stage)
+    processor.save_pretrained(stage)
 
 
 def _check_new(folder: str | os.PathLike[str]) -> None:

@@ -18,6 +18,7 @@ from hf_vit.conversion.resize import adapt_channels, resample_kernel
 from hf_vit.conversion.rules import Rule, apply_rules, counterparts
 from hf_vit.conversion.source import Source, all_sources, meaning, source_of
 
+_FAULTS = ("missing", "unused", "of another shape")
 _KERNEL = "embeddings.patch_embedding.projection.weight"
 _HEADS = ("classifier.", "distillation_head.")
 
@@ -77,6 +78,7 @@ def from_peer(
         weights = {name: tensor.detach().clone() for name, tensor in peer.state_dict().items()}
     converted = apply_rules(weights, rules)
     found = _counted([dict(faults or {}), {"unused": list(weights)}], source.ignored)
+    weights.clear()
     new_head = False
     if changes is not None and changes.fields():
         config, converted, new_head = _changed(config, converted, changes)
@@ -84,6 +86,19 @@ def from_peer(
     if getattr(peer, "generation_config", None) is not None and model.can_generate():
         model.generation_config = copy.deepcopy(peer.generation_config)
     return model.eval()
+
+
+def with_changes(model: PreTrainedModel, changes: Changes) -> PreTrainedModel:
+    """A Vision Transformer of ours with other classes, sizes or channels; the model itself where none are given.
+
+    Raises:
+        ValueError: it is none, or the changes do not fit it.
+    """
+    if not changes.fields():
+        return model
+    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    config, weights, new_head = _changed(model.config, weights, changes)
+    return _load(type(model), config, weights, [], {}, False, new_head).eval()
 
 
 def _load(
@@ -118,8 +133,7 @@ def _load(
 
 def _counted(reports: list[dict[str, list[str]]], ignored: tuple[str, ...]) -> dict[str, list[str]]:
     """All names of the reports, each once, but for those that match one of the patterns."""
-    kinds = dict.fromkeys(kind for report in reports for kind in report)
-    names = {kind: sorted({name for report in reports for name in report.get(kind, ())}) for kind in kinds}
+    names = {kind: sorted({name for report in reports for name in report.get(kind, ())}) for kind in _FAULTS}
     return {
         kind: [name for name in found if not any(re.search(pattern, name) for pattern in ignored)]
         for kind, found in names.items()
@@ -175,25 +189,28 @@ def to_peer(model: PreTrainedModel, library: str, weights: dict[str, torch.Tenso
     if weights is None:
         weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     converted = apply_rules(weights, [rule.reversed() for rule in rules])
-    if hasattr(peer, "tie_weights"):
-        own = {name: tensor for name, tensor in peer.state_dict().items() if name not in converted}
-        tied = getattr(peer, "all_tied_weights_keys", {})
-        converted.update({name: converted[tied[name]] for name in own if tied.get(name) in converted})
-    expected = peer.state_dict()
-    faults = {
-        "missing": [name for name in expected if name not in converted],
-        "unused": [*weights, *(name for name in converted if name not in expected)],
-        "of another shape": [
-            f"{name} {tuple(tensor.shape)} for {tuple(expected[name].shape)}"
-            for name, tensor in converted.items()
-            if name in expected and tensor.shape != expected[name].shape
-        ],
-    }
-    if any(faults.values()):
-        raise ValueError(f"the weights do not fit a {type(peer).__name__}: {_listed(faults)}")
-    peer.load_state_dict(converted, assign=True)
-    if hasattr(peer, "tie_weights"):
-        peer.tie_weights()
+    if isinstance(peer, PreTrainedModel):
+        options = {"add_pooling_layer": False} if getattr(peer, "pooler", ...) is None else {}
+        with quiet():
+            peer, info = type(peer).from_pretrained(
+                None,
+                config=peer.config,
+                state_dict=converted,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
+            )
+        faults = {
+            "missing": sorted(info["missing_keys"]),
+            "unused": sorted([*weights, *info["unexpected_keys"]]),
+            "of another shape": sorted(name for name, *_ in info["mismatched_keys"]),
+        }
+        faults = _counted([faults], source.ignored)
+        if any(faults.values()):
+            raise ValueError(f"the weights do not fit a {type(peer).__name__}: {_listed(faults)}")
+    else:
+        peer = source.peer(model)
+        peer.load_state_dict(converted, assign=True)
     if getattr(model, "generation_config", None) is not None and hasattr(peer, "generation_config"):
         peer.generation_config = copy.deepcopy(model.generation_config)
     return peer.eval()
@@ -201,7 +218,9 @@ def to_peer(model: PreTrainedModel, library: str, weights: dict[str, torch.Tenso
 
 def _target(model: PreTrainedModel, library: str) -> tuple[Source, nn.Module]:
     wanted, refusals = meaning(model.config), []
-    candidates = [source for source in all_sources() if source.library == library]
+    candidates = [
+        source for source in all_sources() if source.library == library and type(model.config) is source.ours
+    ]
     for source in candidates:
         try:
             with torch.device("meta"):
@@ -237,4 +256,4 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-__all__ = ["Changes", "from_peer", "quiet", "to_peer"]
+__all__ = ["Changes", "from_peer", "quiet", "to_peer", "with_changes"]

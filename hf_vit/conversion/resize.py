@@ -23,9 +23,9 @@ def resample_kernel(kernel: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
     old = tuple(kernel.shape[-2:])
     if old == tuple(size):
         return kernel
-    basis = torch.eye(old[0] * old[1]).view(-1, 1, *old)  # one image a pixel
+    basis = torch.eye(old[0] * old[1], dtype=torch.float64).view(-1, 1, *old)  # one image a pixel
     resized = nn.functional.interpolate(basis, size=size, mode="bicubic", antialias=True)
-    resize = resized.flatten(1).double()  # (old pixels, new pixels): the transpose of the resize as a matrix
+    resize = resized.flatten(1)  # (old pixels, new pixels): the transpose of the resize as a matrix
     tokens = torch.linalg.pinv(resize) @ kernel.flatten(2).double().flatten(0, 1).t()  # (new pixels, D * channels)
     return tokens.t().reshape(*kernel.shape[:2], *size).to(kernel.dtype)
 

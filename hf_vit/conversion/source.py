@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_vit.conversion import sources
 from hf_vit.conversion.rules import Rule
+from hf_vit.models.configuration_hf_vit import HfViTConfig
 
 LIBRARIES = ("timm", "transformers")
 
@@ -45,6 +46,7 @@ class Source(ABC):
 
     library: ClassVar[str]
     peers: ClassVar[tuple[str, ...]]  # names of the classes of its models
+    ours: ClassVar[type[PreTrainedConfig]] = HfViTConfig
     ignored: ClassVar[tuple[str, ...]] = ()  # patterns of the peer's weights that take no part in what it computes
     loads: ClassVar[Mapping[str, str]] = {}  # which class reads a checkpoint of this other class
     expressed: ClassVar[frozenset[str]] = frozenset()  # fields of ours that its weights, not its configuration, say
@@ -59,7 +61,7 @@ class Source(ABC):
 
     @abstractmethod
     def peer(self, model: PreTrainedModel) -> nn.Module:
-        """A model of theirs for the weights of ours, made under the meta device.
+        """A model of theirs for the weights of ours; it may be called under the meta device.
 
         Raises:
             ValueError: theirs cannot compute what ours does; the message names our field.
@@ -79,8 +81,8 @@ class Source(ABC):
         return f"{peer.base_model_prefix}." if is_body else ""
 
     def guess(self, shapes: Mapping[str, torch.Size]) -> nn.Module | None:
-        """The peer whose weights have these names and shapes, made under the meta device: for files of weights that
-        have no configuration beside them. None if they are of another architecture."""
+        """The peer whose weights have these names and shapes, for files that have no configuration beside them; None
+        if they are of another architecture. It may be called under the meta device."""
         return None
 
     def bound_rules(self, config: PreTrainedConfig, peer: nn.Module, model_class: type[PreTrainedModel]) -> list[Rule]:
@@ -141,7 +143,7 @@ def meaning(config: PreTrainedConfig) -> dict[str, Any]:
             continue
         value = getattr(config, _MEANINGS.get(name, name), getattr(config, name, None))
         if name == "layer_scale_init_value":
-            value = value is not None
+            value = None if value is None else "a number"
         if name == "position_embedding" and isinstance(value, tuple):
             value = tuple(sorted(value))
         found[name] = tuple(value) if isinstance(value, list) else value

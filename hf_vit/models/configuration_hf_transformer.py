@@ -53,10 +53,13 @@ class HfTransformerConfig(CodeVersionMixin, PreTrainedConfig):
             mask keeps, so that padding on the left moves no token.
         max_position_embeddings (`int`): rows of the `learned` table, the most tokens such a model takes. The other
             schemes take any number.
+        position_offset (`int`): rows of the `learned` table before that of the first position, which no token reads
+            (2 in BART, 1910.13461).
         relative_attention_num_buckets (`int`): buckets of distances of `relative`; even, at least 4.
         relative_attention_max_distance (`int`): distance from which on all share the last bucket of `relative`.
         norm_position (`str`): `"post"`: after each residual sum, as in the paper. `"pre"`: before each branch, and
             once more at the end of the encoder and of the decoder (2002.04745).
+        embedding_norm (`bool`): one more norm, of the sum of embeddings and positions (BART, mBART, 2001.08210).
         norm_type (`str`): `"layer_norm"` or `"rms_norm"` (1910.07467).
         layer_norm_eps (`float`): epsilon of the norms.
         use_bias (`bool`): biases in the attention and the MLPs.
@@ -106,9 +109,11 @@ class HfTransformerConfig(CodeVersionMixin, PreTrainedConfig):
     activation_function: str = "relu"
     position_embedding: str = "sinusoidal"
     max_position_embeddings: int = 512
+    position_offset: int = 0
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     norm_position: str = "post"
+    embedding_norm: bool = False
     norm_type: str = "layer_norm"
     layer_norm_eps: float = 1e-5
     use_bias: bool = True
@@ -183,6 +188,9 @@ class HfTransformerConfig(CodeVersionMixin, PreTrainedConfig):
         for name in sizes:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.position_offset < 0 or (self.position_offset and self.position_embedding != "learned"):
+            wanted = "at least 0" if self.position_offset < 0 else "0 without position_embedding 'learned'"
+            raise ValueError(f"position_offset must be {wanted}, got {self.position_offset}")
         for stack in ("encoder", "decoder"):
             layers, heads = getattr(self, f"{stack}_layers"), getattr(self, f"{stack}_attention_heads")
             if layers < 0:

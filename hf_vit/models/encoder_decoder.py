@@ -52,6 +52,7 @@ class HfTransformerStack(HfTransformerPreTrainedModel):
         self.token_position = token_position(config) if token_position else None
         is_causal = self.stack == "decoder"
         self.attention_position = attention_position(config, num_heads, is_causal) if attention_position else None
+        self.embedding_norm = make_norm(config) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.dropout)
         rates = drop_path_rates(config.drop_path_rate, getattr(config, f"{self.stack}_layers"))
         self.layers = nn.ModuleList(
@@ -123,6 +124,8 @@ class HfTransformerStack(HfTransformerPreTrainedModel):
             embeddings = embeddings + self.token_position(position_ids).to(embeddings.dtype)
         if self.attention_position is not None:
             attention_kwargs = self.attention_position(position_ids, slots, num_keys)
+        if self.embedding_norm is not None:
+            embeddings = self.embedding_norm(embeddings)
         return self.dropout(embeddings), attention_kwargs
 
     def _check_length(self, num_tokens: int, past_length: int | torch.Tensor):

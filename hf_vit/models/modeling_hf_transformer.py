@@ -27,7 +27,7 @@ from .transformer_pretrained import HfTransformerPreTrainedModel
 
 def _stem(stack: nn.Module) -> list[nn.Module]:
     """The parts of an encoder or decoder below its layers."""
-    parts = (stack.embed_tokens, stack.token_position, stack.attention_position)
+    parts = (stack.embed_tokens, stack.token_position, stack.attention_position, stack.embedding_norm)
     return [part for part in parts if part is not None]
 
 

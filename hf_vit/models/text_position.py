@@ -129,7 +129,11 @@ class LearnedTextPosition(nn.Embedding):
     """One learnt vector per position: (batch, tokens) -> (batch, tokens, d_model)."""
 
     def __init__(self, config):
-        super().__init__(config.max_position_embeddings, config.d_model)
+        super().__init__(config.max_position_embeddings + config.position_offset, config.d_model)
+        self.offset = config.position_offset
+
+    def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(position_ids + self.offset)
 
 
 class RotaryTextPosition(nn.Module):

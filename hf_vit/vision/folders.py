@@ -12,10 +12,9 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from hf_vit.sources import VALIDATION_NAMES, holds_data_files, is_saved, load_source
+from hf_vit.sources import SPLIT_NAMES, VALIDATION_NAMES, holds_data_files, is_saved, is_undivided, load_source
 from hf_vit.words import counted
 
-SPLIT_NAMES = ("train", *VALIDATION_NAMES, "test")
 HIDDEN = "name begins with _ or ."
 NOT_AN_IMAGE = "no image that Pillow decodes"
 OUTSIDE = "outside the folders of classes"
@@ -24,6 +23,10 @@ UNREADABLE_NAME = "name is no text"
 NOT_IN_TABLE = "not in the table"
 TABLES = ("metadata.csv", "metadata.jsonl")
 FILE_COLUMN = "file_name"
+HOW_TO_TABLE = (
+    f"a table must be named {' or '.join(TABLES)} and have the images' names in its column {FILE_COLUMN} and their "
+    "classes in the column label, or in the one named with --label_column_name"
+)
 # Pillow opens these, and has no decoder of its own for them.
 _WITHOUT_DECODER = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
@@ -70,8 +73,8 @@ def read_image_folders(folder: str) -> dict[str, ImageFolder]:
     (train; validation, valid, val or dev; test), which hold the folders of the classes in turn.
 
     In a split the top-level folder is the class, however deep an image lies. Files and folders whose names begin with
-    `_` or `.` are left out. A table, metadata.csv or metadata.jsonl, says instead which files there are, in its column
-    `file_name`, and in the others what is known of them.
+    `_` or `.` are left out. A table, metadata.csv or metadata.jsonl, in a split or beside the splits, says instead
+    which files there are, in its column `file_name`, and in the others what is known of them.
 
     Raises:
         ValueError: there is no such folder, no image in a folder of a class, or two folders for validation; or the
@@ -80,18 +83,15 @@ def read_image_folders(folder: str) -> dict[str, ImageFolder]:
     path = Path(folder)
     if not path.is_dir():
         raise ValueError(f"no such folder: {folder!r}")
-    for name in TABLES:
-        if (path / name).is_file():
-            return {"train": _read_table(path, name)}
-    tops = [name for name in sorted(os.listdir(path)) if (path / name).is_dir() and not _is_hidden(name)]
-    if not tops or not set(tops) <= set(SPLIT_NAMES):
+    tops = _split_folders(path)
+    if not tops:
         return {"train": _read(path, path)}
-    splits: dict[str, ImageFolder] = {}
-    for name in tops:
-        split = role(name)
-        if split in splits:
-            raise ValueError(f"{folder!r} has two folders for validation, {splits[split].path.name!r} and {name!r}")
-        splits[split] = _read(path / name, path)
+    validation = [name for name in tops if name in VALIDATION_NAMES]
+    if len(validation) > 1:
+        raise ValueError(f"{folder!r} has {len(validation)} folders for validation: {', '.join(validation)}")
+    if _table_of(path) is not None:
+        return _part(_read_table(path, path), {role(name): name for name in tops})
+    splits = {role(name): _read(path / name, path) for name in tops}
     first = splits.get("train") or next(iter(splits.values()))
     for name in sorted(os.listdir(path)):  # beside the splits
         if name not in tops:
@@ -100,7 +100,40 @@ def read_image_folders(folder: str) -> dict[str, ImageFolder]:
     return splits
 
 
+def _split_folders(folder: Path) -> list[str]:
+    """The folders in a folder if all of them are named as splits are, else none."""
+    tops = [name for name in sorted(os.listdir(folder)) if (folder / name).is_dir() and not _is_hidden(name)]
+    return tops if set(tops) <= set(SPLIT_NAMES) else []
+
+
+def is_one_split(folder: Path, is_data_set: bool) -> bool:
+    """Whether a folder is not divided into splits."""
+    return not _split_folders(folder) if is_of_images(folder, is_data_set) else is_undivided(folder)
+
+
+def _table_of(folder: Path) -> Path | None:
+    return next((folder / name for name in TABLES if (folder / name).is_file()), None)
+
+
+def _part(whole: ImageFolder, tops: dict[str, str]) -> dict[str, ImageFolder]:
+    """The splits of a table beside them, by the folder that each file is in."""
+    table, paths = whole.table, [Path(file).relative_to(whole.path) for file in whole.files]
+    assert table is not None
+    splits = {}
+    for split, top in tops.items():
+        rows = [row for row, path in enumerate(paths) if path.parts[0] == top]
+        splits[split] = ImageFolder(whole.path / top, [whole.files[row] for row in rows], table=table.select(rows))
+    first = splits.get("train") or next(iter(splits.values()))
+    first.unused = whole.unused
+    for path in paths:
+        if path.parts[0] not in tops.values():
+            first.leave_out(OUTSIDE, str(path))
+    return splits
+
+
 def _read(folder: Path, root: Path) -> ImageFolder:
+    if _table_of(folder) is not None:
+        return _read_table(folder, root)
     found, known = ImageFolder(folder), image_extensions()
     for top in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path = Path(top.path)
@@ -126,30 +159,30 @@ def _read(folder: Path, root: Path) -> ImageFolder:
     return found
 
 
-def _read_table(folder: Path, name: str) -> ImageFolder:
+def _read_table(folder: Path, root: Path) -> ImageFolder:
+    path = _table_of(folder)
+    name = str(path)
     try:
         if name.endswith(".csv"):
-            table = Dataset.from_csv(str(folder / name), keep_default_na=False)
+            table = Dataset.from_csv(name, keep_default_na=False, encoding="utf-8-sig")
         else:
-            table = Dataset.from_json(str(folder / name))
+            table = Dataset.from_json(name)
     except (StopIteration, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        raise ValueError(f"{str(folder / name)!r} cannot be read: {error.__cause__ or error}") from error
+        why = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"{name!r} cannot be read: {why or 'it is empty'}") from error
     if FILE_COLUMN not in table.column_names:
         raise ValueError(
-            f"{str(folder / name)!r} must have the images' names in a column {FILE_COLUMN}; it has "
-            f"{', '.join(table.column_names)}"
+            f"{name!r} must have the images' names in a column {FILE_COLUMN}; it has {', '.join(table.column_names)}"
         )
     files = [folder / str(file) for file in table[FILE_COLUMN]]
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
-        raise ValueError(
-            f"{str(folder / name)!r} names {counted(len(missing), 'files')} not there, {missing[0]!r} first"
-        )
+        raise ValueError(f"{name!r} names {counted(len(missing), 'files')} not there, {missing[0]!r} first")
     found = ImageFolder(folder, [str(file) for file in files], table=table.remove_columns(FILE_COLUMN))
-    used = {*files, folder / name}
+    used = {*files, path}
     for file in _walk(folder):
         if file not in used:
-            found.leave_out(NOT_IN_TABLE, str(file.relative_to(folder)))
+            found.leave_out(NOT_IN_TABLE, str(file.relative_to(root)))
     return found
 
 
@@ -175,12 +208,6 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def folder_name(folder: str) -> str:
-    """A folder's own name, or that of the folder around it where it is named as a split is."""
-    path = Path(folder).resolve()
-    return path.parent.name if path.name in SPLIT_NAMES else path.name
 
 
 def holds_images(folder: Path, *, nested: bool = False) -> bool:
@@ -214,11 +241,13 @@ def load_image_folder(
 
 def is_of_images(folder: Path, is_data_set: bool) -> bool:
     """Whether a folder is read as folders of images, or images with a table, and not by `datasets`."""
-    if any((folder / name).is_file() for name in TABLES):
+    if _table_of(folder) is not None:
         return True
-    if is_saved(folder) or (holds_data_files(folder) and (is_data_set or not holds_images(folder, nested=True))):
+    if is_saved(folder):
         return False
-    return holds_images(folder)
+    if is_data_set:
+        return not holds_data_files(folder) and holds_images(folder)
+    return not holds_data_files(folder) or holds_images(folder, nested=True)
 
 
 def load_split_folder(folder: str, split: str) -> tuple[Dataset, Unused]:
@@ -235,18 +264,21 @@ def role(split: str) -> str:
     return "validation" if split in VALIDATION_NAMES else split
 
 
+def is_table(name: str) -> bool:
+    return Path(name).suffix.lower() in (".csv", ".tsv", ".jsonl", ".parquet")
+
+
 def _why_no_class(folder: Path, known: set[str]) -> str:
     """What to do about a folder in which no folder holds images."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and not _is_hidden(path.name))
     images = [name for name in names if Path(name).suffix.lower() in known]
-    tables = [name for name in names if Path(name).suffix.lower() in (".csv", ".tsv", ".jsonl", ".parquet")]
+    tables = [name for name in names if is_table(name)]
     if not images and not tables:
         return f"{str(folder)!r} has no folder with an image: put the images of each class into a folder of its name"
     if tables:
         return (
-            f"{str(folder)!r} holds {counted(len(images), 'images')} beside {tables[0]!r} and no folder of a class: a "
-            f"table must be named {' or '.join(TABLES)} and have the images' names in its column {FILE_COLUMN} and "
-            "their classes in the column label, or in the one named with --label_column_name"
+            f"{str(folder)!r} holds {counted(len(images), 'images')} beside {tables[0]!r} and no folder of a class: "
+            f"{HOW_TO_TABLE}"
         )
     return (
         f"{str(folder)!r} holds {counted(len(images), 'images')} and no folder of a class: put the images of each "

@@ -5,7 +5,7 @@ import torch
 import transformers
 from random_weights import randomise
 from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetRelativeAttention
-from translators import MARIAN, T5, batch
+from translators import BART, MARIAN, T5, batch
 
 from hf_vit import HfTransformerConfig
 from hf_vit.conversion.models import from_peer
@@ -37,6 +37,20 @@ def test_logits_and_texts_equal_those_of_marian(options):
     peer = randomise(transformers.MarianMTModel(transformers.MarianConfig(**{**MARIAN, **options})))
     peer.final_logits_bias.copy_(torch.randn(peer.final_logits_bias.shape, generator=torch.Generator().manual_seed(2)))
     assert_same(peer, from_peer(peer))
+
+
+@pytest.mark.parametrize("name", ["Bart", "MBart"])
+@pytest.mark.parametrize("options", [{}, {"scale_embedding": False, "tie_word_embeddings": False}], ids=str)
+def test_logits_and_texts_equal_those_of_bart(name, options):
+    config = getattr(transformers, f"{name}Config")(**{**BART, **options})
+    peer = randomise(getattr(transformers, f"{name}ForConditionalGeneration")(config))
+    peer.final_logits_bias.copy_(torch.randn(peer.final_logits_bias.shape, generator=torch.Generator().manual_seed(2)))
+    ours = from_peer(peer)
+    assert ours.model.encoder.token_position.weight.shape[0] == BART["max_position_embeddings"] + 2
+    assert_same(peer, ours)
+    longest = torch.full((1, BART["max_position_embeddings"] + 1), 5)
+    with pytest.raises(ValueError, match="must have at most 64 tokens"):
+        ours(input_ids=longest, decoder_input_ids=longest[:, :3])
 
 
 def test_attentions_equal_those_of_marian():

@@ -1,5 +1,6 @@
 """Folders of images as people have them: every file is used or named, and names of files decide no splits."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import pytest
 from PIL import Image, features
 from torchvision.datasets import ImageFolder
 
+from hf_vit.sources import own_name
 from hf_vit.tasks.image_classification.arguments import DataArguments, ScoredDataArguments
 from hf_vit.tasks.image_classification.data import load_labelled_images, load_labelled_split
-from hf_vit.vision.folders import folder_name, read_image_folders
+from hf_vit.vision.folders import read_image_folders
 
 
 def picture(path, level=100):
@@ -117,7 +119,7 @@ def test_the_data_bears_the_folders_own_name(tmp_path, monkeypatch):
         picture(tmp_path / "clothes" / "train" / ("ant", "bee")[number % 2] / f"{number}.png")
     assert load(train_dir=tmp_path / "clothes" / "train").name == "clothes"
     monkeypatch.chdir(tmp_path / "clothes")
-    assert folder_name(".") == "clothes"
+    assert own_name(".") == "clothes"
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow does not decode AVIF")
@@ -156,9 +158,54 @@ def test_a_table_names_the_images_and_what_is_known_of_them(tmp_path):
         load(train_dir=tmp_path)
 
 
+@pytest.mark.parametrize("tables", ["in each split", "beside the splits"])
+def test_tables_of_splits(tmp_path, tables):
+    sizes = {"train": 6, "valid": 2, "test": 4}
+    rows = {split: [f"{number}.png,{'ab'[number % 2]}\n" for number in range(size)] for split, size in sizes.items()}
+    for split, size in sizes.items():
+        for number in range(size + 1):  # the last is in no table
+            picture(tmp_path / split / f"{number}.png")
+        if tables == "in each split":
+            (tmp_path / split / "metadata.csv").write_text("\ufefffile_name,label\n" + "".join(rows[split]))
+    if tables == "beside the splits":
+        table = "".join(f"{split}/{row}" for split in rows for row in rows[split])
+        (tmp_path / "metadata.csv").write_text("\ufefffile_name,label\n" + table)
+    data = load(train_dir=tmp_path)
+    found = {split: dataset["label"] for split, dataset in data.splits.items()}
+    assert found == {"train": [0, 1] * 3, "validation": [0, 1], "test": [0, 1, 0, 1]}
+    left = {name for each in data.unused.values() for names in each.values() for name in names}
+    assert left == {str(Path("train", "6.png")), str(Path("valid", "2.png")), str(Path("test", "4.png"))}
+
+
+def test_images_in_one_folder_beside_a_table_say_what_the_table_must_be(tmp_path):
+    picture(tmp_path / "images" / "a.png")
+    picture(tmp_path / "images" / "b.png")
+    (tmp_path / "labels.csv").write_text("name,class\na.png,x\nb.png,y\n")
+    with pytest.raises(ValueError, match=r"'images': a classifier needs two \('labels.csv' is not used: .* file_name"):
+        load(train_dir=tmp_path)
+
+
+def test_a_folder_divided_into_splits_is_not_another(tmp_path):
+    for number in range(4):
+        picture(tmp_path / "shots" / "train" / ("ant", "bee")[number % 2] / f"{number}.png")
+    with pytest.raises(ValueError, match="--split 'test' is not in the data; its splits: train"):
+        load_labelled_split(ScoredDataArguments(dataset_name=str(tmp_path / "shots")), "test", None)
+
+
+def test_several_labels_an_image_are_refused(tmp_path):
+    lines = []
+    for number in range(4):
+        picture(tmp_path / f"{number}.png")
+        lines.append(json.dumps({"file_name": f"{number}.png", "label": ["a", "b"][: 1 + number % 2]}))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"'label' holds a list of labels for each image, .* one label an image"):
+        load(train_dir=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [
+        ([], ["no folder with an image", "folder of its name"]),
         (["a.png", "b.jpg"], ["holds 2 images and no folder of a class", "folder of its name"]),
         (["a.png"], ["holds 1 image and"]),
         (["a.png", "labels.csv"], ["1 image beside 'labels.csv'", "metadata.csv", "file_name", "--label_column_name"]),
@@ -173,7 +220,7 @@ def test_folders_without_classes_say_what_to_do(tmp_path, files, words):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_text("x")
     with pytest.raises(ValueError) as refusal:
-        read_image_folders(str(tmp_path))
+        load(train_dir=tmp_path)
     assert all(word in str(refusal.value) for word in words), refusal.value
 
 

@@ -15,6 +15,7 @@ from hf_vit.models.modeling_hf_transformer import HfTransformerForConditionalGen
 
 class Marian(Source):
     library = "transformers"
+    ours = HfTransformerConfig
     peers = ("MarianMTModel",)
     ignored = (r"embed_positions\.weight$", r"^model\.shared\.weight$")  # in closed form; a third name of the tables
     expressed = frozenset({"lm_head_bias", "encoder_vocab_size"})

@@ -21,6 +21,7 @@ class T5(Source):
     """T5, whose scores are not scaled and whose tied output is: what it leaves out or adds goes into the weights."""
 
     library = "transformers"
+    ours = HfTransformerConfig
     peers = ("T5ForConditionalGeneration",)
     ignored = (r"^(encoder|decoder)\.embed_tokens\.weight$",)  # other names of `shared.weight`
     expressed = frozenset({"encoder_vocab_size", "bos_token_id"})
@@ -80,7 +81,7 @@ class T5(Source):
             tie_word_embeddings=config.tie_word_embeddings,
             **{name: getattr(config, name) for name in _TOKENS},
         )
-        their.scale_decoder_outputs = False  # as our output is
+        their.scale_decoder_outputs = config.tie_word_embeddings  # as T5 does
         return transformers.T5ForConditionalGeneration(their)
 
     def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:

@@ -52,7 +52,8 @@ class ViT(Source):
     ignored = (r"embeddings\.mask_token$",)
 
     def config(self, peer: nn.Module) -> HfViTConfig:
-        return HfViTConfig(**fields_of(peer.config))
+        pooling = {} if hasattr(peer, "classifier") else {"pooling": "none"}
+        return HfViTConfig(**fields_of(peer.config), **pooling)
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
         config = transformers.ViTConfig(**fields_of(model.config))
@@ -80,6 +81,7 @@ class DeiT(Source):
             **fields_of(peer.config),
             use_distillation_token=has_two_heads,
             num_register_tokens=int(not has_two_heads),
+            pooling="none" if isinstance(peer, transformers.DeiTModel) else "cls",
         )
 
     def peer(self, model: PreTrainedModel) -> nn.Module:

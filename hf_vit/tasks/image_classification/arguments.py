@@ -19,6 +19,7 @@ class DataArguments(SourceArguments):
     replaces: ClassVar[dict[str, tuple[str, ...]]] = {
         "dataset_name": ("train_dir", "validation_dir", "test_dir"),
         "train_dir": ("dataset_name", "dataset_config_name", "dataset_revision"),
+        "streaming": ("on_bad_sample",),
     }
 
     dataset_name: str | None = argument(

@@ -24,14 +24,24 @@ from hf_vit.sources import (
     limit_samples,
     load_source,
     named_splits,
+    own_name,
     revision_of,
     split_off_validation,
+    the_split,
 )
 from hf_vit.tasks.image_classification.arguments import DataArguments, ScoredDataArguments
 from hf_vit.vision.bad_samples import find_bad_samples
 from hf_vit.vision.columns import find_class_names, find_image_column, find_label_column, label_namer
 from hf_vit.vision.decoding import decode_pixels, encoded, num_levels
-from hf_vit.vision.folders import Unused, folder_name, load_image_folder, load_split_folder, role
+from hf_vit.vision.folders import (
+    HOW_TO_TABLE,
+    Unused,
+    is_one_split,
+    is_table,
+    load_image_folder,
+    load_split_folder,
+    role,
+)
 from hf_vit.words import counted, listed
 
 logger = logging.getLogger(__name__)
@@ -149,9 +159,10 @@ def load_labelled_images(arguments: DataArguments, seed: int) -> LabelledImages:
     images.unused = unused
     present = np.unique(images.labels("train"))
     if len(present) < 2:
+        tables = [name for names in unused.get("train", {}).values() for name in names if is_table(name)]
         raise ValueError(
             f"the train split of {images.name!r} holds one class only, {images.class_names[present[0]]!r}: a "
-            "classifier needs two"
+            f"classifier needs two{f' ({tables[0]!r} is not used: {HOW_TO_TABLE})' if tables else ''}"
         )
     _make_validation(images, arguments, seed)
     return images
@@ -168,15 +179,13 @@ def load_labelled_split(
     """
     if split in arguments.folders and split != "train":
         dataset, unused = load_split_folder(arguments.folders[split], split)
-        found, left = {split: dataset}, {split: unused}
     else:
         found, left = _load(arguments)
-        if left and list(found) == ["train"]:
-            found, left = {split: found["train"]}, {split: left.get("train", {})}
-    if split not in found:
-        raise ValueError(f"--split {split!r} is not in the data; its splits: {', '.join(found)}")
-    images = labelled(arguments, {split: found[split]}, class_names)
-    images.unused = {split: left.get(split, {})}
+        folder = Path(arguments.dataset_name or arguments.train_dir or "")
+        undivided = folder.is_dir() and is_one_split(folder, arguments.train_dir is None)
+        dataset, unused = the_split(found, split, undivided=undivided), left.get("train" if undivided else split, {})
+    images = labelled(arguments, {split: dataset}, class_names)
+    images.unused = {split: unused}
     limit_samples(images.splits, arguments, seed=0)
     return images
 
@@ -212,7 +221,7 @@ def labelled(
 def _name(arguments: DataArguments) -> str:
     """The data set's name on the Hub, or the folder's own."""
     name = arguments.dataset_name or next(iter(arguments.folders.values()))
-    return folder_name(name) if Path(name).is_dir() else name
+    return own_name(name) if Path(name).is_dir() else name
 
 
 def _load(arguments: DataArguments) -> tuple[dict[str, Dataset], dict[str, Unused]]:

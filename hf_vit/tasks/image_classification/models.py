@@ -21,7 +21,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from hf_vit import HfViTConfig
 from hf_vit.config import Options, argument, check_range
 from hf_vit.models.image_processing_hf_vit import HfViTImageProcessor
-from hf_vit.tasks.models import check_fields
+from hf_vit.tasks.models import check_convert, check_fields, checkpoint
 from hf_vit.vision.decoding import COLOUR_MODES
 from hf_vit.vision.processors import InputFormat
 from hf_vit.vision.resolution import change_image_size
@@ -34,7 +34,8 @@ class ModelArguments:
     replaces: ClassVar[dict[str, tuple[str, ...]]] = {
         "model_name_or_path": (
             *("config_name", "model_type", "config_overrides"),
-            *("image_mean", "image_std", "interpolation", "eval_crop_ratio"),  # a checkpoint has its own
+            # A checkpoint has its own.
+            *("image_size", "image_mean", "image_std", "interpolation", "eval_crop_ratio"),
         ),
         "model_type": ("config_name", "model_name_or_path", "config_overrides"),
         "config_name": ("model_name_or_path", "model_type"),
@@ -44,6 +45,9 @@ class ModelArguments:
         None, help="Start from this checkpoint: any that AutoModelForImageClassification loads."
     )
     model_revision: str | None = argument(None, help="Branch, tag or commit of model_name_or_path.")
+    convert: bool = argument(
+        False, help="Make a checkpoint of timm or transformers a model of this package, so that all its options apply."
+    )
     trust_remote_code: bool = argument(False, help="Allow the code that a checkpoint brings along.")
     model_type: str = argument("hf_vit", help="From scratch: the architecture, a model type of transformers.")
     config_name: str | None = argument(
@@ -66,6 +70,7 @@ class ModelArguments:
     gradient_checkpointing: bool = argument(False, help="Recompute activations to save memory.")
 
     def __post_init__(self):
+        check_convert(self)
         check_range("eval_crop_ratio", self.eval_crop_ratio, 0, 1, open_low=True)
         if self.model_name_or_path is not None and self.config_name is not None:
             raise ValueError("--config_name is for training from scratch, it does not go with --model_name_or_path")
@@ -137,11 +142,11 @@ def _new(arguments: ModelArguments, class_mapping: dict[str, dict]) -> PreTraine
 
 
 def _pretrained(arguments: ModelArguments, class_mapping: dict[str, dict]) -> PreTrainedModel:
-    name = arguments.model_name_or_path
-    options = {"trust_remote_code": arguments.trust_remote_code, "revision": arguments.model_revision}
+    name, revision = checkpoint(arguments)
+    options = {"trust_remote_code": arguments.trust_remote_code, "revision": revision}
     fields = dict(arguments.config_overrides)
     config = AutoConfig.from_pretrained(name, **options)
-    check_fields(fields, config)
+    check_fields(fields, config, is_checkpoint=True)
     resamples_itself = config.model_type == HfViTConfig.model_type
     if resamples_itself:
         fields = {**fields, **_size_field(arguments)}
@@ -155,7 +160,8 @@ def _pretrained(arguments: ModelArguments, class_mapping: dict[str, dict]) -> Pr
     misfits = [key for key, *_ in info["mismatched_keys"] if key not in head]
     if misfits:
         raise ValueError(
-            f"--model_name_or_path {name!r} is of another architecture: {', '.join(misfits[:5])} do not fit"
+            f"--model_name_or_path {arguments.model_name_or_path!r} is of another architecture: "
+            f"{', '.join(misfits[:5])} do not fit"
         )
     if arguments.size is not None and not resamples_itself:
         change_image_size(model, arguments.size)
@@ -230,8 +236,8 @@ def build_processor(arguments: ModelArguments, model: PreTrainedModel) -> ViTIma
 
 def _format_of_checkpoint(arguments: ModelArguments) -> InputFormat | None:
     """None where there is no processor, and the arguments say all that it would."""
-    name = arguments.model_name_or_path
-    options = {"trust_remote_code": arguments.trust_remote_code, "revision": arguments.model_revision}
+    name, revision = checkpoint(arguments)
+    options = {"trust_remote_code": arguments.trust_remote_code, "revision": revision}
     try:
         return InputFormat.of(AutoImageProcessor.from_pretrained(name, **options))
     except OSError as error:
@@ -268,6 +274,7 @@ def describe_processor(arguments: ModelArguments, processor: Any, command: Seque
         return f"that of {base}" if base is not None else "the default"
 
     return (
-        f"{height} x {width} pixels{colour}{crop}, {form.resample.name.lower()} ({whose('interpolation')}); "
+        f"{height} x {width} pixels{colour} ({whose('image_size')}){crop}, {form.resample.name.lower()} "
+        f"({whose('interpolation')}); "
         f"mean {mean} ({whose('image_mean')}), deviation {std} ({whose('image_std')})"
     )

@@ -20,7 +20,7 @@ from hf_vit.tasks.image_classification.arguments import DataArguments
 from hf_vit.tasks.image_classification.data import BUILT_IN, LabelledImages, labelled
 from hf_vit.vision.columns import find_class_names, find_image_column, find_label_column, label_namer
 from hf_vit.vision.decoding import decode_pixels
-from hf_vit.vision.folders import is_of_images, load_image_folder, load_split_folder
+from hf_vit.vision.folders import Unused, is_of_images, load_image_folder, load_split_folder
 
 
 class ImageStream(IterableDataset):
@@ -146,23 +146,24 @@ class StreamedImages(LabelledImages):
 _NUM_SHARDS = 8  # of what is on this machine as a whole
 
 
-def _open(arguments: DataArguments) -> tuple[dict[str, datasets.IterableDataset], int]:
-    """The streams, and the number of training samples where it is known, else 0."""
+def _open(arguments: DataArguments) -> tuple[dict[str, datasets.IterableDataset], int, dict[str, Unused]]:
+    """The streams, the number of training samples where it is known, else 0, and the files that are not used."""
     name = arguments.dataset_name or arguments.train_dir
     if name in BUILT_IN:
         whole: Mapping[str, datasets.Dataset] = BUILT_IN[name]()
+        unused: dict[str, Unused] = {}
     elif Path(name).is_dir() and is_of_images(Path(name), arguments.train_dir is None):
-        whole = load_image_folder(name)[0]
+        whole, unused = load_image_folder(name)
     else:
         options = {"revision": arguments.dataset_revision, "streaming": True}
         found = dict(datasets.load_dataset(name, arguments.dataset_config_name, **options))
         known = (found["train"].info.splits or {}).get("train") if "train" in found else None
-        return found, known.num_examples if known else 0
+        return found, known.num_examples if known else 0, {}
     streams = {
         split: dataset.to_iterable_dataset(num_shards=min(_NUM_SHARDS, len(dataset)))
         for split, dataset in whole.items()
     }
-    return streams, len(whole["train"]) if "train" in whole else 0
+    return streams, len(whole["train"]) if "train" in whole else 0, unused
 
 
 def load_streamed_images(arguments: DataArguments) -> StreamedImages:
@@ -173,7 +174,7 @@ def load_streamed_images(arguments: DataArguments) -> StreamedImages:
             unknown length.
     """
     name = arguments.dataset_name or arguments.train_dir
-    found, num_train = _open(arguments)
+    found, num_train, unused = _open(arguments)
     if "train" not in found:
         raise ValueError(f"{name!r} has no train split; it has {', '.join(found)}")
     train = found["train"]
@@ -187,10 +188,11 @@ def load_streamed_images(arguments: DataArguments) -> StreamedImages:
     kept = {split: _read(splits[split]) for split in ("validation", "test") if split in splits}
     for split in ("validation", "test"):
         if split in arguments.folders:
-            kept[split], _ = load_split_folder(arguments.folders[split], split)
+            kept[split], unused[split] = load_split_folder(arguments.folders[split], split)
     if not kept:
         raise ValueError(f"--streaming: {name!r} has no validation or test split, and none can be made from a stream")
     images = labelled(arguments, kept, class_names)
+    images.unused = unused
     images.revision, images.license = arguments.dataset_revision, train.info.license or None  # copies know neither
     limit_samples(images.splits, arguments, seed=0)
     stream = train.select_columns([image_column, label_column])

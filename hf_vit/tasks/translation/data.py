@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import csv
 import gzip
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -15,7 +16,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pandas
 import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
@@ -23,19 +23,24 @@ from torch.nn.utils.rnn import pad_sequence
 from hf_vit.files import digest
 from hf_vit.sample_keys import SampleKey
 from hf_vit.sources import (
+    is_undivided,
     limit_samples,
     load_source,
     named_splits,
+    own_name,
     revision_of,
     split_off_validation,
+    the_split,
 )
 from hf_vit.tasks.translation.arguments import ScoredTextArguments, TextDataArguments
 from hf_vit.tasks.translation.dates import load_dates
 from hf_vit.text.tokenization import Tokenizers
+from hf_vit.words import counted, shortened
 
 BUILT_IN = {"dates": load_dates}
 IGNORED = -100
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error)  # what is compressed
 
 
 @dataclass
@@ -78,7 +83,7 @@ def load_parallel_texts(arguments: TextDataArguments, seed: int) -> ParallelText
             to train on.
     """
     if arguments.train_file is not None:
-        name = arguments.train_file[0]
+        name = own_name(arguments.train_file[0])
         raw = {split: _read_files(split, files, arguments) for split, files in arguments.files.items()}
     else:
         name = arguments.dataset_name
@@ -97,6 +102,7 @@ def load_parallel_texts(arguments: TextDataArguments, seed: int) -> ParallelText
     split_off_validation(splits, arguments, seed)
     limit_samples(splits, arguments, seed)
     languages = (arguments.source_lang, arguments.target_lang)
+    name = own_name(name) if Path(name).is_dir() else name
     return ParallelTexts(name, revision_of(info), info.license or None, *languages, splits, {"empty": left_out})
 
 
@@ -107,19 +113,20 @@ def load_parallel_split(arguments: ScoredTextArguments, split: str) -> ParallelT
         ValueError: there is no such split, or it has no pair; otherwise as `load_parallel_texts`.
     """
     if arguments.files:
-        name = arguments.files.get(split, [None])[0]
         found = {each: _read_files(each, files, arguments) for each, files in arguments.files.items() if each == split}
-        known = list(arguments.files)
+        if split not in found:
+            raise ValueError(f"--split {split!r} is not in the data; its splits: {', '.join(arguments.files)}")
+        name, dataset = own_name(arguments.files[split][0]), found[split]
     else:
         name = arguments.dataset_name
         options = {"revision": arguments.dataset_revision, "built_in": BUILT_IN}
         found = load_source(name, arguments.dataset_config_name, **options)
-        known = list(found)
-    if split not in found:
-        raise ValueError(f"--split {split!r} is not in the data; its splits: {', '.join(known)}")
-    if len(found[split]) == 0:
+        is_folder = Path(name).is_dir()
+        dataset = the_split(found, split, undivided=is_folder and is_undivided(Path(name)))
+        name = own_name(name) if is_folder else name
+    if len(dataset) == 0:
         raise ValueError(f"the {split} split of {name!r} is empty")
-    info, splits = found[split].info, {split: _two_columns(found[split], split, arguments)}
+    info, splits = dataset.info, {split: _two_columns(dataset, split, arguments)}
     limit_samples(splits, arguments, seed=0)
     languages = (arguments.source_lang, arguments.target_lang)
     return ParallelTexts(name, revision_of(info), info.license or None, *languages, splits)
@@ -130,8 +137,8 @@ def _read_files(split: str, files: list[str], arguments: TextDataArguments) -> D
     if missing:
         raise ValueError(f"--{split}_file: no such file: {missing[0]!r}")
     if len(files) == 1:
-        if separator := _SEPARATORS.get(PurePath(files[0].removesuffix(".gz")).suffix.lower()):
-            return _read_table(split, files[0], separator)
+        if separator := _SEPARATORS.get(_suffix(files[0])):
+            return _read_table(split, files[0], separator, arguments)
         try:
             return Dataset.from_json(files[0])
         except StopIteration as error:  # what `datasets` makes of an empty file
@@ -142,6 +149,9 @@ def _read_files(split: str, files: list[str], arguments: TextDataArguments) -> D
                 f"--{split}_file {files[0]!r} is not a file of JSON lines: {' '.join(str(why).split())}; tables are "
                 f"named .csv or .tsv, and two parallel texts given as --{split}_file SOURCE TARGET"
             ) from error
+    whole = [file for file in files if _suffix(file) in (*_SEPARATORS, ".json", ".jsonl")]
+    if whole:
+        raise ValueError(f"--{split}_file: {whole[0]!r} is a file of pairs, and takes no second file beside it")
     texts = [_lines(file) for file in files]
     if len(texts[0]) != len(texts[1]):
         lengths = " and ".join(f"{file!r} {len(lines):,} lines" for file, lines in zip(files, texts))
@@ -149,15 +159,34 @@ def _read_files(split: str, files: list[str], arguments: TextDataArguments) -> D
     return Dataset.from_dict(dict(zip((arguments.source_lang, arguments.target_lang), texts)))
 
 
-def _read_table(split: str, file: str, separator: str) -> Dataset:
+def _suffix(file: str) -> str:
+    return PurePath(file.removesuffix(".gz")).suffix.lower()
+
+
+def _read_table(split: str, file: str, separator: str, arguments: TextDataArguments) -> Dataset:
     """A table of texts whose first line names the columns; only fields of a CSV are quoted."""
     quoting = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
-    options = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "quoting": quoting}
+    opened = gzip.open if file.endswith(".gz") else open
     try:
-        table = pandas.read_csv(file, sep=separator, **options)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"--{split}_file {file!r} is not a table in UTF-8: {' '.join(str(error).split())}") from error
-    return Dataset.from_dict({str(name): table[name].tolist() for name in table})
+        with opened(file, "rt", encoding="utf-8-sig", newline="") as text:
+            reader = csv.reader(text, delimiter=separator, quoting=quoting, strict=True)
+            numbered = [(reader.line_num, row) for row in reader if row]
+    except (UnicodeDecodeError, csv.Error, *_DAMAGED) as error:
+        raise ValueError(f"--{split}_file {file!r} is not a table in UTF-8: {error}") from error
+    names = numbered[0][1] if numbered else []
+    missing = {arguments.source_lang, arguments.target_lang} - set(names)
+    if missing or len(set(names)) < len(names):
+        raise ValueError(
+            f"--{split}_file {file!r}: its first line must name the columns, {arguments.source_lang!r} and "
+            f"{arguments.target_lang!r} among them, each once; it is {shortened(separator.join(names))!r}"
+        )
+    odd = next(((line, row) for line, row in numbered if len(row) != len(names)), None)
+    if odd is not None:
+        raise ValueError(
+            f"--{split}_file {file!r} has {counted(len(odd[1]), 'fields')} in line {odd[0]:,} and {len(names)} in its "
+            f"first: {shortened(separator.join(odd[1]))!r}"
+        )
+    return Dataset.from_dict({name: [row[index] for _, row in numbered[1:]] for index, name in enumerate(names)})
 
 
 def _lines(file: str) -> list[str]:
@@ -171,7 +200,7 @@ def _lines(file: str) -> list[str]:
     try:
         with opened(file, "rt", encoding="utf-8-sig", newline="\n") as text:
             lines = [line.rstrip("\r\n") for line in text]
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+    except (UnicodeDecodeError, *_DAMAGED) as error:
         raise ValueError(f"{file!r} is not a text file in UTF-8: {error}") from error
     odd = next((number for number, line in enumerate(lines, 1) if "\r" in line), None)
     if odd is not None:

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from hf_vit.config import Options, argument
-from hf_vit.tasks.models import check_fields
+from hf_vit.tasks.models import check_convert, check_fields, checkpoint
 from hf_vit.text.tokenization import Tokenizers
 
 
@@ -32,12 +32,16 @@ class TextModelArguments:
         None, help="Start from this checkpoint: any that AutoModelForSeq2SeqLM loads."
     )
     model_revision: str | None = argument(None, help="Branch, tag or commit of model_name_or_path.")
+    convert: bool = argument(
+        False, help="Make a checkpoint of transformers a model of this package, so that all its options apply."
+    )
     trust_remote_code: bool = argument(False, help="Allow the code that a checkpoint brings along.")
     model_type: str = argument("hf_transformer", help="From scratch: the architecture, a model type of transformers.")
     config_name: str | None = argument(None, help="From scratch: a config of the Hub or a folder.")
     config_overrides: Options = argument(Options, help="Fields of the model's config: a=b,c=d or JSON.")
 
     def __post_init__(self):
+        check_convert(self)
         if self.model_name_or_path is not None and self.config_name is not None:
             raise ValueError("--config_name is for training from scratch, it does not go with --model_name_or_path")
 
@@ -54,17 +58,19 @@ def build_text_model(
             vocabulary.
     """
     overrides, options = dict(arguments.config_overrides), {"trust_remote_code": arguments.trust_remote_code}
-    name = arguments.model_name_or_path or arguments.config_name
+    name, revision = arguments.config_name, arguments.model_revision
+    if arguments.model_name_or_path is not None:
+        name, revision = checkpoint(arguments)
     if name is None:
         make_config = partial(AutoConfig.for_model, arguments.model_type)
     else:
-        make_config = partial(AutoConfig.from_pretrained, name, revision=arguments.model_revision, **options)
+        make_config = partial(AutoConfig.from_pretrained, name, revision=revision, **options)
     default = make_config()
-    check_fields(overrides, default)
+    check_fields(overrides, default, is_checkpoint=arguments.model_name_or_path is not None)
     if label_smoothing is not None and hasattr(default, "label_smoothing"):
         overrides.setdefault("label_smoothing", label_smoothing)
     if arguments.model_name_or_path is not None:
-        options["revision"] = arguments.model_revision
+        options["revision"] = revision
         model = AutoModelForSeq2SeqLM.from_pretrained(name, **options, **overrides)
     else:
         config = make_config(**{**_vocabulary(tokenizers, default), **overrides})

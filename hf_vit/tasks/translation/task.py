@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from hf_vit.models.losses import token_loss
+from hf_vit.tasks.models import checkpoint
 from hf_vit.tasks.task import Assessment, Batch, StepOutput, Task, data_loader
 from hf_vit.tasks.translation.arguments import (
     ScoredGenerationArguments,
@@ -68,14 +69,15 @@ class Translation(Task):
 
     def _tokenizers(self) -> Tokenizers:
         own, model = self.arguments.tokenizer, self.arguments.model
-        name = own.tokenizer_name or model.model_name_or_path
+        name, revision = own.tokenizer_name, None
+        if name is None and model.model_name_or_path is not None:
+            name, revision = checkpoint(model)
         if not self._trains_tokenizers:
             if own.separate_tokenizers:
                 raise ValueError(
                     f"--separate_tokenizers is for tokenizers that are trained, but {name!r} brings its own: give "
                     "--config_name instead of --model_name_or_path to train both anew"
                 )
-            revision = model.model_revision if own.tokenizer_name is None else None
             return load_tokenizers(name, revision=revision, trust_remote_code=model.trust_remote_code)
         train = self.data.splits["train"]
         return train_tokenizers(train["source"], train["target"], own)

@@ -147,6 +147,7 @@ def test_a_checkpoint_keeps_its_own_normalisation_unless_another_is_typed(messy,
     task = build_task(parse(base))
     form = InputFormat.of(task.processor)
     assert form.mean == [0.2] * 3 and form.std == [0.3] * 3 and form.resample == Image.Resampling.BILINEAR
+    assert f"24 x 24 pixels (that of {path})" in task.plan_rows()["images"]
     assert f"mean 0.2, 0.2, 0.2 (that of {path})" in task.plan_rows()["images"]
     task = build_task(parse([*base, "--image_mean=0.1", "--interpolation=bicubic"]))
     form = InputFormat.of(task.processor)

@@ -153,3 +153,17 @@ def test_a_stopped_run_goes_on_where_it_was(shards, tmp_path, num_processes):
     assert weights[0] == weights[1]
     record = json.loads((tmp_path / "whole" / "run.json").read_text())
     assert [row["step"] for row in record["epochs"]] == [12 // num_processes, 24 // num_processes]
+
+
+def test_a_folder_of_images_is_streamed_and_every_file_told(tmp_path):
+    for number in range(6):
+        path = tmp_path / "photos" / NAMES[number % 2] / f"test_{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PILImage.new("RGB", (8, 8)).save(path)
+    (path.parent / "notes.txt").write_text("x")
+    flags = ["--recipe=images", "--streaming", f"--train_dir={path.parents[1]}", f"--validation_dir={path.parents[1]}"]
+    arguments = parse(flags)  # the recipe skips broken images, which a stream cannot
+    images = load_streamed_images(arguments.data)
+    assert images.samples_per_epoch == 6 and len(images.splits["validation"]) == 6
+    unused = {"no image that Pillow decodes": 1}
+    assert images.describe()["unused_files"] == {"train": unused, "validation": unused}

@@ -19,7 +19,8 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
 from hf_vit.models.losses import token_loss
-from hf_vit.tasks.translation.data import IGNORED, Collator, TextDataArguments, TextPairs, load_parallel_texts
+from hf_vit.tasks.translation.arguments import ScoredTextArguments, TextDataArguments
+from hf_vit.tasks.translation.data import IGNORED, Collator, TextPairs, load_parallel_split, load_parallel_texts
 from hf_vit.tasks.translation.dates import LANGUAGES, load_dates, patterns
 from hf_vit.tasks.translation.metrics import PerplexityCounter, text_metrics, token_statistics
 from hf_vit.tasks.translation.models import TextModelArguments, build_text_model
@@ -298,6 +299,66 @@ def test_numbers_in_a_table_are_texts(tmp_path):
     data = load_parallel_texts(arguments, 0)
     rows = sorted(tuple(row.values()) for split in data.splits.values() for row in split)
     assert rows == [("1", "01"), ("2", "3"), ("NA", "null")]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("de,en\na,b\nc,d,e\n", r"has 3 fields in line 3 and 2 in its first: 'c,d,e'"),
+        ("de,en\na\n", r"has 1 field in line 2 and 2 in its first: 'a'"),
+        ("ein Hund,a dog\n", r"first line must name the columns, 'de' and 'en' among them, .* it is 'ein Hund,a dog'"),
+        ("de;en\na;b\n", r"it is 'de;en'"),
+        ("de,en,de\na,b,c\n", r"each once; it is 'de,en,de'"),
+        ('de,en\n"a,b\n', r"is not a table in UTF-8: unexpected end of data"),
+        ("", r"it is ''"),
+    ],
+)
+def test_tables_whose_fields_would_be_taken_for_others_are_refused(tmp_path, content, words):
+    (tmp_path / "train.csv").write_text(content)
+    with pytest.raises(ValueError, match=words):
+        load_parallel_texts(
+            TextDataArguments(train_file=[str(tmp_path / "train.csv")], source_lang="de", target_lang="en"), 0
+        )
+
+
+def test_two_tables_are_no_parallel_texts(tmp_path):
+    for name in ("de.csv", "en.csv"):
+        (tmp_path / name).write_text("de,en\na,b\n")
+    files = [str(tmp_path / "de.csv"), str(tmp_path / "en.csv")]
+    with pytest.raises(ValueError, match=r"de.csv' is a file of pairs, and takes no second file beside it"):
+        load_parallel_texts(TextDataArguments(train_file=files, source_lang="de", target_lang="en"), 0)
+
+
+@pytest.mark.parametrize("form", ["JSON lines", "saved to disk"])
+def test_texts_that_are_not_divided_are_the_split_that_is_scored(tmp_path, form):
+    folder = tmp_path / "captions"
+    rows = [{"de": de, "en": en} for de, en in WHOLE]
+    if form == "saved to disk":
+        Dataset.from_list(rows).save_to_disk(folder)
+    else:
+        folder.mkdir()
+        (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = load_parallel_split(
+        ScoredTextArguments(dataset_name=str(folder), source_lang="de", target_lang="en"), "test"
+    )
+    assert data.name == "captions" and {split: len(rows) for split, rows in data.splits.items()} == {
+        "test": len(WHOLE)
+    }
+
+
+def test_texts_of_another_split_are_not_scored_in_its_place(tmp_path):
+    folder = tmp_path / "captions"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"de": "ein Hund", "en": "a dog"}')
+    with pytest.raises(ValueError, match="--split 'test' is not in the data; its splits: train"):
+        load_parallel_split(ScoredTextArguments(dataset_name=str(folder), source_lang="de", target_lang="en"), "test")
+
+
+def test_the_data_bears_the_name_of_the_files_or_of_their_folder(tmp_path):
+    files = write_source(tmp_path / "captions", "parallel files")["train_file"]
+    assert load_parallel_texts(TextDataArguments(train_file=files, source_lang="de", target_lang="en"), 0).name == (
+        "captions"
+    )
 
 
 def test_parallel_files_of_different_length_are_refused(tmp_path):
