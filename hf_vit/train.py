@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -81,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         from hf_vit.trainer.cpu import keep_freed_memory, use_all_cores
         from hf_vit.trainer.loop import TrainingLoop
-        from hf_vit.trainer.output_dir import check_text_encoding, lock, prepare_output_dir
+        from hf_vit.trainer.output_dir import check_text_encoding, prepare_output_dir
         from hf_vit.trainer.plan import plan
 
     check_text_encoding()
@@ -96,8 +95,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         overwrite=arguments.run.overwrite_output_dir,
         resume=arguments.checkpoint.resume_from_checkpoint is not None,
     )
-    if os.environ.get("RANK", "0") == "0" and not arguments.run.dry_run:
-        lock(Path(arguments.run.output_dir))
     accelerator = build_accelerator(arguments)
     use_all_cores(accelerator, arguments.data.dataloader_num_workers)
     with accelerator.main_process_first():

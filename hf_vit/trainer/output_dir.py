@@ -15,13 +15,13 @@ from hf_vit.record import RUN_FILE
 
 CHECKPOINTS = "checkpoints"
 
-_locks: list[int] = []  # descriptors of the folders that this process has locked
+_locks: dict[Path, int] = {}  # descriptors of the folders that this process has locked
 
 
 def _forget_locks() -> None:
     """In a fork, such as a loader's worker, which must not hold them longer than its parent lives."""
     while _locks:
-        os.close(_locks.pop())
+        os.close(_locks.popitem()[1])
 
 
 if hasattr(os, "register_at_fork"):
@@ -84,7 +84,7 @@ def prepare_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> No
 
 
 def lock(output_dir: Path) -> None:
-    """Keep other runs out of a folder for as long as this process lives, however it ends.
+    """Keep other runs out of a folder that exists for as long as this process lives, however it ends.
 
     Raises:
         ValueError: another run has the folder.
@@ -93,8 +93,10 @@ def lock(output_dir: Path) -> None:
         import fcntl
     except ImportError:  # Windows
         return
-    output_dir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(output_dir, os.O_RDONLY)
+    path = output_dir.resolve()
+    if path in _locks:
+        return
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -105,7 +107,7 @@ def lock(output_dir: Path) -> None:
     except OSError:  # a file system without locks
         os.close(descriptor)
         return
-    _locks.append(descriptor)
+    _locks[path] = descriptor
 
 
 def check_text_encoding() -> None:
