@@ -14,9 +14,14 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from . import models
 
 if TYPE_CHECKING:  # The same names as `_register` finds, for editors and type checkers
+    from .models.configuration_hf_detr import HfDetrConfig as HfDetrConfig
     from .models.configuration_hf_transformer import HfTransformerConfig as HfTransformerConfig
     from .models.configuration_hf_vit import HfViTConfig as HfViTConfig
+    from .models.image_processing_hf_detr import HfDetrImageProcessor as HfDetrImageProcessor
     from .models.image_processing_hf_vit import HfViTImageProcessor as HfViTImageProcessor
+    from .models.modeling_hf_detr import HfDetrForObjectDetection as HfDetrForObjectDetection
+    from .models.modeling_hf_detr import HfDetrForSegmentation as HfDetrForSegmentation
+    from .models.modeling_hf_detr import HfDetrModel as HfDetrModel
     from .models.modeling_hf_transformer import HfTransformerForCausalLM as HfTransformerForCausalLM
     from .models.modeling_hf_transformer import (
         HfTransformerForConditionalGeneration as HfTransformerForConditionalGeneration,

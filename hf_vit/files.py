@@ -4,7 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,23 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_new_folder(folder: str | os.PathLike[str]) -> None:
+    """Raises `ValueError` unless there is no such folder, or an empty one."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"folder must be a new or an empty one, got {str(folder)!r}")
+
+
+def write_folder(folder: Path, write: Callable[[Path], Any]) -> Path:
+    """The new folder that `write` fills, written beside its place and moved there when it is whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as directory:
+        stage = Path(directory, folder.name)
+        write(stage)
+        os.replace(stage, folder)
+    return folder
 
 
 def read_object(path: Path) -> dict[str, Any]:

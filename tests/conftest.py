@@ -72,7 +72,7 @@ ARCHITECTURES = {
         "registers_first": True,
         "qk_norm": True,
         "hidden_act": "geglu",
-        "pad_to_patch_size": True,
+        "patch_fit": "pad",
         **dict.fromkeys(("attention_output_norm", "mlp_hidden_norm", "embedding_norm"), True),
         **dict.fromkeys(("key_bias", "proj_bias", "mlp_bias", "patch_bias"), False),
     },

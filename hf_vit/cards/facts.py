@@ -198,6 +198,11 @@ class CardFacts(ABC):
         return []
 
     @property
+    def has_inputs(self) -> bool:
+        """Whether there is what `examples` open, so that they can be executed."""
+        return True
+
+    @property
     def attended(self) -> list[str]:
         """The inputs for which a figure shows what the model attends to: texts, or names of files of the folder."""
         return []

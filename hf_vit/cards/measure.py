@@ -22,7 +22,7 @@ TIMEOUT_S = 600
 
 def is_measured(folder: Path, facts: CardFacts) -> bool:
     """Whether the records hold a measurement of the model as it is in `folder` and of the card's own snippets."""
-    known = all(example.code in facts.measured.outputs for example in facts.examples)
+    known = not facts.has_inputs or all(example.code in facts.measured.outputs for example in facts.examples)
     return known and facts.measured.files_sha256 == fingerprint(folder)
 
 
@@ -43,7 +43,8 @@ def measure(folder: Path, facts: CardFacts) -> dict[str, Any] | None:
             for name in facts.example_files:
                 (process.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / name, process.folder / name)
-            measured = {"outputs": {example.code: process.output_of(example.code) for example in facts.examples}}
+            examples = facts.examples if facts.has_inputs else []
+            measured = {"outputs": {example.code: process.output_of(example.code) for example in examples}}
             if program.is_file():
                 process.let_in()
                 process.run(program.read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ from transformers.utils import cached_file
 from hf_vit.conversion.models import quiet
 from hf_vit.conversion.processors import timm_processor
 from hf_vit.conversion.source import all_sources
-from hf_vit.conversion.timm_models import check_timm_name, make_timm_model, nearest_names
+from hf_vit.conversion.timm_models import Skeleton, check_timm_name, make_timm_model, nearest_names
 from hf_vit.extras import extra
 from hf_vit.models.modeling_hf_transformer import HfTransformerForConditionalGeneration
 from hf_vit.models.modeling_hf_vit import HfViTForImageClassification, HfViTModel
@@ -177,7 +177,7 @@ def _image_processor(source: str, revision: str | None) -> Any:
 def _read_timm(source: str, revision: str | None) -> Checkpoint:
     name = _hub_name(source)
     location = f"local-dir:{name}" if Path(name).is_dir() else f"hf-hub:{name}" + (f"@{revision}" if revision else "")
-    with torch.device("meta"):
+    with Skeleton():
         peer = make_timm_model(location, {})
     weights = _weights_of(lambda file: cached_file(name, file, revision=revision), name)
     labels = (peer.pretrained_cfg or {}).get("label_names")
@@ -216,7 +216,7 @@ def _read_file(path: Path) -> Checkpoint:
     weights = read_weights(path)
     shapes = {name: tensor.shape for name, tensor in weights.items()}
     for source in all_sources():
-        with torch.device("meta"):
+        with Skeleton():
             peer = source.guess(shapes)
         if peer is not None:
             return Checkpoint(peer, weights, _processor_of(peer))

@@ -4,8 +4,6 @@ processor or tokenizer, and of ours the code."""
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from hf_vit.conversion.models import Changes, from_peer, to_peer, with_changes
 from hf_vit.conversion.processors import adapted_processor, timm_data_config
 from hf_vit.conversion.source import LIBRARIES
 from hf_vit.conversion.timm_models import save_timm_model
+from hf_vit.files import check_new_folder, write_folder
 
 
 def convert(
@@ -50,15 +49,15 @@ def convert(
     changes = changes or Changes()
     if to is not None and to not in LIBRARIES:
         raise ValueError(f"to must be one of {', '.join(LIBRARIES)}, got {to!r}")
-    _check_new(folder)
+    check_new_folder(folder)
     model, processor = load_as_ours(str(source), revision, changes=changes, allow_partial=allow_partial, to=to)
     if to is None:
-        return _write(Path(folder), lambda stage: _save(stage, model, processor))
+        return write_folder(Path(folder), lambda stage: _save(stage, model, processor))
     peer = to_peer(model, to, dict(model.state_dict()))
     if to == "transformers":
-        return _write(Path(folder), lambda stage: _save(stage, peer, processor))
+        return write_folder(Path(folder), lambda stage: _save(stage, peer, processor))
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)] if peer.num_classes else None
-    return _write(Path(folder), lambda stage: save_timm_model(stage, peer, timm_data_config(processor), labels))
+    return write_folder(Path(folder), lambda stage: save_timm_model(stage, peer, timm_data_config(processor), labels))
 
 
 def load_as_ours(
@@ -91,22 +90,6 @@ def load_as_ours(
 def _save(stage: Path, model: nn.Module, processor: Any) -> None:
     model.save_pretrained(stage)
     processor.save_pretrained(stage)
-
-
-def _check_new(folder: str | os.PathLike[str]) -> None:
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"folder must be a new or an empty one, got {str(folder)!r}")
-
-
-def _write(folder: Path, write: Callable[[Path], Any]) -> Path:
-    """The folder, written beside its place and moved there when it is whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as directory:
-        stage = Path(directory, folder.name)
-        write(stage)
-        os.replace(stage, folder)
-    return folder
 
 
 __all__ = ["convert", "load_as_ours"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
@@ -231,7 +232,7 @@ def _target(model: PreTrainedModel, library: str) -> tuple[Source, nn.Module]:
             for name, value in wanted.items():
                 if name not in source.expressed and found.get(name) != value:
                     raise ValueError(f"{name} must be {_plain(found.get(name))}, got {_plain(value)}")
-        except ValueError as error:
+        except (ValueError, TypeError, StrictDataclassError) as error:  # of their constructors too
             refusals.append(f"{source.peers[0]}: {error}")
         else:
             return source, peer

@@ -6,9 +6,37 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from hf_vit.extras import extra
+
+_INITIALISATIONS = ("add_", "clamp_", "erfinv_", "fill_", "mul_", "normal_", "uniform_", "zero_")
+
+
+class Skeleton(TorchFunctionMode):
+    """Where models are made on the meta device: without the initialisation of weights that have no values, which takes
+    timm as long as it takes to read those of a ViT-L."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.device = torch.device("meta")
+
+    def __enter__(self) -> Any:
+        self.device.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.device.__exit__(*error)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensor = args[0] if args else None
+        is_initialised = getattr(func, "__name__", "") in _INITIALISATIONS
+        if is_initialised and isinstance(tensor, torch.Tensor) and tensor.is_meta:
+            return tensor
+        return func(*args, **(kwargs or {}))
 
 
 def make_timm_model(name: str, options: dict[str, Any]) -> nn.Module:
@@ -61,4 +89,4 @@ def nearest_names(name: str) -> str:
     return f", nearest: {', '.join(found)}" if found else ""
 
 
-__all__ = ["check_timm_name", "make_timm_model", "nearest_names", "save_timm_model"]
+__all__ = ["Skeleton", "check_timm_name", "make_timm_model", "nearest_names", "save_timm_model"]

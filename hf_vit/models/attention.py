@@ -85,7 +85,8 @@ def attend(
     scaling = query.shape[-1] ** -0.5
     # Without samples, sdpa_attention_forward fails on a reshape. For a learnt bias, torch records a kernel of another
     # layout in an exported graph than it takes when it lowers the graph.
-    is_exported_bias = position_bias is not None and _is_exporting()
+    is_learnt = position_bias is not None or (attention_mask is not None and attention_mask.requires_grad)
+    is_exported_bias = is_learnt and _is_exporting()
     if output_attentions or query.shape[0] == 0 or is_exported_bias:
         implementation = "eager"
     plain = attention_mask is None and position_bias is None and dropout == 0 and not module.is_causal
@@ -202,6 +203,7 @@ class SelfAttention(MultiHeadAttention):
         position_bias: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
+        query_position: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, tokens, hidden_size) -> the same shape, and the weights (batch, heads, tokens, keys) if asked for.
 
@@ -210,8 +212,12 @@ class SelfAttention(MultiHeadAttention):
             rotary_embedding: cosines and sines, see [`rotate`].
             position_bias: (1, heads, tokens, keys), added to the scores.
             past_key_values: keys and values of the tokens before these; those of these tokens are added to it.
+            query_position: added to the tokens that make queries and keys, not to those that make values (DETR,
+                2005.12872); broadcast to (batch, tokens, hidden_size).
         """
         query, key, value = self._project(hidden_states)
+        if query_position is not None:
+            query, key, _ = self._project(hidden_states + query_position)
         query, key = self.q_norm(query), self.k_norm(key)
         if rotary_embedding is not None:
             query, key = rotate(query, *rotary_embedding), rotate(key, *rotary_embedding)
@@ -247,6 +253,8 @@ class CrossAttention(MultiHeadAttention):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
+        query_position: torch.Tensor | None = None,
+        key_position: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, tokens, hidden_size) -> the same shape, and the weights (batch, heads, tokens, keys) if asked for.
 
@@ -255,19 +263,27 @@ class CrossAttention(MultiHeadAttention):
                 values.
             attention_mask: additive (float) or boolean (True: attend), broadcast to (batch, heads, tokens, keys).
             past_key_values: an `EncoderDecoderCache`; any other cache has no room for these keys and values.
+            query_position, key_position: added to the tokens that make the queries and to those that make the keys,
+                not to those that make the values; broadcast to their shapes.
         """
+        if query_position is not None:
+            hidden_states = hidden_states + query_position
         (query,) = self._heads(linear(self.q_proj, hidden_states), 1)  # (B, H, T, K)
-        key, value = self._keys_and_values(encoder_hidden_states, past_key_values)
+        key, value = self._keys_and_values(encoder_hidden_states, past_key_values, key_position)
         return self._attend(
             self.q_norm(query), key, value, attention_mask=attention_mask, output_attentions=output_attentions
         )
 
-    def _keys_and_values(self, encoder_hidden_states, past_key_values) -> tuple[torch.Tensor, torch.Tensor]:
+    def _keys_and_values(
+        self, encoder_hidden_states, past_key_values, key_position=None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         has_cache = isinstance(past_key_values, EncoderDecoderCache)
         if has_cache and past_key_values.is_updated.get(self.layer_idx):
             layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
             return layer.keys, layer.values
         key, value = self._heads(linear(self.kv_proj, encoder_hidden_states), 2)  # (B, H, S, K) each
+        if key_position is not None:
+            key, _ = self._heads(linear(self.kv_proj, encoder_hidden_states + key_position), 2)
         key = self.k_norm(key)
         if has_cache:
             key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)

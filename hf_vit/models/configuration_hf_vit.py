@@ -82,8 +82,9 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
             the other layers with the patches.
         patch_embedding (`str`): `"conv"`: one linear map of each patch. `"hybrid"`: a small convolutional stem
             (2106.14881), then the linear map.
-        pad_to_patch_size (`bool`): take images of any size, filled up with zeros on the right and below to a multiple
-            of the patch size.
+        patch_fit (`str`): what becomes of images whose height or width is no multiple of the patch size: `"exact"`
+            (an error), `"pad"` (zeros on the right and below) or `"crop"` (what is left over there is not looked at,
+            as a convolution does).
         num_stem_blocks (`int`): residual blocks (1512.03385) after each convolution of the hybrid's stem.
         position_embedding (`str` or `list[str]`): `"learned"` (a table), `"learned_2d"` (a table of rows plus one of
             columns), `"sincos_1d"` (1706.03762, over the raster order), `"sincos_2d"` (MAE, 2111.06377),
@@ -158,7 +159,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     num_class_layers: int = 0
     patch_embedding: str = "conv"
     num_stem_blocks: int = 0
-    pad_to_patch_size: bool = False
+    patch_fit: str = "exact"
     position_embedding: str | list[str] | tuple[str, ...] = "learned"
     position_embedding_on_prefix: bool | str | None = None
     rope_theta: float | int | None = None

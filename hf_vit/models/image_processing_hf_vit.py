@@ -141,10 +141,10 @@ def _luma(image: np.ndarray) -> np.ndarray:
 def _fit(image, target: tuple[int, int], resample: int, crop_pct: float, crop_mode: str, fill: list[float]):
     """A numpy array of shape (channels, height, width), resized and cropped to (channels, *target)."""
     scaled = tuple(math.floor(length / crop_pct) for length in target)
-    new_size = _resized(image.shape[-2:], scaled, crop_mode)
+    new_size = resized(image.shape[-2:], scaled, crop_mode)
     first = ChannelDimension.FIRST
     image = resize(image, new_size, resample=resample, data_format=first, input_data_format=first)
-    (rows, inner_rows), (columns, inner_columns) = map(_centred, image.shape[-2:], target)
+    (rows, inner_rows), (columns, inner_columns) = map(centred, image.shape[-2:], target)
     if tuple(image.shape[-2:]) == target:
         return image
     pixels = torch.from_numpy(image)
@@ -153,7 +153,7 @@ def _fit(image, target: tuple[int, int], resample: int, crop_pct: float, crop_mo
     return canvas.numpy()
 
 
-def _resized(size: tuple[int, int], scaled: tuple[int, int], crop_mode: str) -> tuple[int, int]:
+def resized(size: tuple[int, int], scaled: tuple[int, int], crop_mode: str) -> tuple[int, int]:
     """(height, width) to which an image of `size` is resized, for the crop's size in its scale `scaled`."""
     height, width = size
     if crop_mode == "squash":
@@ -163,10 +163,10 @@ def _resized(size: tuple[int, int], scaled: tuple[int, int], crop_mode: str) -> 
         return (long, short) if width <= height else (short, long)
     ratios = height / scaled[0], width / scaled[1]
     ratio = max(ratios) if crop_mode == "border" else min(ratios)
-    return round(height / ratio), round(width / ratio)
+    return max(round(height / ratio), 1), max(round(width / ratio), 1)
 
 
-def _centred(length: int, target: int) -> tuple[slice, slice]:
+def centred(length: int, target: int) -> tuple[slice, slice]:
     """Which pixels of a side of `length` are taken, and where in a side of `target` they go."""
     if length >= target:
         start = round((length - target) / 2)
@@ -177,4 +177,4 @@ def _centred(length: int, target: int) -> tuple[slice, slice]:
 
 HfViTImageProcessor.register_for_auto_class()
 
-__all__ = ["CROP_MODES", "HfViTImageProcessor"]
+__all__ = ["CROP_MODES", "HfViTImageProcessor", "centred", "resized"]

@@ -23,14 +23,14 @@ class PatchEmbedding(nn.Module):
 
     Args:
         config: gives `num_channels`, `hidden_size`, `patch_shape`, `patch_embedding`, `patch_bias` and
-            `pad_to_patch_size`.
+            `patch_fit`.
     """
 
     def __init__(self, config):
         super().__init__()
         self.num_channels = config.num_channels
         self.patch_shape = config.patch_shape
-        self.pads = config.pad_to_patch_size
+        self.patch_fit = config.patch_fit
         self.stem = ConvStem(config) if config.patch_embedding == "hybrid" else None
         channels = self.stem.out_channels if self.stem else config.num_channels
         stride = self.stem.stride if self.stem else 1
@@ -60,7 +60,11 @@ class PatchEmbedding(nn.Module):
                 f"got {tuple(pixel_values.shape)}"
             )
         size = tuple(pixel_values.shape[2:])
-        if any(length == 0 or (length % patch and not self.pads) for length, patch in zip(size, self.patch_shape)):
+        is_exact, smallest = self.patch_fit == "exact", self.patch_shape if self.patch_fit == "crop" else (1, 1)
+        if any(
+            length < least or (length % patch and is_exact)
+            for length, least, patch in zip(size, smallest, self.patch_shape)
+        ):
             nearest = " or ".join(
                 f"{name} {' or '.join(str(n) for n in _nearest_multiples(length, patch))}"
                 for name, length, patch in zip(("height", "width"), size, self.patch_shape)
@@ -70,13 +74,15 @@ class PatchEmbedding(nn.Module):
                 f"pixel_values must have a height and width that are multiples of the patch size "
                 f"{self.patch_shape[0]} x {self.patch_shape[1]}, got {size[0]} x {size[1]}; nearest: {nearest}"
             )
-        if self.pads:
+        if self.patch_fit == "pad":
             return -(-size[0] // self.patch_shape[0]), -(-size[1] // self.patch_shape[1])
         return size[0] // self.patch_shape[0], size[1] // self.patch_shape[1]
 
     def forward(self, pixel_values: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
         rows, columns = grid_size
-        if self.pads:
+        if self.patch_fit == "crop":
+            pixel_values = pixel_values[:, :, : rows * self.patch_shape[0], : columns * self.patch_shape[1]]
+        if self.patch_fit == "pad":
             below = rows * self.patch_shape[0] - pixel_values.shape[2]
             right = columns * self.patch_shape[1] - pixel_values.shape[3]
             pixel_values = nn.functional.pad(pixel_values, (0, right, 0, below))

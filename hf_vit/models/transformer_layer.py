@@ -16,16 +16,31 @@ class HfTransformerLayer(GradientCheckpointingLayer):
     normed before the branch or after the sum.
 
     (batch, tokens, d_model) -> the same shape
+
+    Args:
+        config: gives the sizes of both stacks.
+        stack: "encoder" or "decoder".
+        layer_idx: index of the layer in the cache.
+        drop_path_rate: of its branches, in [0, 1).
+        has_cross_attention: whether it attends to an encoder.
+        is_causal: whether a token attends to none behind it where no mask is given. `None`: in the decoder.
     """
 
-    def __init__(self, config, stack: str, layer_idx: int, drop_path_rate: float, has_cross_attention: bool):
+    def __init__(
+        self,
+        config,
+        stack: str,
+        layer_idx: int,
+        drop_path_rate: float,
+        has_cross_attention: bool,
+        is_causal: bool | None = None,
+    ):
         super().__init__()
         num_heads, ffn_dim = getattr(config, f"{stack}_attention_heads"), getattr(config, f"{stack}_ffn_dim")
         attention = RelativeXLSelfAttention if config.position_embedding == "relative_xl" else SelfAttention
         self.norm_first = config.norm_position == "pre"
-        self.attention = attention(
-            config, num_heads, layer_idx, is_causal=stack == "decoder", output_bias=config.use_bias
-        )
+        is_causal = stack == "decoder" if is_causal is None else is_causal
+        self.attention = attention(config, num_heads, layer_idx, is_causal=is_causal, output_bias=config.use_bias)
         self.attention_norm = make_norm(config)
         self.cross_attention, self.cross_attention_norm = None, None
         if has_cross_attention:
@@ -47,6 +62,8 @@ class HfTransformerLayer(GradientCheckpointingLayer):
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
         cache: Cache | None = None,
+        query_position: torch.Tensor | None = None,
+        encoder_position: torch.Tensor | None = None,
         **attention_kwargs,
     ) -> torch.Tensor:
         """(batch, tokens, d_model) -> the same shape.
@@ -57,6 +74,8 @@ class HfTransformerLayer(GradientCheckpointingLayer):
             encoder_attention_mask: additive or boolean, broadcast to (batch, heads, tokens, source tokens).
             past_key_values, cache: keys and values of the tokens before, and of the source, under either name.
             output_attentions: make the attention compute its weights, for whoever records them.
+            query_position, encoder_position: added to the tokens, and to those of the encoder, where they make queries
+                and keys; broadcast to their shapes.
             attention_kwargs: the rest for the self-attention.
         """
         past_key_values = one_cache(past_key_values, cache)
@@ -70,6 +89,7 @@ class HfTransformerLayer(GradientCheckpointingLayer):
                 position_bias=position_bias,
                 past_key_values=own_cache,
                 output_attentions=output_attentions,
+                query_position=query_position,
                 **attention_kwargs,
             )[0],
         )
@@ -78,7 +98,13 @@ class HfTransformerLayer(GradientCheckpointingLayer):
                 hidden_states,
                 self.cross_attention_norm,
                 lambda states: self.cross_attention(
-                    states, encoder_hidden_states, encoder_attention_mask, past_key_values, output_attentions
+                    states,
+                    encoder_hidden_states,
+                    encoder_attention_mask,
+                    past_key_values,
+                    output_attentions,
+                    query_position,
+                    encoder_position,
                 )[0],
             )
         return self._residual(hidden_states, self.mlp_norm, self.mlp)

@@ -11,6 +11,7 @@ RELATIVE = ("relative_bias", "relative_bias_per_layer")
 ROTARY = ("rope_2d", "rope_axial", "rope_mixed")
 POSITION_EMBEDDINGS = (*ABSOLUTE, *RELATIVE, *ROTARY, "none")
 PATCH_EMBEDDINGS = ("conv", "hybrid")
+PATCH_FITS = ("exact", "pad", "crop")
 DISTILLATION_TYPES = ("soft", "hard")
 
 
@@ -63,13 +64,17 @@ def _check_sizes(config):
         value = getattr(config, name)
         if value is not None and (len(pair(value)) != 2 or min(pair(value)) < 1):
             raise ValueError(f"{name} must be a positive integer or a pair (height, width) of them, got {value}")
-    if any(size % patch for size, patch in zip(config.image_shape, config.patch_shape)):
+    if config.patch_fit == "crop":
+        if any(size < patch for size, patch in zip(config.image_shape, config.patch_shape)):
+            raise ValueError(f"image_size must be at least patch_size ({config.patch_size}), got {config.image_size}")
+    elif any(size % patch for size, patch in zip(config.image_shape, config.patch_shape)):
         raise ValueError(f"image_size must be a multiple of patch_size ({config.patch_size}), got {config.image_size}")
 
 
 def _check_names(config):
     choices = {
         "patch_embedding": PATCH_EMBEDDINGS,
+        "patch_fit": PATCH_FITS,
         "distillation_type": DISTILLATION_TYPES,
         "pooling_norm": ("before", "after", "none", None),
         "norm_type": ("layer_norm", "rms_norm"),

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from random_weights import randomise
+from timm.layers import Mlp, SwiGLUPacked
 from timm.models import save_for_hf
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -45,8 +46,14 @@ def timm_options(draw):
         "act_layer": draw(st.sampled_from(["gelu", "relu", "silu", "gelu_tanh"])),
         "pos_embed": draw(st.sampled_from(["learn", "none"])),
         "reg_tokens": draw(st.integers(0, 2)),
-        **{name: draw(st.booleans()) for name in ("qkv_bias", "qk_norm", "no_embed_class")},
+        "norm_layer": draw(st.sampled_from([None, "rmsnorm"])),
+        # timm pools with an MLP of its own.
+        "mlp_layer": Mlp if pooling == "map" else draw(st.sampled_from([Mlp, SwiGLUPacked])),
+        **{name: draw(st.booleans()) for name in ("qkv_bias", "qk_norm", "no_embed_class", "pre_norm", "proj_bias")},
+        **{name: draw(st.booleans()) for name in ("scale_attn_norm", "scale_mlp_norm", "final_norm")},
     }
+    if options["mlp_layer"] is not Mlp:
+        options["act_layer"] = draw(st.sampled_from(["gelu", "silu", "gelu_tanh"]))
     return {**options, "embed_dim": 16, "global_pool": pooling}
 
 

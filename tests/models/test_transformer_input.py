@@ -66,6 +66,8 @@ def test_bad_input_is_named():
             "position_embedding must be one of sinusoidal, learned, relative, .*'alibi'",
         ),
         ({"norm_position": "middle"}, "norm_position must be one of post, pre, got 'middle'"),
+        ({"position_offset": 2}, "position_offset must be 0 without position_embedding 'learned', got 2"),
+        ({"position_offset": -1, "position_embedding": "learned"}, "position_offset must be at least 0, got -1"),
         ({"norm_type": "batch"}, "norm_type must be one of layer_norm, rms_norm, got 'batch'"),
         ({"activation_function": "rely"}, "activation_function must be one of swiglu, .*got 'rely'"),
         ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),

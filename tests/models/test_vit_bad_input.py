@@ -30,6 +30,8 @@ POSITIONS = f"{ABSOLUTE}, relative_bias, relative_bias_per_layer, {ROTARY}, none
         ({"num_channels": 0}, "num_channels must be at least 1, got 0"),
         ({"image_size": 18}, "image_size must be a multiple of patch_size (4), got 18"),
         ({"image_size": [16, 18]}, "image_size must be a multiple of patch_size (4), got [16, 18]"),
+        ({"image_size": [3, 16], "patch_fit": "crop"}, "image_size must be at least patch_size (4), got [3, 16]"),
+        ({"patch_fit": "resize"}, "patch_fit must be one of exact, pad, crop, got 'resize'"),
         ({"image_size": 0}, "image_size must be a positive integer or a pair (height, width) of them, got 0"),
         ({"patch_size": [4, 4, 4]}, "patch_size must be a positive integer or a pair (height, width)"),
         ({"hidden_act": "gelo"}, "hidden_act must be one of gelu,"),

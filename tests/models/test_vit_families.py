@@ -148,12 +148,21 @@ def test_without_a_final_norm_the_tokens_stay_as_they_are(tiny_model, images, po
 
 
 def test_images_are_padded_to_whole_patches(tiny_model, images):
-    model = tiny_model(pad_to_patch_size=True, image_size=[16, 24])
+    model = tiny_model(patch_fit="pad", image_size=[16, 24])
     pixel_values = images(model, height=13, width=22)
     padded = torch.zeros(3, 3, 16, 24)
     padded[:, :, :13, :22] = pixel_values
     assert torch.equal(model(pixel_values).logits, model(padded).logits)
     assert torch.equal(tiny_model(image_size=[16, 24])(padded).logits, model(padded).logits)
+
+
+def test_what_is_left_over_beside_whole_patches_is_not_looked_at(tiny_model, images):
+    model = tiny_model(patch_fit="crop", image_size=[18, 27])
+    assert model.config.grid_size == (4, 6)
+    pixel_values = images(model)
+    assert torch.equal(model(pixel_values).logits, model(pixel_values[:, :, :16, :24]).logits)
+    with pytest.raises(ValueError, match="height and width that are multiples of the patch size 4 x 4, got 3 x 27"):
+        model(pixel_values[:, :, :3])
 
 
 # --- positions -------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import timm
 import torch
 import transformers
 from random_weights import randomise
+from timm.layers import GluMlp, SwiGLU, SwiGLUPacked
 from timm.models import vision_transformer
 from timm.models.deit import VisionTransformerDistilled
 
@@ -34,6 +35,10 @@ def images(height=32, width=32):
         {"img_size": (16, 32), "patch_size": (4, 8)},
         {"act_layer": "relu"},
         {"act_layer": "gelu_tanh", "global_pool": "map"},
+        {"act_layer": "quick_gelu", "pre_norm": True},
+        {"final_norm": False, "proj_bias": False},
+        {"mlp_layer": SwiGLUPacked, "act_layer": "silu", "norm_layer": "rmsnorm", "qk_norm": True},
+        {"mlp_layer": SwiGLU, "scale_attn_norm": True, "scale_mlp_norm": True},
     ],
     ids=str,
 )
@@ -115,12 +120,13 @@ def test_foreign_models_are_refused():
     "options,message",
     [
         ({"global_pool": ""}, "global_pool must be one of token, avg, max, map, got ''"),
-        ({"act_layer": "quick_gelu"}, "act_layer must be one of GELU, .*, got 'QuickGELU'"),
+        ({"act_layer": "tanh"}, "act_layer must be one of GELU, .*, got 'Tanh'"),
         ({"block_fn": vision_transformer.ResPostBlock}, "block_fn must be one of Block, got 'ResPostBlock'"),
         ({"pool_include_prefix": True, "global_pool": "avg"}, "pool_include_prefix must be one of False, got True"),
-        ({"pre_norm": True}, "pre_norm must be one of False, got True"),
-        ({"final_norm": False}, "missing: norm.bias, norm.weight"),
-        ({"proj_bias": False}, r"missing: blocks.0.attn.proj.bias, "),
+        ({"attn_layer": "diff"}, "attn_layer must be one of Attention, got 'DiffAttention'"),
+        ({"embed_norm_layer": "layernorm"}, "embed_norm_layer must be one of Identity, got 'LayerNorm'"),
+        ({"mlp_layer": GluMlp, "global_pool": "map"}, "mlp_layer must be one of Mlp, got 'GluMlp'"),
+        ({"mlp_layer": GluMlp}, "gate_last must be one of False, got True"),
     ],
     ids=str,
 )

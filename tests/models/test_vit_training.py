@@ -199,7 +199,8 @@ def test_lora_on_attention_trains_saves_and_merges(tiny_model, architecture, ima
     adapted.eval().save_pretrained(tmp_path)
     with torch.no_grad():
         expected = adapted(pixel_values=pixel_values).logits
-        assert not torch.allclose(expected, plain(pixel_values).logits, atol=1e-2)
+        # Far more than merging may change; class layers dampen what adapters of the layers before them do.
+        assert not torch.allclose(expected, plain(pixel_values).logits, atol=1e-3)
         loaded = peft.PeftModel.from_pretrained(plain, tmp_path)
         torch.testing.assert_close(loaded(pixel_values=pixel_values).logits, expected)
         merged = adapted.merge_and_unload()

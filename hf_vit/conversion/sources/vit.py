@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import transformers
@@ -13,6 +14,7 @@ from hf_vit.conversion.source import Source
 from hf_vit.conversion.vit_rules import learned_positions, patch_kernel
 from hf_vit.models.configuration_hf_vit import HfViTConfig
 from hf_vit.models.modeling_hf_vit import HfViTForImageClassification, HfViTModel
+from hf_vit.models.strict_config import GATED_ACTIVATIONS
 
 # Of one name and meaning in their configurations and ours.
 FIELDS = (
@@ -24,8 +26,36 @@ LABELS = ("id2label", "label2id")
 
 
 def fields_of(config: Any) -> dict[str, Any]:
-    """The fields that both configurations have, of either."""
-    return {name: getattr(config, name) for name in (*FIELDS, *LABELS)}
+    """The fields that both configurations have, of either.
+
+    Raises:
+        ValueError: the activation is one that transformers lacks.
+    """
+    check_activation(config)
+    return values_of(config, (*FIELDS, *LABELS))
+
+
+def values_of(config: Any, names: Iterable[str]) -> dict[str, Any]:
+    """The fields of these names; sizes of squares as one number, which is all that many configurations take."""
+    values = {name: getattr(config, name) for name in names}
+    for name in {"image_size", "patch_size"} & set(values):
+        if isinstance(values[name], (list, tuple)) and len(set(values[name])) == 1:
+            values[name] = values[name][0]
+    return values
+
+
+def patch_fit(config: Any) -> dict[str, str]:
+    """The field of ours for a configuration whose images need not be whole patches: a convolution leaves out the
+    rest."""
+    values = values_of(config, ("image_size", "patch_size"))
+    sizes, patches = (value if isinstance(value, (list, tuple)) else [value] * 2 for value in values.values())
+    return {"patch_fit": "crop" if any(map(int.__mod__, sizes, patches)) else "exact"}
+
+
+def check_activation(config: Any) -> None:
+    """Raises `ValueError` if the activation is none of transformers', which gates otherwise."""
+    if config.hidden_act in GATED_ACTIVATIONS:
+        raise ValueError(f"hidden_act must be one of transformers' activations, got {config.hidden_act!r}")
 
 
 def encoder_rules(config: HfViTConfig, body: str) -> list[Rule]:

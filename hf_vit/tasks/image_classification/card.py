@@ -9,6 +9,7 @@ from hf_vit.cards.facts import CardFacts, Curve, Metric, Snippet, metrics_of
 from hf_vit.cards.figures import learning_curves
 from hf_vit.cards.format import local
 from hf_vit.cards.records import Records
+from hf_vit.files import read_object
 from hf_vit.tasks.image_classification import figures
 from hf_vit.tasks.image_classification.record import ClassScore, Data, Measurement, Sample, Split, Teacher
 
@@ -38,7 +39,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-processor = AutoImageProcessor.from_pretrained({repo_id})
+processor = AutoImageProcessor.from_pretrained({repo_id}{processor_trust})
 model = AutoModelForImageClassification.from_pretrained({repo_id}{trust})
 
 inputs = processor(Image.open({image}), return_tensors="pt")
@@ -97,6 +98,7 @@ class ImageClassificationFacts(CardFacts):
     confusion_matrix: list[list[int]]
     calibration: list[dict]
     samples: list[dict]
+    has_processor_code: bool
 
     @classmethod
     def read(cls, records: Records) -> dict[str, Any]:
@@ -115,6 +117,7 @@ class ImageClassificationFacts(CardFacts):
             "per_class": metrics.per_class,
             "confusion_matrix": metrics.confusion_matrix if len(metrics.confusion_matrix) == len(names) else [],
             "calibration": [bin.to_dict() for bin in metrics.calibration],
+            "has_processor_code": "auto_map" in _processor_config(records.folder),
             "samples": [sample.to_dict() for sample in result.samples if _is_there(sample, records.folder)],
         }
 
@@ -130,9 +133,11 @@ class ImageClassificationFacts(CardFacts):
     @property
     def examples(self) -> list[Snippet]:
         image = next(iter(self.example_files), "image.png")
+        trust = ", trust_remote_code=True"
         values = {
             "repo_id": json.dumps(self.repo_id),
-            "trust": ", trust_remote_code=True" if self.has_code else "",
+            "trust": trust if self.has_code else "",
+            "processor_trust": trust if self.has_processor_code else "",
             "image": json.dumps(image),
             "top_k": min(3, len(self.class_names) or 3),
         }
@@ -144,6 +149,10 @@ class ImageClassificationFacts(CardFacts):
     @property
     def example_files(self) -> list[str]:
         return [sample["file"] for sample in self.samples[:1]]
+
+    @property
+    def has_inputs(self) -> bool:
+        return bool(self.example_files)
 
     @property
     def attended(self) -> list[str]:
@@ -224,6 +233,11 @@ class ImageClassificationFacts(CardFacts):
 
 def _fractions_first(metrics: list[Metric]) -> list[Metric]:
     return sorted(metrics, key=lambda metric: metric.kind != "percent")
+
+
+def _processor_config(folder: Path) -> dict[str, Any]:
+    path = folder / "preprocessor_config.json"
+    return read_object(path) if path.is_file() else {}
 
 
 def _is_there(sample: Sample, folder: Path) -> bool:

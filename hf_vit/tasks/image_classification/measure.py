@@ -21,7 +21,7 @@ SEEING_POOLINGS = {"max", "weighted", "attention"}
 
 def measure(repo_id: str, attended: list[str]) -> dict:
     """The fields of the task's `record.Measurement`; `attended` names images in the model's folder."""
-    processor = AutoImageProcessor.from_pretrained(repo_id)
+    processor = AutoImageProcessor.from_pretrained(repo_id, trust_remote_code=True)
     # The counter sees every matmul of the eager attention, whatever kernel a device would use.
     options = {"trust_remote_code": True, "attn_implementation": "eager"}
     model = AutoModelForImageClassification.from_pretrained(repo_id, **options).eval()

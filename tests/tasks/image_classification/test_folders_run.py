@@ -10,6 +10,7 @@ from classifiers import save
 from PIL import Image
 
 from hf_vit import score, train
+from hf_vit.cards import write_card
 from hf_vit.hub.doctor import published_files
 from hf_vit.isolated.fresh_process import fresh_process
 from hf_vit.tasks.image_classification.evaluation import ClassificationEvaluator
@@ -121,8 +122,13 @@ def test_a_folder_is_scored_as_it_is(messy, finished, tmp_path):
     assert record["result"]["metrics"]["accuracy"] == 1.0 and record["data"]["name"] == "stations"
 
 
-def test_a_grey_model_is_trained_and_answers_alike_where_the_package_is_missing(messy, tmp_path):
-    training_runs.finish(*flags(messy, tmp_path / "run", f"--config_overrides={SMALL},num_channels=1"))
+def test_a_grey_model_is_trained_and_answers_alike_where_the_package_is_missing(messy, tmp_path, recwarn):
+    few = [f"--config_overrides={SMALL},num_channels=1", "--card_num_samples=0"]
+    training_runs.finish(*flags(messy, tmp_path / "run", *few))
+    write_card(tmp_path / "run")
+    assert not [str(each.message) for each in recwarn if "snippets" in str(each.message)]  # there are no pictures
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert 'Image.open("image.png")' in card and "which prints" not in card and "### Samples" not in card
     rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     kept = [row for row in rows if Image.open(row["file"]).mode == "RGB"]  # a pipeline clips the others
     assert json.loads((tmp_path / "run" / "config.json").read_text())["num_channels"] == 1 and kept

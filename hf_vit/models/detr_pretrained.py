@@ -1,0 +1,65 @@
+"""Base of all models of the detection Transformer: initialisation and capabilities."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_utils import PreTrainedModel
+
+from .configuration_hf_detr import HfDetrConfig
+from .detr_decoder import ClassHead, FeatureMix, ZeroLinear
+from .tested_versions import say_if_untested
+
+# With which a sigmoid's class starts: most queries are no object of most classes (1708.02002).
+_PRIOR = 0.01
+
+
+class HfDetrPreTrainedModel(PreTrainedModel):
+    """Initialisation and capabilities shared by all models of the detection Transformer."""
+
+    config: HfDetrConfig
+    config_class = HfDetrConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("HfTransformerLayer", "HfViTLayer", "HfViTEmbeddings")
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: HfDetrConfig, *args: Any, **kwargs: Any):
+        super().__init__(config, *args, **kwargs)
+        say_if_untested()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (ZeroLinear, ClassHead)):
+            self._init_head(module)
+        elif isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)):
+            init.ones_(module.weight)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, FeatureMix):
+            init.zeros_(module.weights)
+
+    def _init_head(self, module: ZeroLinear | ClassHead) -> None:
+        if isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
+        else:
+            init.normal_(module.weight, std=0.01)
+        is_sigmoid = isinstance(module, ClassHead) and self.config.class_loss == "iou_aware"
+        init.constant_(module.bias, -math.log((1 - _PRIOR) / _PRIOR) if is_sigmoid else 0.0)
+
+
+__all__ = ["HfDetrPreTrainedModel"]
