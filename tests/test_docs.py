@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedConfig
 from typer.testing import CliRunner
 
-from hf_vit import HfTransformerConfig, HfViTConfig, tasks, train
+from hf_vit import HfDetrConfig, HfTransformerConfig, HfViTConfig, tasks, train
 from hf_vit.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ def test_verbs_and_options_of_hf_vit_exist():
 
 def test_every_field_of_the_configurations_is_on_the_page_of_models():
     text = (ROOT / "docs" / "models.md").read_text()
-    for config in (HfViTConfig, HfTransformerConfig):
+    for config in (HfViTConfig, HfTransformerConfig, HfDetrConfig):
         own = set(config.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
         missing = [name for name in sorted(own) if not name.startswith("_") and f"`{name}`" not in text]
         assert not missing, f"docs/models.md has a table of fields: add {missing} of {config.__name__}"

@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoBackbone
 from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .attention import CrossAttention, SelfAttention
 from .configuration_hf_detr import HfDetrConfig
 from .cpu_linear import linear
 from .detection_losses import Objects, box_and_class_losses, match_objects, read_labels, weighted_sum
 from .detr_decoder import ClassHead, FeatureMix, HfDetrDecoder, Queries, encode_coordinates, token_centers
-from .detr_pretrained import HfDetrPreTrainedModel
+from .detr_pretrained import HfDetrPreTrainedModel, make_backbone
 from .layers import make_norm
 from .mask_head import MaskHead, mask_costs, mask_losses
 from .matcher import Match
-from .modeling_hf_vit import HfViTBackbone
 from .tested_versions import refuse_unknown
 from .transformer_layer import HfTransformerLayer
 
@@ -32,21 +32,29 @@ class HfDetrModelOutput(ModelOutput):
         last_hidden_state (`torch.Tensor` of shape `(batch, queries, d_model)`): of the last decoder layer, normed.
         pred_boxes (`torch.Tensor` of shape `(batch, queries, 4)`): of the last decoder layer.
         feature_map (`torch.Tensor` of shape `(batch, d_model, rows, columns)`): what the decoder looks at.
-        decoder_hidden_states (`torch.Tensor` of shape `(layers, batch, queries, d_model)`): of all decoder layers,
+        intermediate_hidden_states (`torch.Tensor` of shape `(layers, batch, queries, d_model)`): of all layers,
             normed; in training, of all groups.
-        decoder_boxes (`torch.Tensor` of shape `(layers, batch, queries, 4)`): likewise.
+        intermediate_boxes (`torch.Tensor` of shape `(layers, batch, queries, 4)`): likewise.
         token_logits (`torch.Tensor` of shape `(batch, tokens, class logits)`): by which queries were chosen, with
             `two_stage`.
         token_boxes (`torch.Tensor` of shape `(batch, tokens, 4)`): likewise.
+        hidden_states (tuple of `torch.Tensor` of shape `(batch, queries, d_model)`): if asked for; what the decoder
+            starts from and the output of each of its layers.
+        attentions (tuple of `torch.Tensor` of shape `(batch, heads, queries, queries)`): if asked for; of the
+            decoder's self-attention.
+        cross_attentions (tuple of `torch.Tensor` of shape `(batch, heads, queries, tokens)`): likewise.
     """
 
     last_hidden_state: torch.Tensor | None = None
     pred_boxes: torch.Tensor | None = None
     feature_map: torch.Tensor | None = None
-    decoder_hidden_states: torch.Tensor | None = None
-    decoder_boxes: torch.Tensor | None = None
+    intermediate_hidden_states: torch.Tensor | None = None
+    intermediate_boxes: torch.Tensor | None = None
     token_logits: torch.Tensor | None = None
     token_boxes: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -65,6 +73,7 @@ class HfDetrObjectDetectionOutput(ModelOutput):
         last_hidden_state (`torch.Tensor` of shape `(batch, queries, d_model)`): of the last decoder layer.
         encoder_last_hidden_state (`torch.Tensor` of shape `(batch, d_model, rows, columns)`): the feature map that
             the decoder looks at.
+        decoder_hidden_states, decoder_attentions, cross_attentions: if asked for, see [`HfDetrModelOutput`].
     """
 
     loss: torch.Tensor | None = None
@@ -74,6 +83,9 @@ class HfDetrObjectDetectionOutput(ModelOutput):
     auxiliary_outputs: list[dict] | None = None
     last_hidden_state: torch.Tensor | None = None
     encoder_last_hidden_state: torch.Tensor | None = None
+    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    decoder_attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -98,12 +110,16 @@ class HfDetrModel(HfDetrPreTrainedModel):
         ValueError: if a value of the configuration is out of range.
     """
 
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": OutputRecorder(HfTransformerLayer, layer_name="decoder.layers"),
+        "attentions": OutputRecorder(SelfAttention, index=1, layer_name="decoder.layers"),
+        "cross_attentions": OutputRecorder(CrossAttention, index=1, layer_name="decoder.layers"),
+    }
+
     def __init__(self, config: HfDetrConfig):
         config.check()
         super().__init__(config)
-        # Auto classes do not know the sibling where the package is missing.
-        is_own = config.backbone_config.model_type == HfViTBackbone.config_class.model_type
-        self.backbone = (HfViTBackbone if is_own else AutoBackbone.from_config)(config.backbone_config)
+        self.backbone = make_backbone(config.backbone_config)
         self.feature_mix = FeatureMix(self.backbone.channels, config)
         self.encoder = nn.ModuleList(
             [
@@ -126,12 +142,18 @@ class HfDetrModel(HfDetrPreTrainedModel):
         groups = getattr(self.backbone, "layer_groups", None)
         return groups() if groups is not None else [[self.backbone]]
 
-    @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> HfDetrModelOutput:
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self, pixel_values: torch.Tensor, output_attentions: bool | None = None, **kwargs: Any
+    ) -> HfDetrModelOutput:
         """
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, num_channels, height, width)`): normalised images, all of
                 one size, wholly filled.
+            output_attentions (`bool`, *optional*): return the weights of the decoder's attention, by the eager
+                implementation whatever the configured one.
+            output_hidden_states (`bool`, *optional*): return the hidden states of the decoder.
 
         Raises:
             TypeError: if an argument is not known.
@@ -151,14 +173,14 @@ class HfDetrModel(HfDetrPreTrainedModel):
             token_logits, token_boxes = self.queries.score_tokens(tokens, grid_size)
             chosen = self.queries.best_boxes(token_logits, token_boxes)
         start = self.queries(tokens.shape[0], chosen)
-        decoded = self.decoder(*start, tokens, positions, grid_size)
+        decoded = self.decoder(*start, tokens, positions, grid_size, bool(output_attentions))
         num_queries = decoded.boxes.shape[2] // start[3]
         return HfDetrModelOutput(
             last_hidden_state=decoded.hidden_states[-1, :, :num_queries],
             pred_boxes=decoded.boxes[-1, :, :num_queries],
             feature_map=tokens.transpose(1, 2).unflatten(2, grid_size),
-            decoder_hidden_states=decoded.hidden_states,
-            decoder_boxes=decoded.boxes,
+            intermediate_hidden_states=decoded.hidden_states,
+            intermediate_boxes=decoded.boxes,
             token_logits=token_logits,
             token_boxes=token_boxes,
         )
@@ -225,7 +247,7 @@ class HfDetrForObjectDetection(HfDetrPreTrainedModel):
         else:
             batch_size, has_masks = len(outputs.pred_boxes), pred_masks is not None
             objects = read_labels(labels, batch_size, self.config.num_labels, needs_masks=has_masks)
-            all_logits = linear(self.class_labels_classifier, outputs.decoder_hidden_states)
+            all_logits = linear(self.class_labels_classifier, outputs.intermediate_hidden_states)
             logits = all_logits[-1, :, : outputs.last_hidden_state.shape[1]]
             loss_dict = self._losses(outputs, all_logits, objects, num_boxes, pred_masks)
             loss = weighted_sum(loss_dict, self.config)
@@ -238,12 +260,15 @@ class HfDetrForObjectDetection(HfDetrPreTrainedModel):
             "auxiliary_outputs": auxiliary_outputs,
             "last_hidden_state": outputs.last_hidden_state,
             "encoder_last_hidden_state": outputs.feature_map,
+            "decoder_hidden_states": outputs.hidden_states,
+            "decoder_attentions": outputs.attentions,
+            "cross_attentions": outputs.cross_attentions,
         }
 
     def _auxiliary_outputs(self, logits: torch.Tensor, outputs: HfDetrModelOutput) -> list[dict] | None:
         if not self.config.auxiliary_loss:
             return None
-        return [{"logits": a, "pred_boxes": b} for a, b in zip(logits[:-1], outputs.decoder_boxes[:-1])]
+        return [{"logits": a, "pred_boxes": b} for a, b in zip(logits[:-1], outputs.intermediate_boxes[:-1])]
 
     def _losses(
         self,
@@ -258,7 +283,7 @@ class HfDetrForObjectDetection(HfDetrPreTrainedModel):
         Args:
             logits: of all decoder layers and groups, shape (layers, batch, groups * queries, class logits).
         """
-        config, boxes = self.config, outputs.decoder_boxes
+        config, boxes = self.config, outputs.intermediate_boxes
         if not config.auxiliary_loss:
             logits, boxes = logits[-1:], boxes[-1:]
         if num_boxes is None:

@@ -62,6 +62,9 @@ def test_a_segmenter_trains_every_weight_and_withstands_half_precision():
     assert all(weight.grad is not None for weight in model.parameters())
     output = model(images(2), labels=labels_with_masks(0, 0))
     assert output.loss.isfinite() and output.loss_dict["loss_mask"] == 0
+    model.zero_grad()
+    output.loss.backward()
+    assert all(weight.grad is not None for weight in model.parameters())  # as processes wait for each other's
     half = HfDetrForSegmentation(config_of()).half()
     output = half(images(2).half() * 10, labels=labels_with_masks(3, 1))
     output.loss.backward()

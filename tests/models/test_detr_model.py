@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from transformers import ResNetConfig
+from transformers import ResNetConfig, ResNetForImageClassification
 
-from hf_vit import HfDetrConfig, HfDetrForObjectDetection, HfDetrModel, HfViTConfig
+from hf_vit import HfDetrConfig, HfDetrForObjectDetection, HfDetrModel, HfViTConfig, HfViTForImageClassification
 from tests.random_weights import randomise
 
 BACKBONE = {
@@ -70,9 +70,9 @@ def test_groups_of_queries_do_not_see_each_other():
     """Training all groups gives what each gives alone."""
     torch.manual_seed(0)
     model = randomise(HfDetrForObjectDetection(config_of())).train()
-    all_groups = model.model(images(2)).decoder_hidden_states
+    all_groups = model.model(images(2)).intermediate_hidden_states
     torch.testing.assert_close(
-        all_groups[:, :, :6], model.eval().model(images(2)).decoder_hidden_states, rtol=1e-4, atol=1e-5
+        all_groups[:, :, :6], model.eval().model(images(2)).intermediate_hidden_states, rtol=1e-4, atol=1e-5
     )
     assert all_groups.shape[2] == 12
 
@@ -120,6 +120,19 @@ def test_images_without_objects_reach_every_weight_too():
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
 
 
+def test_losses_of_parts_of_a_batch_add_up_to_that_of_the_batch():
+    """Where each is divided by the number of objects of all: of processes, or of steps that accumulate."""
+    torch.manual_seed(0)
+    model = randomise(HfDetrForObjectDetection(config_of())).eval()
+    labels, pixel_values = labels_of(3, 1, 0, 2), images(4)
+    whole = model(pixel_values, labels=labels).loss
+    parts = [
+        model(pixel_values[part], labels=labels[part], num_boxes=torch.tensor(6.0)).loss
+        for part in (slice(0, 1), slice(1, 4))
+    ]
+    torch.testing.assert_close(torch.stack(parts).sum(), whole)
+
+
 def test_no_more_queries_than_tokens_are_used(model):
     """On a canvas of 2 tokens, 6 queries cannot be chosen."""
     output = model(torch.randn(1, 3, 8, 16))
@@ -135,7 +148,7 @@ def test_gradients_look_forward_twice():
     heads = [copy.deepcopy(model.decoder.box_head) for _ in range(3)]
     calls = iter(heads)
     model.decoder.box_head.forward = lambda states: next(calls)(states.detach())
-    model(images(1)).decoder_boxes[2].sum().backward()
+    model(images(1)).intermediate_boxes[2].sum().backward()
     has_gradient = [any(weight.grad.any() for weight in head.parameters()) for head in heads]
     assert has_gradient == [False, True, True]
 
@@ -160,6 +173,22 @@ def test_another_backbone_serves():
     model = HfDetrForObjectDetection(config_of(backbone_config=backbone, encoder_layers=1)).train()
     output = model(torch.randn(2, 3, 64, 64), labels=labels_of(1, 2))
     assert output.loss.isfinite() and output.encoder_last_hidden_state.shape == (2, 32, 8, 8)
+
+
+def test_a_trained_classifier_gives_its_weights_to_the_backbone(tmp_path):
+    torch.manual_seed(0)
+    classifier = randomise(HfViTForImageClassification(HfViTConfig(**BACKBONE)))
+    classifier.save_pretrained(tmp_path / "ours")
+    model = HfDetrForObjectDetection.from_backbone(str(tmp_path / "ours"), out_indices=[0, 2], **SIZES)
+    assert model.config.backbone_config.out_features == ["stem", "stage2"]
+    for name, weight in classifier.vit.named_parameters():
+        assert weight.equal(model.model.backbone.get_parameter(name)), name
+    theirs = ResNetConfig(**{"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"})
+    peer = ResNetForImageClassification(theirs)
+    peer.save_pretrained(tmp_path / "theirs")
+    model = HfDetrModel.from_backbone(str(tmp_path / "theirs"), **SIZES)
+    for name, weight in peer.resnet.named_parameters():
+        assert weight.equal(model.backbone.get_parameter(name)), name
 
 
 @pytest.mark.parametrize(
@@ -194,3 +223,17 @@ def test_saving_and_loading_keeps_everything(model, tmp_path):
     }
     with torch.no_grad():
         torch.testing.assert_close(loaded(images(2)).logits, model(images(2)).logits)
+
+
+def test_hidden_states_and_attention_weights_are_those_of_the_decoder(model):
+    with torch.no_grad():
+        output = model(images(2), output_attentions=True, output_hidden_states=True)
+        plain = model(images(2))
+    assert [tuple(each.shape) for each in output.decoder_hidden_states] == [(2, 6, 32)] * 3
+    assert [tuple(each.shape) for each in output.decoder_attentions] == [(2, 2, 6, 6)] * 2
+    assert [tuple(each.shape) for each in output.cross_attentions] == [(2, 2, 6, 24)] * 2
+    for weights in (*output.decoder_attentions, *output.cross_attentions):
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+    torch.testing.assert_close(model.model.decoder.norm(output.decoder_hidden_states[-1]), output.last_hidden_state)
+    torch.testing.assert_close(output.logits, plain.logits, rtol=1e-4, atol=1e-4)
+    assert plain.decoder_attentions is None and plain.decoder_hidden_states is None
