@@ -288,7 +288,7 @@ class Checkpointer:
         states = {**generator_states(), "accumulated": accelerator.step}
         write_state(folder / _generators_file(accelerator.process_index), states)
 
-    def _whole_model(self) -> torch.nn.Module:
+    def _whole_model(self) -> Any:
         return self.accelerator.unwrap_model(self.resumable.model, keep_torch_compile=False)
 
     def load(self, path: Path) -> None:

@@ -53,9 +53,9 @@ def read_old_state(path: Path) -> Any:
     Raises:
         ValueError: the file is damaged, missing, or holds anything else.
     """
-    state_of_numpy = [np.ndarray, np.dtype, np.dtypes.UInt32DType, np.core.multiarray._reconstruct]
+    reconstruct = np.zeros(1).__reduce__()[0]  # what arrays of this numpy are pickled by
     try:
-        with torch.serialization.safe_globals(state_of_numpy):
+        with torch.serialization.safe_globals([np.ndarray, np.dtype, np.dtypes.UInt32DType, reconstruct]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types on broken files
         raise ValueError(f"{path} is damaged, missing, or holds more than tensors and numbers: {error}") from error
