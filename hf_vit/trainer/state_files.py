@@ -53,7 +53,7 @@ def read_old_state(path: Path) -> Any:
     Raises:
         ValueError: the file is damaged, missing, or holds anything else.
     """
-    reconstruct = np.zeros(1).__reduce__()[0]  # what arrays of this numpy are pickled by
+    reconstruct: Any = np.zeros(1).__reduce__()[0]  # what arrays of this numpy are pickled by
     try:
         with torch.serialization.safe_globals([np.ndarray, np.dtype, np.dtypes.UInt32DType, reconstruct]):
             return torch.load(path, map_location="cpu", weights_only=True)
