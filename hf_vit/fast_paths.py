@@ -15,7 +15,8 @@ import hf_vit
 from hf_vit.models import attention, cpu_linear, fast_generation
 from hf_vit.models.cached_decoder import why_not_cached
 from hf_vit.models.cpu_linear import PackedParameter
-from hf_vit.models.cpu_operators import Guarded, processor_flags
+from hf_vit.models.cpu_operators import Guarded
+from hf_vit.models.cpu_processor import processor_flags, processor_vendor
 from hf_vit.models.fast_generation import FastGenerationMixin
 
 # Decisions that a model makes as it runs: what they are about, and where they are made.
@@ -47,7 +48,8 @@ def describe_machine() -> str:
     flags = processor_flags()
     has = [name for name in _INSTRUCTIONS if name in flags]
     return (
-        f"{torch.backends.cpu.get_cpu_capability()} ({', '.join(has) or 'no instruction sets known'}), "
+        f"{processor_vendor() or 'unknown maker'}, {torch.backends.cpu.get_cpu_capability()} "
+        f"({', '.join(has) or 'no instruction sets known'}), "
         f"torch {torch.__version__}, transformers {transformers.__version__}, HF_VIT_CPU_PATHS={Guarded.mode}"
     )
 

@@ -1,0 +1,10 @@
+"""What the tests of the models share: decisions as on a measured processor, whichever runs them."""
+
+import pytest
+
+from hf_vit.models import cpu_paths
+
+
+@pytest.fixture(autouse=True)
+def as_on_amd(monkeypatch):
+    monkeypatch.setattr(cpu_paths, "PROCESSOR", "amd")
