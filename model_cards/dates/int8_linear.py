@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .cpu_operators import int8_linear, int8_weight, processor_flags
+from .cpu_operators import int8_linear, int8_weight
+from .cpu_processor import processor_flags
 
 
 class Int8Linear(nn.Module):

@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple
 from .cache_argument import CACHE_NAME
 from .checked_generation import CheckedGenerationMixin
 from .configuration_hf_transformer import HfTransformerConfig
-from .cpu_linear import linear, pack_weights, unpack_weights
+from .cpu_linear import linear
 from .encoder_decoder import HfTransformerDecoder, HfTransformerDecoderModel, HfTransformerEncoder
 from .fast_generation import FastGenerationMixin
 from .int8_linear import quantize_linear_layers, refuse_quantized
@@ -164,36 +164,14 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         quantize_linear_layers(self)
         return self
 
-    def pack_weights(self) -> "HfTransformerForConditionalGeneration":
-        """Lay out the weights of linear layers on a CPU as oneDNN likes them best, in place, for faster inference; a
-        translation pipeline does it. As with `half()` or `to()`, the weights get new memory, which arrays that shared
-        the old do not see. A packed weight is no copy: whatever reads or changes one other than inference
-        (`state_dict`, `half`, an optimizer, training), through the model or the parameter, makes it an ordinary one
-        again, with the same values; a tied output layer's is held beside its embeddings until then. Returns the model
-        itself.
-
-        Raises:
-            ValueError: if the model is not in eval mode.
-        """
-        if self.training:
-            raise ValueError("the model must be in eval mode to pack its weights, got training mode: call eval()")
-        pack_weights(self)
-        return self
-
-    def unpack_weights(self) -> "HfTransformerForConditionalGeneration":
-        """Make all packed weights ordinary ones; see `pack_weights`. Returns the model itself."""
-        unpack_weights(self)
-        return self
-
     def train(self, mode: bool = True) -> "HfTransformerForConditionalGeneration":
         """See `torch.nn.Module.train`.
 
         Raises:
             ValueError: if the model was quantized.
         """
-        if mode:  # the weights are about to change
+        if mode:
             refuse_quantized(self, "trained")
-            unpack_weights(self)
         return super().train(mode)
 
     def resize_encoder_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:

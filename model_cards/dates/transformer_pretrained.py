@@ -10,12 +10,13 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.pytorch_utils import id_tensor_storage
 
 from .configuration_hf_transformer import HfTransformerConfig
+from .inference_modes import InferenceModesMixin
 from .int8_linear import refuse_quantized
 from .tested_versions import fault_of_code, say_if_untested, say_once
 from .text_position import RelativeXLSelfAttention
 
 
-class HfTransformerPreTrainedModel(PreTrainedModel):
+class HfTransformerPreTrainedModel(InferenceModesMixin, PreTrainedModel):
     """Initialisation and capabilities shared by all Transformer models."""
 
     config: HfTransformerConfig
