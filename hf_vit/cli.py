@@ -31,6 +31,12 @@ _UsageError: Any = typer.BadParameter.__base__  # of click, which is a part of t
 Folder = Annotated[Path, typer.Argument(help="The folder of a model, for instance the output_dir of a run.")]
 RepoId = Annotated[str, typer.Argument(help="NAMESPACE/NAME on the Hub, or NAME alone for one's own.")]
 Token = Annotated[str | None, typer.Option(help="A token of the Hub; that of `hf auth login` or HF_TOKEN by default.")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(help="Images: files, folders, patterns, addresses; - reads such names from standard input."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code in the model's folder or repository.")]
 
 # Of commands that read their words themselves, `--help` too.
 _WHOLE: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -237,6 +243,97 @@ def translate(
     options = {} if num_beams is None else {"num_beams": num_beams}
     disable_progress_bar()  # of loading: the terminal is the translation's
     print_translations(load_translator(model, revision), _lines() if text is None else [text], **options)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="A classifier of images or a detector: its id on the Hub, or folder.")],
+    inputs: Inputs = None,
+    output: Annotated[Path | None, typer.Option(help="A new .csv or .jsonl; prints the predictions if none.")] = None,
+    top_k: Annotated[int, typer.Option(help="Predictions of an image, the likeliest first.")] = 5,
+    threshold: Annotated[float | None, typer.Option(help="The least score, between 0 and 1.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 16,
+    revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit.")] = None,
+    overwrite: Overwrite = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Say what images show. Images that cannot be read are named and skipped."""
+    from hf_vit.inputs import check_output
+    from hf_vit.predict import OUTPUTS, write_predictions
+    from hf_vit.predict import predict as predict_images
+
+    _check_source(model)
+    if output is not None:
+        check_output(output, OUTPUTS, overwrite)
+    _quiet_loading()
+    rows = predict_images(
+        model,
+        _names(inputs),
+        top_k=top_k,
+        threshold=threshold,
+        batch_size=batch_size,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    if output is not None:
+        print(write_predictions(list(rows), output))
+        return
+    for row in rows:
+        print(f"{row['file']}:", ", ".join(f"{each['label']} {each['score']:.3f}" for each in row["predictions"]))
+
+
+@app.command()
+def embed(
+    model: Annotated[str, typer.Argument(help="A Vision Transformer: its id on the Hub, or folder.")],
+    inputs: Inputs = None,
+    output: Annotated[Path, typer.Option(help="A new .parquet, or .npy with a .json of names.")] = Path(
+        "vectors.parquet"
+    ),
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 16,
+    revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit.")] = None,
+    overwrite: Overwrite = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Write the pooled vectors of images. Images that cannot be read are named and skipped."""
+    from hf_vit.embed import OUTPUTS, write_embeddings
+    from hf_vit.embed import embed as embed_images
+    from hf_vit.inputs import check_output
+
+    _check_source(model)
+    check_output(output, OUTPUTS, overwrite)
+    if output.suffix == ".npy":
+        check_output(output.with_suffix(".json"), [".json"], overwrite)
+    _quiet_loading()
+    options = {"batch_size": batch_size, "revision": revision, "trust_remote_code": trust_remote_code}
+    print(write_embeddings(embed_images(model, _names(inputs), **options), output))
+
+
+@app.command()
+def search(
+    file: Annotated[Path, typer.Argument(help="What `hf-vit embed` wrote.")],
+    image: Annotated[str, typer.Argument(help="A file, or an address.")],
+    top_k: Annotated[int, typer.Option(help="How many to list.")] = 5,
+    trust_remote_code: Trust = False,
+) -> None:
+    """List the images nearest to one, and the cosine between their vectors and its own."""
+    from hf_vit.embed import read_embeddings
+    from hf_vit.embed import search as search_images
+
+    _quiet_loading()
+    for name, cosine in search_images(read_embeddings(file), image, top_k=top_k, trust_remote_code=trust_remote_code):
+        print(f"{cosine:.3f} {name}")
+
+
+def _names(inputs: list[str] | None) -> list[str]:
+    """The inputs, with the lines of standard input in the place of `-`."""
+    return [name for each in inputs or [] for name in (filter(None, _lines()) if each == "-" else [each])]
+
+
+def _quiet_loading() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
 
 
 def _lines() -> Iterator[str]:

@@ -11,13 +11,13 @@ PACKAGE = Path(hf_vit.__file__).parent
 FLOORS = [
     {"models"},
     {"config", "extras", "files", "sample_keys", "tasks", "record", "words"},  # of `tasks` only what finds them
-    {"vision", "text", "conversion", "explain", "sources", "source_arguments", "fast_paths"},
+    {"vision", "text", "conversion", "explain", "sources", "source_arguments", "fast_paths", "inputs"},
     {"isolated"},
     {"cards"},
     {"hub"},
     {"trainer", "tasks.task"},  # the loop and its contract
     {"tasks."},  # their folders
-    {"train", "score", "study", "translate", "cli", "export"},
+    {"train", "score", "study", "translate", "predict", "embed", "cli", "export"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
