@@ -285,10 +285,8 @@ def predict(
 @app.command()
 def embed(
     model: Annotated[str, typer.Argument(help="A Vision Transformer: its id on the Hub, or folder.")],
+    output: Annotated[Path, typer.Option(help="A new .parquet, or .npy with a .json of names.")],
     inputs: Inputs = None,
-    output: Annotated[Path, typer.Option(help="A new .parquet, or .npy with a .json of names.")] = Path(
-        "vectors.parquet"
-    ),
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 16,
     revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit.")] = None,
     overwrite: Overwrite = False,

@@ -1,4 +1,4 @@
-"""What the everyday verbs are given: images by file, folder, pattern or address, read in batches; and their outputs."""
+"""What the everyday verbs are given: images by file, folder, pattern or address, in batches; and their outputs."""
 
 from __future__ import annotations
 
