@@ -22,6 +22,7 @@ from hf_vit.words import counted
 
 BUILT_IN: dict[str, Callable[[], AnnotatedImages]] = {"shapes": draw_shapes}
 _FINGERPRINT_IMAGES = 256
+NO_CATEGORY = -1  # stands for the number of a class that the data lacks
 
 
 @dataclass
@@ -148,7 +149,7 @@ def load_annotated_split(arguments: ObjectDataArguments, split: str, class_names
     renumbered = dataclasses.replace(
         checked,
         class_names=class_names,
-        category_ids=[ids.get(name, index) for index, name in enumerate(class_names)],
+        category_ids=[ids.get(name, NO_CATEGORY) for name in class_names],
         is_thing=[things.get(name, True) for name in class_names],
         splits={split: found},
         reports={split: checked.reports[split]},

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from hf_vit.tasks.object_detection.data import AnnotatedData
+from hf_vit.tasks.object_detection.data import NO_CATEGORY, AnnotatedData
 from hf_vit.tasks.task import Batch, Evaluator
 from hf_vit.vision.coco_scores import MAX_DETECTIONS, average_precision, ground_truth
 from hf_vit.vision.decoding import decode
@@ -90,9 +90,10 @@ class DetectionEvaluator(Evaluator):
         }
 
     def coco_results(self) -> list[dict[str, Any]]:
-        """COCO's result file of the split: with the source's own numbers of images and categories."""
-        image_ids = self.split["image_id"][:]
-        found = [self._coco(row, self.data.checked.category_ids) for row in self.rows()]
+        """COCO's result file of the split: with the source's own numbers of images and categories, without classes
+        that the source lacks."""
+        image_ids, ids = self.split["image_id"][:], self.data.checked.category_ids
+        found = [self._coco(row, ids) for row in self.rows() if ids[int(row[1])] != NO_CATEGORY]
         return [{**each, "image_id": image_ids[each["image_id"]]} for each in found]
 
     def predictions(self) -> Iterator[dict[str, Any]]:

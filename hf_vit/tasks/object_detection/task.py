@@ -50,9 +50,11 @@ class ObjectDetection(Task):
         self.processor = build_processor(arguments.model, canvas, self.model.config)
 
     def plan_rows(self) -> dict[str, str]:
-        rows = {f"{index or 'objects'}": line for index, line in enumerate(self.data.summary())}
+        rows = {"objects": ". ".join(self.data.summary())}
         height, width = self.processor.size["height"], self.processor.size["width"]
-        rows["canvas"] = f"{height} x {width} pixels, {'padded' if self.arguments.model.letterbox else 'squeezed'}"
+        rows["canvas"] = (
+            f"{height} x {width} pixels, {'padded' if self.processor.crop_mode == 'border' else 'stretched'}"
+        )
         num_queries = self.model.config.num_queries
         crowded = sum(len(objects["bbox"]) > num_queries for objects in self.data.splits["train"]["objects"])
         if crowded:
