@@ -50,9 +50,8 @@ class DetectionEvaluator(Evaluator):
         rows = []
         for index, image in zip(batch["sample_key"][:, 1].tolist(), boxes):
             best = image["scores"].float().argsort(descending=True)[:MAX_DETECTIONS]
-            columns = (image["labels"][best, None].double(), image["scores"][best, None].double())
-            columns += (image["boxes"][best].double(),)
-            rows.append((index, torch.cat(columns, dim=-1)))  # (predictions, 6)
+            columns = [image["labels"][best, None], image["scores"][best, None], image["boxes"][best]]
+            rows.append((index, torch.cat([each.double() for each in columns], dim=-1)))  # (predictions, 6)
         return {"loss": outputs.loss, "rows": rows}
 
     def update(self, batch: Batch, outputs: dict[str, Any]) -> None:

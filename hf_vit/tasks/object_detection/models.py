@@ -45,7 +45,7 @@ def patch_side(arguments: DetectorArguments) -> int:
     return _side(getattr(getattr(config, "backbone_config", config), "patch_size", None)) or 32
 
 
-def _side(patch_size: Any) -> int | None:
+def _side(patch_size: Any) -> Any:
     return max(patch_size) if isinstance(patch_size, (list, tuple)) else patch_size
 
 
@@ -64,7 +64,10 @@ def build_detector(
     fields = {**arguments.config_overrides, "stuff_class_ids": stuff}
     check_fields(fields, HfDetrConfig())
     if arguments.model_name_or_path is not None:
-        origin = {"trust_remote_code": arguments.trust_remote_code, "revision": arguments.model_revision}
+        origin: dict[str, Any] = {
+            "trust_remote_code": arguments.trust_remote_code,
+            "revision": arguments.model_revision,
+        }
         config = AutoConfig.from_pretrained(arguments.model_name_or_path, **origin, **fields)
         config.id2label, config.label2id = classes["id2label"], classes["label2id"]
         model = model_class.from_pretrained(
@@ -89,7 +92,7 @@ def build_detector(
 
 
 def build_processor(
-    arguments: DetectorArguments, canvas: tuple[int, int], config: HfDetrConfig
+    arguments: DetectorArguments, canvas: tuple[int, int], config: Any
 ) -> HfDetrImageProcessor:
     """The processor saved beside the weights: the checkpoint's own form where there is one."""
     classes: dict[str, Any] = {"num_labels": config.num_labels, "label_ids_to_fuse": list(config.stuff_class_ids)}

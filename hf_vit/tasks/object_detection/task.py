@@ -39,6 +39,8 @@ class ObjectDetection(Task):
     auto_class: ClassVar = AutoModelForObjectDetection
     model_class: ClassVar[type[PreTrainedModel]] = HfDetrForObjectDetection
     with_masks: ClassVar[bool] = False
+    arguments: ObjectDetectionArguments
+    data: AnnotatedData
 
     def __init__(self, arguments: ObjectDetectionArguments):
         self.arguments = arguments
@@ -97,7 +99,8 @@ class ObjectDetection(Task):
         factor = self.arguments.model.backbone_learning_rate_factor
         if factor == 1:
             return groups
-        own = {id(parameter) for parameter in self.model.base_model.backbone.parameters()}
+        body: Any = self.model.base_model
+        own = {id(parameter) for parameter in body.backbone.parameters()}
         found = []
         for group in groups:
             for is_backbone in (False, True):
