@@ -40,7 +40,7 @@ def patch_side(arguments: DetectorArguments) -> int:
     """The number that a canvas' sides must be multiples of."""
     name = arguments.model_name_or_path or arguments.backbone_name_or_path
     if name is None:
-        return _side(arguments.backbone_overrides.get("patch_size")) or HfViTConfig().patch_size
+        return _side(arguments.backbone_overrides.get("patch_size", HfViTConfig().patch_size))
     config = AutoConfig.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
     return _side(getattr(getattr(config, "backbone_config", config), "patch_size", None)) or 32
 
