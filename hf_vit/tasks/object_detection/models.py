@@ -91,9 +91,7 @@ def build_detector(
     return model
 
 
-def build_processor(
-    arguments: DetectorArguments, canvas: tuple[int, int], config: Any
-) -> HfDetrImageProcessor:
+def build_processor(arguments: DetectorArguments, canvas: tuple[int, int], config: Any) -> HfDetrImageProcessor:
     """The processor saved beside the weights: the checkpoint's own form where there is one."""
     classes: dict[str, Any] = {"num_labels": config.num_labels, "label_ids_to_fuse": list(config.stuff_class_ids)}
     if arguments.model_name_or_path is not None:
