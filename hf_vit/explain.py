@@ -180,6 +180,7 @@ def _attention_weights(module, patches: torch.Tensor) -> tuple[float, torch.Tens
 # of the patches in what is left of it.
 _WEIGHTS = {
     "cls": _class_token_weights,
+    "cls_tanh": _class_token_weights,
     "mean": _even_weights,
     "max": _max_weights,
     "cls_mean": _class_token_mean_weights,

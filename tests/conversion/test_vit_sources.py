@@ -78,10 +78,31 @@ TRANSFORMERS = {
     "Siglip2ForImageClassification": {**{k: v for k, v in FULL.items() if k != "image_size"}, "num_patches": 16},
     "CLIPVisionModel": FULL,
     "CLIPForImageClassification": FULL,
+    "ViTModel": FULL,
+    "DeiTModel": FULL,
     "ViTMAEModel": FULL,
     "ViTMSNForImageClassification": FULL,
     "ViTMSNModel": FULL,
 }
+
+
+@pytest.mark.parametrize("name", ["ViTModel", "DeiTModel"])
+def test_a_pooler_comes_along_both_ways(name):
+    peer, pixel_values = make(name, **FULL), images()
+    ours = from_peer(peer)
+    back = to_peer(ours, "transformers")
+    with torch.no_grad():
+        expected = peer(pixel_values).pooler_output
+        assert expected.std() > 0.05
+        assert_close(ours(pixel_values).pooler_output, expected)
+        assert torch.equal(back(pixel_values).pooler_output, expected)
+
+
+@pytest.mark.parametrize("option", [{"pooler_act": "relu"}, {"pooler_output_size": 16}], ids=str)
+def test_other_poolers_are_refused_by_name(option):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        from_peer(make("ViTModel", **FULL, **option))
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)

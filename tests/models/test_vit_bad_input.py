@@ -15,7 +15,7 @@ from transformers import (
 from hf_vit import HfViTBackbone, HfViTConfig, HfViTForImageClassification, HfViTModel
 from hf_vit.models.losses import distillation_loss
 
-POOLINGS = "cls, mean, max, cls_mean, weighted, attention, none"
+POOLINGS = "cls, cls_tanh, mean, max, cls_mean, weighted, attention, none"
 ABSOLUTE, ROTARY = "learned, learned_2d, sincos_1d, sincos_2d", "rope_2d, rope_axial, rope_mixed"
 POSITIONS = f"{ABSOLUTE}, relative_bias, relative_bias_per_layer, {ROTARY}, none"
 

@@ -58,6 +58,22 @@ def check_activation(config: Any) -> None:
         raise ValueError(f"hidden_act must be one of transformers' activations, got {config.hidden_act!r}")
 
 
+def pooling_of(peer: nn.Module) -> str:
+    """`pooling` of a model, which may have a head, a pooler or neither.
+
+    Raises:
+        ValueError: its pooler is another than ours.
+    """
+    if (pooler := getattr(peer, "pooler", None)) is None:
+        return "none" if hasattr(peer, "pooler") else "cls"
+    if peer.config.pooler_act != "tanh":
+        raise ValueError(f"pooler_act must be 'tanh', got {peer.config.pooler_act!r}")
+    if pooler.dense.out_features != peer.config.hidden_size:
+        size = peer.config.hidden_size
+        raise ValueError(f"pooler_output_size must be hidden_size ({size}), got {pooler.dense.out_features}")
+    return "cls_tanh"
+
+
 def encoder_rules(config: HfViTConfig, body: str) -> list[Rule]:
     """Rules for embeddings, layers and norm of the peer's body `body`."""
     layer, theirs = "vit.layers.*", f"{body}.layers.*"
@@ -73,6 +89,7 @@ def encoder_rules(config: HfViTConfig, body: str) -> list[Rule]:
         same(f"{layer}.mlp.fc1.*", f"{theirs}.mlp.fc1.*"),
         same(f"{layer}.mlp.fc2.*", f"{theirs}.mlp.fc2.*"),
         same("vit.norm.*", f"{body}.layernorm.*"),
+        same("vit.pooler.poolings.cls_tanh.dense.*", f"{body}.pooler.dense.*"),
     ]
 
 
@@ -82,13 +99,12 @@ class ViT(Source):
     ignored = (r"embeddings\.mask_token$",)
 
     def config(self, peer: nn.Module) -> HfViTConfig:
-        pooling = {} if hasattr(peer, "classifier") else {"pooling": "none"}
-        return HfViTConfig(**fields_of(peer.config), **pooling)
+        return HfViTConfig(**fields_of(peer.config), pooling=pooling_of(peer))
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
         config = transformers.ViTConfig(**fields_of(model.config))
         if isinstance(model, HfViTModel):
-            return transformers.ViTModel(config, add_pooling_layer=False)
+            return transformers.ViTModel(config, add_pooling_layer=model.config.pooling == "cls_tanh")
         return transformers.ViTForImageClassification(config)
 
     def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:
@@ -111,13 +127,13 @@ class DeiT(Source):
             **fields_of(peer.config),
             use_distillation_token=has_two_heads,
             num_register_tokens=int(not has_two_heads),
-            pooling="none" if isinstance(peer, transformers.DeiTModel) else "cls",
+            pooling=pooling_of(peer),
         )
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
         config = transformers.DeiTConfig(**fields_of(model.config))
         if isinstance(model, HfViTModel):
-            return transformers.DeiTModel(config, add_pooling_layer=False)
+            return transformers.DeiTModel(config, add_pooling_layer=model.config.pooling == "cls_tanh")
         if model.config.use_distillation_token:
             return transformers.DeiTForImageClassificationWithTeacher(config)
         return transformers.DeiTForImageClassification(config)
