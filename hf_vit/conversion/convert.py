@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_vit.conversion.checkpoint import read_checkpoint, read_own
-from hf_vit.conversion.models import Changes, from_peer, to_peer, with_changes
+from hf_vit.conversion.models import Changes, from_peer, quiet, to_peer, with_changes
 from hf_vit.conversion.processors import adapted_processor, timm_data_config
 from hf_vit.conversion.source import LIBRARIES
 from hf_vit.conversion.timm_models import save_timm_model
@@ -88,7 +88,8 @@ def load_as_ours(
 
 
 def _save(stage: Path, model: nn.Module, processor: Any) -> None:
-    model.save_pretrained(stage)
+    with quiet():
+        model.save_pretrained(stage)
     processor.save_pretrained(stage)
 
 

@@ -107,8 +107,9 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
             classifier then has two heads.
         num_register_tokens (`int`): register tokens (2309.16588) between the tokens above and the patches.
         registers_first (`bool`): put the registers before the class token.
-        pooling (`str` or `list[str]`): how the final tokens become one vector: `"cls"` (class token), `"mean"` or
-            `"max"` over patches, `"cls_mean"` (a mix of the two), `"weighted"` (softmax of a learnt score per patch,
+        pooling (`str` or `list[str]`): how the final tokens become one vector: `"cls"` (class token),
+            `"cls_tanh"` (tanh of its linear projection: BERT's pooler, 1810.04805), `"mean"` or `"max"` over patches,
+            `"cls_mean"` (a mix of class token and mean), `"weighted"` (softmax of a learnt score per patch,
             2104.05704), `"attention"` (learnt query, multi-head attention and MLP: MAP, 2106.04560) or `"none"`.
             Several names are concatenated. No pooling over patches sees the prefix tokens.
         pooling_norm (`str`, *optional*): final norm `"before"` or `"after"` pooling, or `"none"`. `None`: after for

@@ -42,6 +42,18 @@ class ClassTokenPooling(nn.Module):
         return tokens[:, self.class_token_index]
 
 
+class ClassTokenTanhPooling(ClassTokenPooling):
+    """The class token through a linear layer and tanh, the pooler of BERT (1810.04805) that ViT's first checkpoints
+    have: (batch, tokens, hidden_size) -> (batch, hidden_size), in (-1, 1)."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return linear(self.dense, super().forward(tokens)).tanh()
+
+
 class ClassTokenMeanPooling(MeanPooling):
     """w * class token + (1 - w) * mean over the patches; w is `cls_mean_weight`, fixed, or learnt as a sigmoid."""
 
@@ -116,6 +128,7 @@ class AttentionPooling(nn.Module):
 
 _POOLINGS = {
     "cls": ClassTokenPooling,
+    "cls_tanh": ClassTokenTanhPooling,
     "mean": MeanPooling,
     "max": MaxPooling,
     "cls_mean": ClassTokenMeanPooling,

@@ -4,7 +4,7 @@ from transformers.activations import ACT2FN
 
 from .strict_config import GATED_ACTIVATIONS, PROBLEM_TYPES
 
-POOLINGS = ("cls", "mean", "max", "cls_mean", "weighted", "attention", "none")
+POOLINGS = ("cls", "cls_tanh", "mean", "max", "cls_mean", "weighted", "attention", "none")
 # Added to the tokens, to the attention scores, or turning queries and keys.
 ABSOLUTE = ("learned", "learned_2d", "sincos_1d", "sincos_2d")
 RELATIVE = ("relative_bias", "relative_bias_per_layer")
@@ -89,7 +89,7 @@ def _check_names(config):
         raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, or a list of them, got {config.pooling!r}")
     if len(set(config.poolings)) != len(config.poolings) or ("none" in config.poolings and config.pooling != "none"):
         raise ValueError(f"pooling must not have 'none' or a name twice in a list, got {config.pooling!r}")
-    if {"cls", "cls_mean"} & set(config.poolings) and not config.use_class_token:
+    if {"cls", "cls_tanh", "cls_mean"} & set(config.poolings) and not config.use_class_token:
         raise ValueError(f"pooling {config.pooling!r} needs use_class_token=True, got False")
 
 

@@ -86,6 +86,31 @@ TRANSFORMERS = {
 }
 
 
+@pytest.mark.parametrize(
+    "size,channels,classes", [(160, 1, 1000), (224, 4, 2), ((256, 192), 4, 1000), (384, 1, 2)], ids=str
+)
+def test_photograph_sizes_channels_and_class_counts(size, channels, classes):
+    """Images as large as in use, other numbers of channels and classes, of both libraries."""
+    narrow = {"embed_dim": 8, "depth": 1, "num_heads": 2, "img_size": size, "in_chans": channels}
+    peer = randomise(timm.create_model("vit_tiny_patch16_224", **narrow, num_classes=classes))
+    config = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config |= {"image_size": size, "num_channels": channels, "num_labels": classes}
+    other = randomise(transformers.ViTForImageClassification(transformers.ViTConfig(**config)))
+    for model, library in ((peer, "timm"), (other, "transformers")):
+        ours = from_peer(model)
+        height, width = ours.config.image_shape
+        assert (height, width) == (size if isinstance(size, tuple) else (size, size))
+        pixel_values = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            expected, back = model(pixel_values), to_peer(ours, library)(pixel_values)
+            got = ours(pixel_values).logits
+        if library == "transformers":
+            expected, back = expected.logits, back.logits
+        assert got.shape == (2, classes) and expected.std() > 0.02
+        assert_close(got, expected)
+        assert torch.equal(back, expected)
+
+
 @pytest.mark.parametrize("name", ["ViTModel", "DeiTModel"])
 def test_a_pooler_comes_along_both_ways(name):
     peer, pixel_values = make(name, **FULL), images()
