@@ -24,6 +24,7 @@ from hf_vit.trainer.checkpoint import prepare_output_dir
 from hf_vit.trainer.evaluation import evaluate
 from hf_vit.trainer.loaders import prepare_evaluation_loader
 from hf_vit.trainer.run_record import environment, write_predictions
+from hf_vit.unasked import unasked
 from hf_vit.words import counted
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments, folder = given.score, Path(given.score.output_dir)
     prepare_output_dir(folder, overwrite=arguments.overwrite_output_dir, resume=False)
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
-    assessment = task.assess(given)
+    with unasked():
+        assessment = task.assess(given)
     result = score(assessment, accelerator, arguments, task.sample_unit)
     record = {
         "task": task.name,
