@@ -106,11 +106,11 @@ def push(
         HubError: the Hub said no, or was not reached; the message ends with the command that finishes the job.
     """
     with staged(folder, refresh=True) as stage:
-        if problems := examine(stage):
+        if problems := examine(stage, folder):
             raise ValueError(_listed(folder, problems))
         if not load:
             with explained(destination, folder):
-                return _publish(stage, destination, commit_message)
+                return _publish(stage, folder, destination, commit_message)
         with explained(destination, folder):
             _repeated(_api(destination).whoami)  # a wrong token is known before the model is loaded
         with fresh_process(token=destination.token) as process:
@@ -121,7 +121,7 @@ def push(
             except RuntimeError as error:
                 raise ValueError(_listed(folder, [f"it does not load without this package: {error}"])) from None
             with explained(destination, folder):
-                return _publish(stage, destination, commit_message, process)
+                return _publish(stage, folder, destination, commit_message, process)
 
 
 def _compare_codes(process: FreshProcess, folder: str | os.PathLike, stage: Path) -> None:
@@ -188,7 +188,11 @@ def create_repository(destination: Destination) -> str:
 
 
 def _publish(
-    stage: Path, destination: Destination, commit_message: str, process: FreshProcess | None = None
+    stage: Path,
+    folder: str | os.PathLike,
+    destination: Destination,
+    commit_message: str,
+    process: FreshProcess | None = None,
 ) -> CommitInfo:
     """Card, commit, comparison by `process`, tag and collection."""
     api = _api(destination)
@@ -206,7 +210,7 @@ def _publish(
     def commit() -> CommitInfo:
         # upload_folder may spread a folder over several commits. New operations each time: if an answer was lost, the
         # files are found to be there already, and no second commit is made.
-        names = published_files(stage)
+        names = published_files(stage, folder)
         # Weights of an earlier push, such as shards, would be taken for this model's. Other files may be anyone's.
         there = api.list_repo_files(repo_id, revision=destination.revision)
         stale = [name for name in there if fnmatch(name, "*.safetensors*") and name not in names]

@@ -130,7 +130,7 @@ def test_doctor_says_what_is_wrong(folder, tmp_path, change, message):
     copy = shutil.copytree(folder, tmp_path / "digits")
     change(copy)
     with staged(copy) as stage:
-        problems = examine(stage)
+        problems = examine(stage, copy)
     assert any(re.search(message, problem) for problem in problems), problems
     outcome = CliRunner().invoke(app, ["doctor", str(copy), "--no-load"])
     assert outcome.exit_code == 1 and outcome.stdout.splitlines() == problems
@@ -183,7 +183,7 @@ def test_an_author_may_give_an_address(folder, tmp_path):
     amend_run(copy, "arguments", {**arguments, "card_authors": "Bob, bob@example.org"})
     write_card(copy)
     with staged(copy) as stage:
-        assert examine(stage) == []
+        assert examine(stage, copy) == []
 
 
 def test_paths_are_cut_alike_in_the_records_and_on_the_card(folder, tmp_path):
@@ -197,7 +197,7 @@ def test_paths_are_cut_alike_in_the_records_and_on_the_card(folder, tmp_path):
     text = write_card(copy).read_text()
     assert "/home" not in text and "../alice" not in text and new["card_limitations"] in text
     with staged(copy) as stage:
-        assert examine(stage) == []
+        assert examine(stage, copy) == []
 
 
 @pytest.mark.parametrize("argv", [["doctor", "none"], ["doctor", "file"], ["card", "none"], ["card", "file"]])
