@@ -20,9 +20,9 @@ from hf_vit.config import RunArguments, argument, check_range, parse_groups
 from hf_vit.files import write_atomically
 from hf_vit.record import PREDICTIONS_FILE, RUN_FILE
 from hf_vit.tasks.task import Assessment, Task
-from hf_vit.trainer.checkpoint import prepare_output_dir
 from hf_vit.trainer.evaluation import evaluate
 from hf_vit.trainer.loaders import prepare_evaluation_loader
+from hf_vit.trainer.output_dir import prepare_output_dir
 from hf_vit.trainer.run_record import environment, write_predictions
 from hf_vit.unasked import unasked
 from hf_vit.words import counted

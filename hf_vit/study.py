@@ -27,7 +27,7 @@ from hf_vit.config import argument, closest, read_yaml
 from hf_vit.files import write_atomically
 from hf_vit.record import RUN_FILE, Record, read_record
 from hf_vit.train import parse
-from hf_vit.trainer.checkpoint import CHECKPOINTS
+from hf_vit.trainer.output_dir import CHECKPOINTS
 
 _MAY_DIFFER = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint"}
 _NEEDED = {"title", "recipe", "seeds", "metrics", "variants"}

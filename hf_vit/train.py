@@ -79,11 +79,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         from datasets import disable_progress_bars
         from transformers.utils.logging import disable_progress_bar
 
-        from hf_vit.trainer.checkpoint import prepare_output_dir
         from hf_vit.trainer.cpu import keep_freed_memory, use_all_cores
         from hf_vit.trainer.loop import TrainingLoop
+        from hf_vit.trainer.output_dir import check_text_encoding, prepare_output_dir
         from hf_vit.trainer.plan import plan
 
+    check_text_encoding()
     keep_freed_memory()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("hf_vit").setLevel(logging.INFO)

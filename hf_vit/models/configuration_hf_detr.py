@@ -54,7 +54,7 @@ class HfDetrConfig(CodeVersionMixin, PreTrainedConfig):
             from a token's column and row to the sides of a query's box (Plain-DETR, 2308.01904).
         with_box_refine (`bool`): each layer corrects the box of the layer before, in units of the box (2010.04159),
             with gradients into both (2203.03605). `False`: each layer predicts from the start.
-        group_detr (`int`): groups of queries in training, each matched to all objects (2207.13085). The first alone
+        group_detr (`int`): groups of queries in training, each matched to all objects (2207.13085); the first alone
             predicts.
         class_loss (`str`): `"iou_aware"`: one sigmoid a class, whose target is a mean of score and IoU
             (2406.03459, 2008.13367). `"softmax"`: cross entropy with a class for no object, the last.
@@ -107,7 +107,7 @@ class HfDetrConfig(CodeVersionMixin, PreTrainedConfig):
     two_stage: bool = True
     box_relative_bias: bool = True
     with_box_refine: bool = True
-    group_detr: int = 4
+    group_detr: int = 1
     class_loss: str = "iou_aware"
     norm_position: str = "post"
     norm_type: str = "layer_norm"

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object, set_seed
+from accelerate.utils import gather_object, set_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hf_vit.config import Arguments
 from hf_vit.trainer.averaging import averaged_model
-from hf_vit.trainer.checkpoint import CHECKPOINTS, Checkpointer, TrainingState, run_facts
+from hf_vit.trainer.checkpoint import TrainingState, run_facts
+from hf_vit.trainer.checkpointer import Checkpointer, Resumable, sharding_of
 from hf_vit.trainer.energy import EnergyMeter
 from hf_vit.trainer.evaluation import evaluate
 from hf_vit.trainer.loaders import (
@@ -29,6 +30,7 @@ from hf_vit.trainer.loaders import (
     tell_deepspeed,
 )
 from hf_vit.trainer.optim import build_optimizer, build_scheduler
+from hf_vit.trainer.output_dir import CHECKPOINTS
 from hf_vit.trainer.progress import Meter, progress_bar
 from hf_vit.trainer.run_folder import RunFolder
 from hf_vit.trainer.run_record import peak_memory_bytes
@@ -56,12 +58,9 @@ class TrainingLoop:
 
     def __init__(self, accelerator: Accelerator, task: Task, arguments: Arguments):
         self.started = time.perf_counter()
-        self.accelerator = accelerator
-        self.task = task
-        self.arguments = arguments
+        self.accelerator, self.task, self.arguments = accelerator, task, arguments
         self.output_dir = Path(arguments.run.output_dir)
-        kind = accelerator.distributed_type
-        self._sharding = kind.value if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) else None
+        self._sharding = sharding_of(accelerator)
         described = task.describe()  # before sharding renames the model's class
         self._prepare()
         # Dropout must differ between processes; until here all had to draw the same.
@@ -69,8 +68,9 @@ class TrainingLoop:
         self.folder = RunFolder(accelerator, task, arguments, described, is_sharded=self._sharding is not None)
         self.record = self.folder.record
         facts = run_facts(described, self.schedule, self.train_loader, arguments, self._sharding)
+        resumable = Resumable(self.model, self.optimizer, self.scheduler, self.ema, self._sharding)
         limit = arguments.checkpoint.checkpoints_total_limit
-        self.checkpointer = Checkpointer(accelerator, self.output_dir, limit, facts)
+        self.checkpointer = Checkpointer(accelerator, self.output_dir, limit, facts, resumable)
         self.state = TrainingState()
         self.resume_path = self.checkpointer.find(arguments.checkpoint.resume_from_checkpoint)
         if self.resume_path is not None:
@@ -95,19 +95,16 @@ class TrainingLoop:
         }
         self.train_loader = prepare_train_loader(accelerator, train_loader)
         self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
-        accelerator.register_for_checkpointing(self.scheduler)
         self.watch = StepWatch(accelerator, optimizer, self.output_dir / CHECKPOINTS)
         whole = accelerator.unwrap_model(self.model)
         self.ema = averaged_model(whole, self.arguments.ema, self.num_steps, self.steps_per_epoch, self._sharding)
-        if self.ema is not None:
-            accelerator.register_for_checkpointing(self.ema)
 
     def train(self) -> None:
         """From the first step, or the resumed one, to a folder that holds the trained model and its records.
 
         Raises:
             FloatingPointError: a loss or gradient is not finite; the last checkpoint is kept.
-            SystemExit: SIGTERM or SIGINT came, with status 128 + signal, after a checkpoint was saved.
+            SystemExit: SIGTERM, SIGINT or SIGHUP came, with status 128 + signal, after a checkpoint was saved.
         """
         self.folder.prepare()
         self.accelerator.wait_for_everyone()
@@ -282,12 +279,11 @@ class TrainingLoop:
         split = self.task.evaluation_splits[1]
         evaluator = self.task.evaluator(split, final=True)
         metrics, num_examples = self.evaluate(split, evaluator)
-        durations = {"training": state.training_seconds}
-        if self.resume_path is None:
-            durations["total"] = time.perf_counter() - self.started
+        total = {"total": time.perf_counter() - self.started} if self.resume_path is None else {}
+        durations = {"training": state.training_seconds, **total}
         kept = state.best_epoch if self.arguments.checkpoint.load_best_model_at_end else None
         result = {"split": split, "num_examples": num_examples, "metrics": metrics, "kept_epoch": kept}
-        # Gathering what the processes share out takes all of them.
+        # All processes must take part where they share the weights out.
         state_dict = self.accelerator.get_state_dict(self.model) if self._sharding else None
         cost = self._energy.stop()
         self.folder.finish(self.final_model, state, evaluator, result, state_dict, duration_s=durations, **cost)

@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from hf_vit.cards import write_card
 from hf_vit.config import Arguments
 from hf_vit.trainer.authors import author_file, copy_author_file
-from hf_vit.trainer.checkpoint import CHECKPOINTS, TrainingState, clear_temporary, move_files, staging_folder
+from hf_vit.trainer.checkpoint import TrainingState
+from hf_vit.trainer.output_dir import CHECKPOINTS, clear_temporary, lock, move_files, staging_folder
 from hf_vit.trainer.publishing import HubArguments, Publisher
 from hf_vit.trainer.run_record import RunRecord, write_predictions
 
@@ -44,6 +45,8 @@ class RunFolder:
         self.task = task
         self.arguments = arguments
         self.is_main = accelerator.is_main_process
+        if self.is_main and self.path.is_dir() and not arguments.run.dry_run:
+            lock(self.path)  # before anything there is touched
         author_file(arguments.recipe_path, self.path)  # what is wrong with it is known before training
         # Before the records are made, which hold the repository's id.
         publishes = self.is_main and not arguments.run.dry_run
@@ -55,9 +58,10 @@ class RunFolder:
     def prepare(self) -> None:
         """Make room for a run, or for what goes on with one."""
         if self.is_main:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock(self.path)
             if self.arguments.checkpoint.resume_from_checkpoint is None:
                 shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
-            self.path.mkdir(parents=True, exist_ok=True)
             clear_temporary(self.path)
 
     def write_record(self, status: str, state: TrainingState, **values: Any) -> None:

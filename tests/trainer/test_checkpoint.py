@@ -10,15 +10,9 @@ import torch
 from accelerate import Accelerator
 
 from hf_vit.files import write_atomically
-from hf_vit.trainer.checkpoint import (
-    CheckpointArguments,
-    Checkpointer,
-    TrainingState,
-    clear_temporary,
-    move_files,
-    prepare_output_dir,
-    staging_folder,
-)
+from hf_vit.trainer.checkpoint import CheckpointArguments, TrainingState
+from hf_vit.trainer.checkpointer import Checkpointer, Resumable
+from hf_vit.trainer.output_dir import clear_temporary, move_files, prepare_output_dir, staging_folder
 
 FACTS = {
     "model": {"class": "A", "num_parameters": 3},
@@ -33,8 +27,8 @@ def checkpointer(tmp_path):
     def make(facts=FACTS, total_limit=1):
         accelerator = Accelerator(cpu=True)
         model = torch.nn.Linear(100, 100)
-        accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
-        return Checkpointer(accelerator, tmp_path, total_limit, facts), model
+        prepared = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+        return Checkpointer(accelerator, tmp_path, total_limit, facts, Resumable(*prepared)), model
 
     return make
 

@@ -14,7 +14,8 @@ import training_runs
 from safetensors.torch import load_file
 
 from hf_vit import train
-from hf_vit.trainer.checkpoint import CHECKPOINTS, STATE_FILE
+from hf_vit.trainer.checkpoint import STATE_FILE
+from hf_vit.trainer.output_dir import CHECKPOINTS
 
 # Every source of randomness and state at once: dropout, drop path, MixUp, CutMix, accumulation, averaged weights,
 # repeated augmentation, clipping, a teacher.
