@@ -16,13 +16,20 @@ def counted(number: int, plural: str) -> str:
 def listed(names: Sequence[str], most: int) -> str:
     """At most so many of the names, and how many more there are."""
     more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+    return ", ".join(map(printable, names[:most])) + (f" and {more:,} more" if more > 0 else "")
 
 
-def printable(text: str) -> str:
+def printable(text: str, keep: str = "") -> str:
     """A text of others for a terminal or a list of names: control characters, ends of lines and what reverses the
-    direction of writing are escaped, `\\n` for instance, so that it can neither move a cursor nor look like another."""
-    return "".join(character.encode("unicode_escape").decode() if _steers(character) else character for character in text)
+    direction of writing are escaped, `\\n` for instance, so that it can neither move a cursor nor look like another.
+
+    Args:
+        keep: characters that stay as they are.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode() if _steers(character) and character not in keep else character
+        for character in text
+    )
 
 
 def _steers(character: str) -> bool:

@@ -49,8 +49,9 @@ def wholes(tmp_path_factory):
         save(folder / name, kind, DIGITS)
     ours = HfTransformerConfig(vocab_size=60, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32,
                                decoder_ffn_dim=32, max_length=8)  # fmt: skip
+    bart = {**BART, "pad_token_id": 0, "max_position_embeddings": 128}
     models = {
-        "translator": BartForConditionalGeneration(BartConfig(**{**BART, "pad_token_id": 0, "max_position_embeddings": 128})),
+        "translator": BartForConditionalGeneration(BartConfig(**bart)),
         "our translator": HfTransformerForConditionalGeneration(ours),
     }
     for name, model in models.items():

@@ -40,7 +40,7 @@ _ADDRESSES = re.compile(r"\b(?!git@)[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 _PATHS = re.compile(
     r"""(?<![^\s"'`=,(\[])(?:(?!/(?:dev|proc|sys|etc|usr|bin)/)(?:/[\w.@+-]+){2,}|[A-Za-z]:(?:\\{1,2}[\w. -]+){2,})"""
 )
-# What the scanner asks more of: the id of a key of AWS without the key, and the head of a private key without its body.
+# What the scanner asks more of: the id of an AWS key without the key, the head of a private key without its body.
 _KEYS = re.compile(r"\b(?:AKIA|ASIA)[A-Z2-7]{16}\b|-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----")
 _CARD_IMAGES = re.compile(r"!\[[^\]]*\]\((?!https?:)([^)\s]+)\)")
 
@@ -76,8 +76,8 @@ def examine(folder: str | os.PathLike, origin: str | os.PathLike | None = None) 
     """Everything that is missing or wrong in a folder, each in one sentence; empty when it can be published.
 
     Looks at names and links, weights, configuration and `auto_map`, code, processor, model card and its records,
-    pickles, and at what should stay private: absolute paths, tokens, e-mail addresses (other than those in the author's
-    words on the card).
+    pickles, and at what should stay private: absolute paths, tokens, e-mail addresses (other than those in the
+    author's words on the card).
 
     Args:
         origin: the folder that `folder` is the stage of, whose names and links are looked at in its place.
@@ -93,7 +93,7 @@ def examine(folder: str | os.PathLike, origin: str | os.PathLike | None = None) 
     problems += _names(origin)
     for check in (_weights, _auto_map, _code, _inputs, _card, _pickles, _private):
         problems += check(folder, files, config)
-    return problems
+    return [printable(problem) for problem in problems]
 
 
 def _read_config(folder: Path) -> tuple[dict, list[str]]:
@@ -111,9 +111,9 @@ def _read_config(folder: Path) -> tuple[dict, list[str]]:
 def _names(folder: Path) -> Iterator[str]:
     for name in _published(folder):
         if _leads_out(folder / name, folder):
-            yield f"{printable(name)} is a link that leads out of the folder: put a copy in its place, or remove it"
+            yield f"{name} is a link that leads out of the folder: put a copy in its place, or remove it"
         if printable(name) != name:
-            yield f"{printable(name)} has a control character in its name: rename it"
+            yield f"{name} has a control character in its name: rename it"
 
 
 def _weights(folder: Path, files: list[str], config: dict) -> Iterator[str]:
