@@ -18,6 +18,7 @@ import hf_vit  # noqa: F401  registers our models
 from hf_vit import tasks
 from hf_vit.config import RunArguments, argument, check_range, parse_groups
 from hf_vit.files import write_atomically
+from hf_vit.fingerprint import check_fingerprint
 from hf_vit.record import PREDICTIONS_FILE, RUN_FILE
 from hf_vit.tasks.task import Assessment, Task
 from hf_vit.trainer.evaluation import evaluate
@@ -106,6 +107,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     given = SimpleNamespace(**dict(zip(groups, parsed)))
     arguments, folder = given.score, Path(given.score.output_dir)
     prepare_output_dir(folder, overwrite=arguments.overwrite_output_dir, resume=False)
+    check_fingerprint(arguments.model_name_or_path)
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
     with unasked():
         assessment = task.assess(given)

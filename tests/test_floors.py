@@ -14,6 +14,7 @@ FLOORS = [
         "config",
         "extras",
         "files",
+        "fingerprint",
         "sample_keys",
         "tasks",
         "record",

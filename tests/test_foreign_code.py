@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from typer.testing import CliRunner
 from hf_vit import HfTransformerConfig, HfTransformerForConditionalGeneration, score, train
 from hf_vit.cli import app
 from hf_vit.export import export
+from hf_vit.fingerprint import fingerprint
+from hf_vit.hub import HubError
 
 DIGITS = [str(digit) for digit in range(10)]
 YES = "1\n" * 50  # what transformers' question takes for a yes
@@ -336,3 +339,21 @@ def test_transformers_takes_its_answer_from_the_data_and_the_command_does_not(ho
         patch.setattr(sys, "stdin", io.StringIO(YES))
         AutoConfig.from_pretrained(folder)
     assert ran.exists()
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_model_that_is_not_the_one_of_its_record_is_refused(wholes, kind, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(wholes / kind, tmp_path / "whole"))
+    task = "translation" if kind.endswith("translator") else "image_classification"
+    merge(folder / "run.json", task=task, card={"files_sha256": fingerprint(folder)})
+    found = commands(folder, kind, tmp_path, monkeypatch)
+    checked = [name for name in ("pull", "score", "translate") if name in found]
+    assert "pull" in checked and "score" in checked
+    for name in checked:
+        found[name]()
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    for name in checked:
+        with pytest.raises((ValueError, HubError), match=re.escape(str(folder)) + ".* SHA-256"):
+            found[name]()

@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from hf_vit.fingerprint import check_fingerprint
 from hf_vit.hub.doctor import examine, published_files
 from hf_vit.hub.own_code import is_older
 from hf_vit.hub.staging import name_in_card, staged
@@ -156,7 +157,8 @@ def pull(
 
     Raises:
         ValueError: the id is no repository's, or `local_dir` holds files of something else.
-        HubError: there is no such repository or revision, it is private, or the Hub was not reached.
+        HubError: there is no such repository or revision, it is private, the Hub was not reached, or the model is not
+            the one that its record keeps a digest of.
     """
     destination = Destination(repo_id, token=token)
     if local_dir is not None and Path(local_dir).exists():
@@ -164,7 +166,9 @@ def pull(
         if not folder.is_dir() or (any(folder.iterdir()) and not (folder / _PULLED).is_dir()):
             raise ValueError(f"local_dir: {local_dir} must be a new or an empty folder, or one of an earlier pull")
     with explained(destination):
-        return Path(_api(destination).snapshot_download(repo_id, revision=revision, local_dir=local_dir))
+        folder = Path(_api(destination).snapshot_download(repo_id, revision=revision, local_dir=local_dir))
+        check_fingerprint(folder)
+        return folder
 
 
 def _api(destination: Destination) -> HfApi:

@@ -12,8 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hf_vit.cards import check_card, write_card
-from hf_vit.cards.records import fingerprint
 from hf_vit.cli import app
+from hf_vit.fingerprint import fingerprint
 from hf_vit.words import listed
 
 

@@ -27,8 +27,9 @@ from typer.testing import CliRunner
 from hf_vit import HfTransformerConfig, HfViTConfig, HfViTForImageClassification
 from hf_vit.cards import measure, write_card
 from hf_vit.cards.card import facts_of
-from hf_vit.cards.records import amend_run, fingerprint
+from hf_vit.cards.records import amend_run
 from hf_vit.cli import app, main
+from hf_vit.fingerprint import fingerprint
 from hf_vit.hub import Destination, push
 from hf_vit.hub.doctor import examine, published_files
 from hf_vit.hub.staging import staged
