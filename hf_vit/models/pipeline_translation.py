@@ -16,12 +16,11 @@ _MAX_NEW_TOKENS = 256
 TARGET_TOKENIZER = "target_tokenizer"
 
 
-def target_tokenizer_of(tokenizer, revision: str | None = None, trust_remote_code: bool = False):
+def target_tokenizer_of(tokenizer, revision: str | None = None):
     """The tokenizer of the texts that a model writes: `tokenizer` itself, unless it names another one beside it.
 
     Args:
         revision: of the repository that `tokenizer` came from.
-        trust_remote_code: execute the code that the one it names brings along.
 
     Raises:
         ValueError: if the one it names cannot be loaded.
@@ -37,7 +36,7 @@ def target_tokenizer_of(tokenizer, revision: str | None = None, trust_remote_cod
             f"tokenizer: {folder!r} of {name!r}, the tokenizer of the target language, cannot be loaded "
             f"(save_pretrained of the pipeline saves it with the rest, that of model or tokenizer does not): {error}"
         ) from error
-    return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    return AutoTokenizer.from_pretrained(name, **options)
 
 
 class TranslationPipeline(Pipeline):

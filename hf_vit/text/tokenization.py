@@ -108,7 +108,7 @@ def load_tokenizers(name: str, *, revision: str | None = None, trust_remote_code
         ValueError: one is not there, or has no token for padding or for the end of a text.
     """
     own = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    tokenizers = Tokenizers(own, target_tokenizer_of(own, revision, trust_remote_code=trust_remote_code))
+    tokenizers = Tokenizers(own, target_tokenizer_of(own, revision))
     if tokenizers.target is not own:
         own.init_kwargs[TARGET_TOKENIZER] = TARGET_TOKENIZER  # wherever it was, they are saved so
     for tokenizer in tokenizers:
