@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import socket
 import time
 from pathlib import Path
@@ -26,8 +25,6 @@ TINY = [
 
 def _run(argv, slow_down, environment):
     os.environ.update(environment)
-    if "NOHUP" in environment:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.setsid()  # a process group of its own, as under a shell or torchrun
     multiprocessing.set_start_method("fork", force=True)  # of loader workers
     import torch

@@ -82,7 +82,6 @@ def step_of(folder):
     ("number", "loading"),
     [
         (signal.SIGTERM, ["--dataloader_num_workers=0"]),
-        (signal.SIGHUP, ["--dataloader_num_workers=0"]),
         (signal.SIGINT, ["--dataloader_num_workers=2", "--dataloader_prefetch_factor=3"]),
     ],
 )
@@ -104,21 +103,6 @@ def test_a_signal_saves_within_the_epoch_and_resuming_ends_with_the_same_bits(
     resumed, whole = (json.loads((path / "run.json").read_text()) for path in (folder, uninterrupted[1]))
     assert resumed["status"] == "finished" and resumed["result"] == whole["result"]
     assert [row["train_loss"] for row in resumed["epochs"]] == [row["train_loss"] for row in whole["epochs"]]
-
-
-def test_a_hangup_that_is_ignored_stays_so_and_a_second_run_is_kept_out(start, finish, uninterrupted, tmp_path):
-    folder = tmp_path / "run"
-    process = start(folder, environment={"NOHUP": "1"}, slow_down=0.05)
-    wait_for(lambda: step_of(folder) > 0, process)
-    os.kill(process.pid, signal.SIGHUP)
-    second = start(folder, "--overwrite_output_dir")
-    second.join()
-    assert second.exitcode not in (0, None)
-    process.join()
-    assert process.exitcode == 0
-    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
-    assert (folder / "model.safetensors").read_bytes() == uninterrupted[0]
-    finish(folder, "--overwrite_output_dir", "--max_train_steps=1")  # the lock went with its process
 
 
 def test_a_signal_while_an_epoch_is_evaluated_loses_nothing_of_it(start, finish, tmp_path):
