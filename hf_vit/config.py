@@ -35,6 +35,8 @@ from typing import Any, ClassVar, NoReturn, TypeVar, cast, get_args, get_origin,
 import yaml
 from transformers import HfArgumentParser
 
+from hf_vit.errors import DEBUG_HELP
+
 DEFAULT_RECIPE = "digits"
 
 
@@ -210,6 +212,7 @@ class _Parser(HfArgumentParser):
     """`HfArgumentParser` whose help is short to read, whose errors are one line, and which tells what was given."""
 
     def __init__(self, groups: Iterable[type], **kwargs: Any):
+        kwargs.setdefault("epilog", DEBUG_HELP)
         kwargs.setdefault("usage", "%(prog)s [--recipe NAME] [--argument VALUE ...]")
         super().__init__(cast(Any, groups), allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
         self._types = {name: hint for group in self.dataclass_types for name, hint in get_type_hints(group).items()}

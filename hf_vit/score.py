@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 import hf_vit  # noqa: F401  registers our models
 from hf_vit import tasks
 from hf_vit.config import RunArguments, argument, check_range, parse_groups
+from hf_vit.errors import told
 from hf_vit.files import write_atomically
 from hf_vit.record import PREDICTIONS_FILE, RUN_FILE
 from hf_vit.tasks.task import Assessment, Task
@@ -96,10 +97,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     logger.setLevel(logging.INFO)
     disable_progress_bar()
     command = sys.argv[1:] if argv is None else argv
-    try:
-        task = _task_of(command)
-    except ValueError as error:
-        sys.exit(f"score.py: error: {error}")
+    task = _task_of(command)
     groups = {"score": ScoreArguments, **task.scoring_groups}
     parsed = parse_groups(list(groups.values()), command, "Scores a model.")
     given = SimpleNamespace(**dict(zip(groups, parsed)))
@@ -136,4 +134,5 @@ def _write(folder: Path, record: dict[str, Any], assessment: Assessment, *, pred
 
 
 if __name__ == "__main__":
-    main()
+    with told():
+        main()
