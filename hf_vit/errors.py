@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Iterator
@@ -96,10 +97,12 @@ def _end(message: str, status: int) -> NoReturn:
 
 
 def _reader_has_left() -> bool:
-    try:
-        print(end="", flush=True)
-    except BrokenPipeError:
+    """Whether standard output is a pipe that nobody reads, rather than another one broken."""
+    if not hasattr(select, "poll"):  # on Windows
         return True
-    except (OSError, ValueError):
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):  # it is no file
         return False
-    return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
