@@ -36,6 +36,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from hf_vit.errors import DEBUG_HELP
+from hf_vit.files import read_utf8
 
 DEFAULT_RECIPE = "digits"
 
@@ -325,7 +326,7 @@ def load_recipe(path: Path) -> dict[str, Any]:
         ValueError: the file does not hold a YAML mapping, or names another recipe.
     """
     try:
-        content = read_yaml(path.read_text(encoding="utf-8")) or {}
+        content = read_yaml(read_utf8(path)) or {}
     except ValueError as error:
         raise ValueError(f"recipe {path}: {error}") from None
     if not isinstance(content, dict):

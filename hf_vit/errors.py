@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import NoReturn
 
 DEBUG_FLAG = "--debug"
@@ -24,6 +25,8 @@ DEBUG_HELP = f"{DEBUG_FLAG}, or {DEBUG_VARIABLE}=1 in the environment, shows the
 
 # Of these packages every error is about data, a file or the Hub; this one's are of its own classes.
 _ROOTS = {"hf_vit", "datasets", "huggingface_hub", "httpx", "httpx2", "safetensors", "pyarrow", "PIL"}
+_PICKLE = "weights in a pickle that is damaged or holds more than tensors are not read, for it may run code: save "
+_PICKLE += "them as safetensors where you trust them"
 _WORKER = "Original Traceback (most recent call last):"  # torch's, in the message of an error of a loader's worker
 
 
@@ -63,14 +66,14 @@ def tell(error: BaseException) -> NoReturn:
 
 def is_told(error: BaseException) -> bool:
     """Whether an error's message says all that helps; another's traceback is wanted."""
-    if isinstance(error, (ValueError, OSError, FloatingPointError)):
+    if isinstance(error, (ValueError, OSError, FloatingPointError, UnpicklingError)):
         return True
     return any(kind.__module__.partition(".")[0] in _ROOTS for kind in type(error).__mro__)
 
 
 def message_of(error: BaseException) -> str:
     """The message of an error on one line; the listed points of one are parted by semicolons."""
-    text = str(error)
+    text = _PICKLE if isinstance(error, UnpicklingError) else str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename}: "
         text += error.strerror

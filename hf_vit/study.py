@@ -25,7 +25,7 @@ from transformers import HfArgumentParser
 from hf_vit.cards.facts import metrics_of
 from hf_vit.config import argument, closest, read_yaml
 from hf_vit.errors import told
-from hf_vit.files import write_atomically
+from hf_vit.files import read_utf8, write_atomically
 from hf_vit.record import RUN_FILE, Record, read_record
 from hf_vit.train import parse
 from hf_vit.trainer.output_dir import CHECKPOINTS
@@ -60,7 +60,7 @@ def load_study(name_or_path: str, studies: Path | None = None) -> dict[str, Any]
     if not path.is_file():
         hint = closest(name_or_path, sorted(known)) if known else "give the path of a YAML file"
         raise ValueError(f"study {name_or_path!r} not found; {hint}")
-    study = read_yaml(path.read_text(encoding="utf-8"))
+    study = read_yaml(read_utf8(path))
     if not isinstance(study, dict):
         raise ValueError(f"study {path.name} must hold `name: value` lines, found {type(study).__name__}")
     allowed = sorted({*_NEEDED, "arguments"})

@@ -7,13 +7,18 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 
+from hf_vit import score
+from hf_vit.cards.records import read_author_file
 from hf_vit.cli import main
+from hf_vit.config import load_recipe
 from hf_vit.errors import DEBUG_VARIABLE, message_of, told
 from hf_vit.extras import MissingExtraError
+from hf_vit.files import check_model_source, read_utf8
 from hf_vit.hub import HubError
 
 ROOT = Path(__file__).parents[1]
@@ -110,6 +115,52 @@ def test_a_reader_that_leaves_ends_a_program_quietly(tmp_path):
     done = subprocess.run(["bash", "-c", programs], **options)
     assert done.stdout.splitlines() == ["x", "1", "2"]
     assert done.stderr.startswith("train.py: error: --recipe 'no_such' not found") and done.stderr.count("\n") == 1
+
+
+def test_a_path_without_a_folder_is_no_id_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "there").mkdir(parents=True)
+    for name in ("./none", "../none", "/no/such", "a/b/c", "outputs/none"):
+        with pytest.raises(ValueError, match=f"^--teacher: there is no folder '{name}'$"):
+            check_model_source("--teacher", name)
+    for name in ("gpt2", "someone/model", "outputs/there", "./outputs/there"):
+        check_model_source("--teacher", name)
+
+
+def test_texts_of_another_encoding_are_named(tmp_path):
+    path = tmp_path / "card.yaml"
+    path.write_bytes("limitations: für Bücher".encode("latin-1"))
+    for read in (read_utf8, read_author_file, load_recipe):
+        with pytest.raises(ValueError, match=r"card.yaml is not UTF-8 \(byte 14\)"):
+            read(path)
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.mkdir, ("ran",))
+
+
+def test_weights_in_a_pickle_are_refused_in_one_line(ended, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"weight": Evil()}, path)
+    status, line = ended(lambda: torch.load(path, weights_only=True))
+    assert status == 2 and line.count("\n") == 1 and "save them as safetensors" in line and not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--model_name_or_path=./none"], "--model_name_or_path: there is no folder './none'"),
+        (["--model_name_or_path=translator", "--source_lang=de"], "--dataset_name or files, such as --test_file"),
+    ],
+)
+def test_score_knows_a_translator_and_a_folder_that_is_not_there(ended, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "translator").mkdir()
+    (tmp_path / "translator" / "config.json").write_text('{"model_type": "marian", "is_encoder_decoder": true}')
+    status, line = ended(lambda: score.main(words))
+    assert status == 2 and said in line and line.count("\n") == 1
 
 
 @pytest.mark.parametrize("words", [["translate", "./none", "x"], ["pull", "a", "b"], ["--no-such"], ["convert"]])

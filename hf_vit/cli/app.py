@@ -27,13 +27,6 @@ RepoId = Annotated[str, typer.Argument(help="NAMESPACE/NAME on the Hub, or NAME 
 Token = Annotated[str | None, typer.Option(help="A token of the Hub; that of `hf auth login` or HF_TOKEN by default.")]
 
 
-def check_source(source: str) -> None:
-    """Raises `ValueError` for a path of no folder, which transformers would take for an id on the Hub."""
-    is_path = source.startswith((".", "/", "~")) or source.count("/") > 1
-    if is_path and not Path(source).exists():
-        raise ValueError(f"there is no folder {source!r}")
-
-
 def report(problems: list[str], all_well: str) -> NoReturn:
     """Prints the problems, or that there are none; exits with 1 if there are any."""
     print("\n".join(problems) or all_well)

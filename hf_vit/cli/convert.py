@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hf_vit.cli.app import app, check_source
+from hf_vit.cli.app import app
+from hf_vit.files import check_model_source
 
 
 @app.command()
@@ -31,7 +32,7 @@ def convert(
     from hf_vit.conversion.convert import convert as convert_checkpoint
     from hf_vit.conversion.models import Changes
 
-    check_source(source)
+    check_model_source("source", source)
     changes = Changes(num_labels, _size("image-size", image_size), _size("patch-size", patch_size), num_channels)
     print(convert_checkpoint(source, folder, revision, to=to, changes=changes, allow_partial=allow_partial))
 

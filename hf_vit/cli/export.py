@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hf_vit.cli.app import app, check_source
+from hf_vit.cli.app import app
+from hf_vit.files import check_model_source
 
 
 @app.command()
@@ -28,7 +29,7 @@ def export(
     """Write a model for onnxruntime, torch alone or CTranslate2, with a program that runs it without this package."""
     from hf_vit.export.export import export as export_model
 
-    check_source(model)
+    check_model_source("model", model)
     data = None
     if dataset_name is not None:
         data = {"dataset_name": dataset_name, "split": split}

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from hf_vit.cli.app import app, check_source
+from hf_vit.cli.app import app
+from hf_vit.files import check_model_source
 
 
 @app.command()
@@ -26,7 +27,7 @@ def translate(
 
     from hf_vit.translate import load_translator, print_translations
 
-    check_source(model)
+    check_model_source("model", model)
     options = {} if num_beams is None else {"num_beams": num_beams}
     disable_progress_bar()  # of loading: the terminal is the translation's
     print_translations(load_translator(model, revision), _lines() if text is None else [text], **options)
