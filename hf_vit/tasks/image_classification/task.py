@@ -42,7 +42,7 @@ from hf_vit.tasks.image_classification.evaluation import ClassificationEvaluator
 from hf_vit.tasks.image_classification.losses import ClassificationLoss
 from hf_vit.tasks.image_classification.metrics import head_logits
 from hf_vit.tasks.image_classification.models import build_model, build_processor, describe_processor, num_channels_of
-from hf_vit.tasks.image_classification.streaming import ImageStream, load_streamed_images
+from hf_vit.tasks.image_classification.streaming import ImageStream, StreamedImages, load_streamed_images
 from hf_vit.tasks.image_classification.teacher_cache import cached_logits
 from hf_vit.tasks.task import Assessment, Batch, StepOutput, Task, data_loader
 from hf_vit.trainer.sampler import EpochBatchSampler
@@ -57,6 +57,8 @@ class ImageClassification(Task):
     scoring_groups: ClassVar = {"data": ScoredDataArguments, "classes": ClassOrderArguments}
     sample_unit = "images"
     best = ("accuracy", "max")
+    arguments: ImageClassificationArguments
+    data: LabelledImages | StreamedImages
 
     def __init__(self, arguments: ImageClassificationArguments):
         self.arguments = arguments

@@ -87,7 +87,7 @@ def load_parallel_texts(arguments: TextDataArguments, seed: int) -> ParallelText
         raw = {split: _read_files(split, files, arguments) for split, files in arguments.files.items()}
     else:
         name = arguments.dataset_name
-        options = {"revision": arguments.dataset_revision, "built_in": BUILT_IN}
+        options: dict[str, Any] = {"revision": arguments.dataset_revision, "built_in": BUILT_IN}
         found = load_source(name, arguments.dataset_config_name, **options)
         if arguments.test_split_name not in found and arguments.test_split_name != "test":
             raise ValueError(f"--test_split_name {arguments.test_split_name!r} is not one of {', '.join(found)}")
@@ -119,7 +119,7 @@ def load_parallel_split(arguments: ScoredTextArguments, split: str) -> ParallelT
         name, dataset = own_name(arguments.files[split][0]), found[split]
     else:
         name = arguments.dataset_name
-        options = {"revision": arguments.dataset_revision, "built_in": BUILT_IN}
+        options: dict[str, Any] = {"revision": arguments.dataset_revision, "built_in": BUILT_IN}
         found = load_source(name, arguments.dataset_config_name, **options)
         is_folder = Path(name).is_dir()
         dataset = the_split(found, split, undivided=is_folder and is_undivided(Path(name)))
@@ -289,11 +289,11 @@ class TextPairs(torch.utils.data.Dataset):
 
     def __getitems__(self, keys: list[SampleKey | int]) -> list[dict[str, torch.Tensor]]:
         """The items of a whole batch, which is many times faster than one after the other."""
-        keys = [key if isinstance(key, SampleKey) else SampleKey(0, int(key), 0) for key in keys]
-        rows = self.encoded[[key.index for key in keys]]
+        full = [key if isinstance(key, SampleKey) else SampleKey(0, int(key), 0) for key in keys]
+        rows = self.encoded[[key.index for key in full]]
         return [
             {"input_ids": source, "labels": target, "sample_key": torch.tensor(key)}
-            for source, target, key in zip(rows["input_ids"], rows["labels"], keys)
+            for source, target, key in zip(rows["input_ids"], rows["labels"], full)
         ]
 
 
