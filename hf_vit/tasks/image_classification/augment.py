@@ -15,6 +15,7 @@ from transformers import ViTImageProcessor
 from transformers.image_utils import pil_torch_interpolation_mapping
 
 from hf_vit.config import argument, check_range
+from hf_vit.models.image_processing_hf_vit import HfViTImageProcessor
 from hf_vit.sample_keys import SampleKey, seed_of
 from hf_vit.vision.processors import InputFormat
 
@@ -101,7 +102,9 @@ class TrainTransform:
         seed: the run's.
     """
 
-    def __init__(self, arguments: AugmentationArguments, processor: ViTImageProcessor, seed: int):
+    def __init__(
+        self, arguments: AugmentationArguments, processor: ViTImageProcessor | HfViTImageProcessor, seed: int
+    ):
         self.seed = seed
         form = InputFormat.of(processor)
         size, interpolation = form.size, pil_torch_interpolation_mapping[form.resample]
@@ -202,7 +205,7 @@ class BatchMix:
 class EvaluationTransform:
     """Steps of the processor up to its normalisation, which `normalize` does once per batch."""
 
-    def __init__(self, processor: ViTImageProcessor):
+    def __init__(self, processor: ViTImageProcessor | HfViTImageProcessor):
         self.processor = processor
 
     def __call__(self, images: Sequence[torch.Tensor], keys: Sequence[SampleKey]) -> torch.Tensor:

@@ -155,7 +155,8 @@ def load_labelled_images(arguments: DataArguments, seed: int) -> LabelledImages:
         ValueError: no image or label column, an empty split, a single class, a label without a class.
     """
     found, unused = _load(arguments)
-    images = labelled(arguments, named_splits(found, arguments.dataset_name or arguments.train_dir))
+    name: Any = arguments.dataset_name or arguments.train_dir
+    images = labelled(arguments, named_splits(found, name))
     images.unused = unused
     present = np.unique(images.labels("train"))
     if len(present) < 2:
@@ -321,7 +322,7 @@ class ImageView(torch.utils.data.Dataset):
     def __init__(
         self,
         split: Dataset,
-        transform: Callable[[list[torch.Tensor], list[SampleKey]], Sequence[torch.Tensor]],
+        transform: Callable[[list[torch.Tensor], list[SampleKey]], Sequence[torch.Tensor] | torch.Tensor],
         *,
         keep_in_memory: bool = False,
         num_channels: int = 3,

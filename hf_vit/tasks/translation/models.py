@@ -59,7 +59,8 @@ def build_text_model(
     """
     overrides = dict(arguments.config_overrides)
     options: dict[str, Any] = {"trust_remote_code": arguments.trust_remote_code}
-    name, revision = arguments.config_name, arguments.model_revision
+    name: Any = arguments.config_name
+    revision = arguments.model_revision
     if arguments.model_name_or_path is not None:
         name, revision = checkpoint(arguments)
     if name is None:

@@ -71,7 +71,8 @@ class Translation(Task):
 
     def _tokenizers(self) -> Tokenizers:
         own, model = self.arguments.tokenizer, self.arguments.model
-        name, revision = own.tokenizer_name, None
+        name: Any = own.tokenizer_name
+        revision = None
         if name is None and model.model_name_or_path is not None:
             name, revision = checkpoint(model)
         if not self._trains_tokenizers:
