@@ -102,7 +102,8 @@ class Data(Protocol):
     """Samples that a task trains and evaluates on."""
 
     @property
-    def splits(self) -> Mapping[str, Any]: ...
+    def splits(self) -> Mapping[str, Any]:
+        """Samples by the name of their split."""
 
     def describe(self) -> dict[str, Any]:
         """The record's `data`: `name` and, for each of `splits`, `num_examples` and `fingerprint`."""
