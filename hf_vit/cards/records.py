@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import yaml
 
@@ -18,8 +18,11 @@ AUTHOR_FILE = "card.yaml"
 AUTHOR_FIELDS = ("authors", "contact", "description", "intended_use", "out_of_scope_use", "limitations", "license")
 
 
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
 @dataclass(frozen=True)
-class Records:
+class Records(Generic[AnyRecord]):
     """The contents of the files a card is made from.
 
     `config` is that of the model and `arguments` those of the run, without what is null or not finite; `config` is
@@ -28,7 +31,7 @@ class Records:
     """
 
     folder: Path
-    run: Record
+    run: AnyRecord
     arguments: dict[str, Any]
     config: dict[str, Any]
     author: dict[str, str]
