@@ -47,7 +47,7 @@ class ClassTokenTanhPooling(ClassTokenPooling):
     """The class token through a linear layer and tanh, the pooler of BERT (1810.04805) that ViT's first checkpoints
     have: (batch, tokens, hidden_size) -> (batch, hidden_size), in (-1, 1)."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
