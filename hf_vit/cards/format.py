@@ -8,7 +8,10 @@ import json
 import math
 import re
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_vit.cards.facts import Metric
 
 MAX_NAME_LENGTH = 80
 NO_BREAK = "\u00a0"  # between a number and its unit
@@ -132,12 +135,12 @@ def _last_part(path: str) -> str:
     return PureWindowsPath(path).name if PureWindowsPath(path).drive else PurePosixPath(path).name
 
 
-def metric(measured) -> str:
+def metric(measured: Metric) -> str:
     """The value of a `facts.Metric` in the unit of its kind."""
     return {"percent": percent, "number": number}[measured.kind](measured.value)
 
 
-def argument(value) -> str:
+def argument(value: Any) -> str:
     """The value of an argument as inline code, without the author's folders."""
     value = local(value)
     return code(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

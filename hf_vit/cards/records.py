@@ -71,7 +71,7 @@ def fingerprint(folder: Path) -> str:
     return digest(parts())
 
 
-def _measured_only(value):
+def _measured_only(value: Any) -> Any:
     if isinstance(value, dict):
         cleaned = {key: _measured_only(item) for key, item in value.items()}
         return {key: item for key, item in cleaned.items() if item is not None}

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from torch import nn
 from transformers import PreTrainedConfig
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import cached_file
 
 from hf_vit.conversion.models import quiet
 from hf_vit.conversion.processors import timm_processor
+from hf_vit.conversion.rules import Peer
 from hf_vit.conversion.source import all_sources
 from hf_vit.conversion.timm_models import Skeleton, check_timm_name, make_timm_model, nearest_names
 from hf_vit.extras import extra
@@ -43,7 +43,7 @@ class Checkpoint:
         faults: weights that its own library misses, does not use, or finds of another shape, by these kinds.
     """
 
-    peer: nn.Module
+    peer: Peer
     weights: dict[str, torch.Tensor]
     processor: Any
     labels: list[str] | None = None
@@ -188,7 +188,7 @@ def _read_timm(source: str, revision: str | None) -> Checkpoint:
     return Checkpoint(peer, weights, _processor_of(peer), labels or None)
 
 
-def _processor_of(peer: nn.Module) -> Any:
+def _processor_of(peer: Peer) -> Any:
     with extra("convert"):
         import timm
 

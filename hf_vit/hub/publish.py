@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
@@ -66,7 +66,7 @@ class Destination:
     collection: str | None = None
     token: str | None = field(default=None, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         try:
             validate_repo_id(self.repo_id)
         except HFValidationError as error:
@@ -210,9 +210,11 @@ def _publish(
         # Weights of an earlier push, such as shards, would be taken for this model's. Other files may be anyone's.
         there = api.list_repo_files(repo_id, revision=destination.revision)
         stale = [name for name in there if fnmatch(name, "*.safetensors*") and name not in names]
-        operations = [CommitOperationAdd(name, stage / name) for name in names]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(name, stage / name) for name in names
+        ]
         operations += [CommitOperationDelete(name) for name in stale if "/" not in name]
-        options = {"revision": destination.revision, "create_pr": destination.create_pr}
+        options: dict[str, Any] = {"revision": destination.revision, "create_pr": destination.create_pr}
         return api.create_commit(repo_id, operations, commit_message=commit_message, **options)
 
     info = _repeated(commit)
@@ -223,13 +225,13 @@ def _publish(
         _repeated(lambda: api.create_tag(repo_id, tag=destination.tag, revision=info.oid, exist_ok=True))
     if destination.collection is not None:
         namespace = repo_id.split("/")[0]
-        options = {"namespace": namespace, "private": bool(destination.private), "exists_ok": True}
+        options: dict[str, Any] = {"namespace": namespace, "private": bool(destination.private), "exists_ok": True}
         collection = _repeated(lambda: api.create_collection(destination.collection, **options))
         _repeated(lambda: api.add_collection_item(collection.slug, repo_id, "model", exists_ok=True))
     return info
 
 
-def _check_tag(destination: Destination, tags: dict[str, str], commit: str) -> None:
+def _check_tag(destination: Destination, tags: dict[str, str], commit: str | None) -> None:
     """A tag may be there from a push that was cut short, but only on the same commit."""
     if tags.get(destination.tag, commit) != commit:
         raise ValueError(f"it has a tag {destination.tag!r} already, on another commit: choose another name")

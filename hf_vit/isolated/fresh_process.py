@@ -167,7 +167,7 @@ def fresh_process(
             **({"HF_TOKEN": token} if token else {}),
             **environment,
         }
-        options = {"hidden": ("hf_vit", *hidden), "timeout_s": timeout_s}
+        options: dict[str, Any] = {"hidden": ("hf_vit", *hidden), "timeout_s": timeout_s}
         with FreshProcess(work, environment, **options) as process:
             yield process
 

@@ -153,7 +153,7 @@ class ObjectViews(torch.utils.data.Dataset):
         counted = [index for index, is_crowd in enumerate(objects["iscrowd"]) if not is_crowd]
         boxes = torch.tensor([objects["bbox"][index] for index in counted], dtype=torch.float32).reshape(-1, 4)
         target = {
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYWH", canvas_size=size),  # type: ignore[call-overload]
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYWH", canvas_size=size),
             "class_labels": torch.tensor([objects["category"][index] for index in counted], dtype=torch.int64),
         }
         if self.has_masks:

@@ -9,7 +9,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_vit.conversion.rules import Rule, fused, same
+from hf_vit.conversion.rules import Peer, Rule, fused, same
 from hf_vit.conversion.source import Source
 from hf_vit.conversion.vit_rules import learned_positions, patch_kernel
 from hf_vit.models.configuration_hf_vit import HfViTConfig
@@ -81,7 +81,7 @@ class ViT(Source):
     peers = ("ViTForImageClassification", "ViTModel")
     ignored = (r"embeddings\.mask_token$",)
 
-    def config(self, peer: nn.Module) -> HfViTConfig:
+    def config(self, peer: Peer) -> HfViTConfig:
         pooling = {} if hasattr(peer, "classifier") else {"pooling": "none"}
         return HfViTConfig(**fields_of(peer.config), **pooling)
 
@@ -91,10 +91,10 @@ class ViT(Source):
             return transformers.ViTModel(config, add_pooling_layer=False)
         return transformers.ViTForImageClassification(config)
 
-    def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:
+    def model_class(self, peer: Peer) -> type[PreTrainedModel]:
         return HfViTForImageClassification if hasattr(peer, "classifier") else HfViTModel
 
-    def rules(self, config: HfViTConfig, peer: nn.Module) -> list[Rule]:
+    def rules(self, config: HfViTConfig, peer: Peer) -> list[Rule]:
         return [*encoder_rules(config, "vit"), same("classifier.*", "classifier.*")]
 
 
@@ -105,7 +105,7 @@ class DeiT(Source):
     peers = ("DeiTForImageClassificationWithTeacher", "DeiTForImageClassification", "DeiTModel")
     ignored = (r"embeddings\.mask_token$",)
 
-    def config(self, peer: nn.Module) -> HfViTConfig:
+    def config(self, peer: Peer) -> HfViTConfig:
         has_two_heads = hasattr(peer, "distillation_classifier")
         return HfViTConfig(
             **fields_of(peer.config),
@@ -122,10 +122,10 @@ class DeiT(Source):
             return transformers.DeiTForImageClassificationWithTeacher(config)
         return transformers.DeiTForImageClassification(config)
 
-    def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:
+    def model_class(self, peer: Peer) -> type[PreTrainedModel]:
         return HfViTModel if type(peer).__name__ == "DeiTModel" else HfViTForImageClassification
 
-    def rules(self, config: HfViTConfig, peer: nn.Module) -> list[Rule]:
+    def rules(self, config: HfViTConfig, peer: Peer) -> list[Rule]:
         token = "distillation_token" if config.use_distillation_token else "register_tokens"
         return [
             *encoder_rules(config, "deit"),
