@@ -39,7 +39,7 @@ def attention_maps(
     Raises:
         ValueError: if the images do not fit the model or the query does not fit the tokens.
     """
-    body = model.base_model
+    body: Any = model.base_model
     grid_size = body.embeddings.patch_embedding.grid_size(pixel_values)
     outputs = body(pixel_values, output_attentions=True, return_dict=True)
     if query is None:
@@ -132,7 +132,7 @@ def pooling_weights(model: PreTrainedModel, last_hidden_state: torch.Tensor) -> 
     Returns:
         fp32 tensor of shape (batch, tokens). Rows sum to one.
     """
-    body = model.base_model
+    body: Any = model.base_model
     num_prefix = body.config.num_prefix_tokens
     patches = last_hidden_state[:, num_prefix:]
     if body.pooler is None:

@@ -73,7 +73,7 @@ def fast_paths(folder: str | os.PathLike) -> list[FastPath]:
         found += _run(f"{kind} training", model.train(), _TRAINING_DECISIONS, torch.enable_grad())
         if hasattr(model, "pack_weights"):
             found.append(_packing(f"{kind} inference", model.eval()))
-        if isinstance(model, FastGenerationMixin):
+        if issubclass(model_class, FastGenerationMixin):
             found += [_generation(f"{kind} generation", model.eval(), num_beams) for num_beams in (1, 4)]
     return found
 

@@ -18,7 +18,7 @@ from hf_vit.record import Epoch
 
 # Okabe and Ito's palette: distinguishable with any common colour-vision deficiency.
 BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#5F6368", "#202124"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "font.family": "DejaVu Sans",
     "font.size": 11,

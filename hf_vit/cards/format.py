@@ -8,10 +8,7 @@ import json
 import math
 import re
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from hf_vit.cards.facts import Metric
+from typing import Any
 
 MAX_NAME_LENGTH = 80
 NO_BREAK = "\u00a0"  # between a number and its unit
@@ -135,7 +132,7 @@ def _last_part(path: str) -> str:
     return PureWindowsPath(path).name if PureWindowsPath(path).drive else PurePosixPath(path).name
 
 
-def metric(measured: Metric) -> str:
+def metric(measured: Any) -> str:
     """The value of a `facts.Metric` in the unit of its kind."""
     return {"percent": percent, "number": number}[measured.kind](measured.value)
 

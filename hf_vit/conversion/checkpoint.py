@@ -111,7 +111,7 @@ def _hub_name(source: str) -> str:
         import timm
     except ImportError:
         return source
-    configuration = timm.models.get_pretrained_cfg(source) if timm.is_model(source.partition(".")[0]) else None
+    configuration: Any = timm.models.get_pretrained_cfg(source) if timm.is_model(source.partition(".")[0]) else None
     repository = configuration.hf_hub_id if configuration else None
     return source if not repository else f"{repository}{configuration.architecture}.{configuration.tag}".rstrip(".")
 
@@ -178,7 +178,7 @@ def _read_timm(source: str, revision: str | None) -> Checkpoint:
     name = _hub_name(source)
     location = f"local-dir:{name}" if Path(name).is_dir() else f"hf-hub:{name}" + (f"@{revision}" if revision else "")
     with Skeleton():
-        peer = make_timm_model(location, {})
+        peer: Any = make_timm_model(location, {})
     weights = _weights_of(lambda file: cached_file(name, file, revision=revision), name)
     labels = (peer.pretrained_cfg or {}).get("label_names")
     if labels and len(labels) != peer.num_classes:

@@ -29,7 +29,7 @@ def is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(one, other)
 
 
-def is_tied(model: Peer) -> dict[str, bool]:
+def is_tied(model: Peer) -> dict[str, Any]:
     """Which embeddings of an encoder-decoder of transformers are one in fact: several switches of it decide that
     together."""
     target = model.model.decoder.embed_tokens.weight

@@ -157,7 +157,7 @@ def common_options(config: HfViTConfig) -> dict[str, Any]:
     Raises:
         ValueError: timm has no such pooling or activation.
     """
-    poolings = dict(zip(POOLINGS.values(), POOLINGS))
+    poolings: dict[Any, str] = dict(zip(POOLINGS.values(), POOLINGS))
     check_choices(
         {
             "pooling": (config.pooling, tuple(poolings)),

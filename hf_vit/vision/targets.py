@@ -117,7 +117,8 @@ class ObjectViews(torch.utils.data.Dataset):
                 pixels = tv_tensors.Image(decode_pixels(image, key.index))
                 target = self._target(objects, (pixels.shape[-2], pixels.shape[-1]))
                 torch.default_generator.manual_seed(seed_of(self.seed, *key))
-                items.append(self._item(*steps(pixels, target), key))
+                pixels, target = steps(pixels, target)
+                items.append(self._item(pixels, target, key))
         return items
 
     def _canvas(self, key: SampleKey) -> tuple[int, int]:

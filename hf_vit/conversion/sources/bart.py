@@ -22,11 +22,11 @@ class Bart(Source):
 
     library = "transformers"
     ours = HfTransformerConfig
-    peers: tuple[str, ...] = ("BartForConditionalGeneration",)
+    peers = ("BartForConditionalGeneration",)
     ignored = (r"^model\.shared\.weight$",)  # a third name of the tables
     expressed = frozenset({"lm_head_bias", "encoder_vocab_size", "max_position_embeddings"})
     norm_position = "post"
-    peer_classes = (transformers.BartForConditionalGeneration, transformers.BartConfig)
+    peer_classes: tuple[type[Any], type[Any]] = (transformers.BartForConditionalGeneration, transformers.BartConfig)
 
     def config(self, peer: Peer) -> HfTransformerConfig:
         return HfTransformerConfig(

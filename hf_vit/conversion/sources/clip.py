@@ -95,7 +95,7 @@ class _Tower(Source):
 
 class Clip(_Tower):
     peers: ClassVar[tuple[str, ...]] = ("CLIPForImageClassification", "CLIPVisionModel")
-    ignored = (r"position_ids$",)
+    ignored: ClassVar[tuple[str, ...]] = (r"position_ids$",)
     name = "CLIP"
 
     def _fields(self, tower: Any, has_head: bool) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Clip(_Tower):
 
 
 class _Siglip(_Tower):
-    ignored = (r"position_ids$",)
+    ignored: ClassVar[tuple[str, ...]] = (r"position_ids$",)
     name = "Siglip"
 
     def _fields(self, tower: Any, has_head: bool) -> dict[str, Any]:

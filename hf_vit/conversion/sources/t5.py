@@ -80,8 +80,7 @@ class T5(Source):
             dropout_rate=config.dropout,
             layer_norm_epsilon=config.layer_norm_eps,
             feed_forward_proj=activations[config.activation_function],
-            tie_word_embeddings=config.tie_word_embeddings,
-            **{name: getattr(config, name) for name in _TOKENS},
+            **{name: getattr(config, name) for name in (*_TOKENS, "tie_word_embeddings")},
         )
         their.scale_decoder_outputs = config.tie_word_embeddings  # as T5 does
         return transformers.T5ForConditionalGeneration(their)

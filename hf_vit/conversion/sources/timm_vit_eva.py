@@ -73,7 +73,8 @@ class TimmEva(Source):
         )
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
-        config, scheme = model.config, model.config.rotary_position
+        config: Any = model.config
+        scheme = config.rotary_position
         # An epsilon is no option, and what is None timm takes from the architecture.
         has_scale = config.layer_scale_init_value is not None
         names = {
@@ -155,13 +156,13 @@ class TimmEva(Source):
         ]
 
 
-def _has_bias(attention: nn.Module) -> bool:
+def _has_bias(attention: Any) -> bool:
     if attention.qkv is None:
         return attention.q_proj.bias is not None
     return attention.qkv.bias is not None or getattr(attention, "q_bias", None) is not None
 
 
-def _rotary_fields(rope: nn.Module | None) -> dict[str, Any]:
+def _rotary_fields(rope: Any) -> dict[str, Any]:
     """The fields of our configuration that say how a rotary embedding of timm turns.
 
     Raises:

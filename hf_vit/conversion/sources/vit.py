@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import transformers
 from torch import nn
@@ -78,11 +78,11 @@ def encoder_rules(config: HfViTConfig, body: str) -> list[Rule]:
 
 class ViT(Source):
     library = "transformers"
-    peers = ("ViTForImageClassification", "ViTModel")
+    peers: ClassVar[tuple[str, ...]] = ("ViTForImageClassification", "ViTModel")
     ignored = (r"embeddings\.mask_token$",)
 
     def config(self, peer: Peer) -> HfViTConfig:
-        pooling = {} if hasattr(peer, "classifier") else {"pooling": "none"}
+        pooling: dict[str, Any] = {} if hasattr(peer, "classifier") else {"pooling": "none"}
         return HfViTConfig(**fields_of(peer.config), **pooling)
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
