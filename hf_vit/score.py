@@ -50,7 +50,7 @@ class ScoreArguments:
     per_device_eval_batch_size: int = argument(64, help="Samples of one process in one batch.")
     mixed_precision: str | None = argument(None, help="Precision.", choices=["no", "bf16", "fp16"])
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.model_name_or_path:
             raise ValueError("--model_name_or_path is required")
         check_range("per_device_eval_batch_size", self.per_device_eval_batch_size, 1)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import yaml
 
@@ -19,8 +19,11 @@ AUTHOR_FILE = "card.yaml"
 AUTHOR_FIELDS = ("authors", "contact", "description", "intended_use", "out_of_scope_use", "limitations", "license")
 
 
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
 @dataclass(frozen=True)
-class Records:
+class Records(Generic[AnyRecord]):
     """The contents of the files a card is made from.
 
     `config` is that of the model and `arguments` those of the run, without what is null or not finite; `config` is
@@ -29,7 +32,7 @@ class Records:
     """
 
     folder: Path
-    run: Record
+    run: AnyRecord
     arguments: dict[str, Any]
     config: dict[str, Any]
     author: dict[str, str]
