@@ -7,7 +7,7 @@ from typing import Any
 from hf_vit.cards.records import read_author_file
 from hf_vit.trainer.authors import author_file
 from hf_vit.trainer.loop import TrainingLoop
-from hf_vit.words import counted
+from hf_vit.words import counted, printable
 
 
 def plan(loop: TrainingLoop) -> str:
@@ -38,4 +38,4 @@ def plan(loop: TrainingLoop) -> str:
         "licence": author.get("license", "none given (--card_license)"),
         "output": str(loop.output_dir),
     }
-    return "\n".join(f"{name:>9}: {text}" for name, text in rows.items())
+    return "\n".join(f"{name:>9}: {printable(text)}" for name, text in rows.items())
