@@ -11,7 +11,7 @@ PACKAGE = Path(hf_vit.__file__).parent
 FLOORS = [
     {"models"},
     {"config", "extras", "files", "sample_keys", "tasks", "record", "words"},  # of `tasks` only what finds them
-    {"vision", "text", "conversion", "explain", "sources", "source_arguments", "fast_paths"},
+    {"vision", "text", "conversion", "explain", "cost", "sources", "source_arguments", "fast_paths"},
     {"isolated"},
     {"cards"},
     {"hub"},
