@@ -129,7 +129,7 @@ def saved_bytes(config: HfViTConfig, setup: Setup) -> int:
     in_layers = layers * stream + layer - stream if setup.gradient_checkpointing else layers * layer
     patches = setup.batch_size * num_patches(config) * config.num_channels * math.prod(config.patch_shape)
     patches = patches * setup.compute_bytes if config.patch_embedding == "conv" else _stem_saved_bytes(config, setup)
-    final = _norm_saved_bytes(config, rows, config.hidden_size, setup.parameter_bytes)
+    final = _norm_saved_bytes(config, setup, rows, config.hidden_size, setup.parameter_bytes)
     masks = bool(config.hidden_dropout_prob) * stream
     return patches + masks + in_layers + final + _class_layers_saved_bytes(config, setup)
 
@@ -148,27 +148,27 @@ def layer_saved_bytes(config: HfViTConfig, setup: Setup) -> int:
     tokens = tokens_in_layers(config, setup.training)
     rows, compute = setup.batch_size * tokens, setup.compute_bytes
     size, states = config.hidden_size, rows * config.hidden_size * compute
-    kept = 2 * (_norm_saved_bytes(config, rows, size, setup.parameter_bytes) + states) + 4 * states
+    kept = 2 * (_norm_saved_bytes(config, setup, rows, size, setup.parameter_bytes) + states) + 4 * states
     if config.qk_norm:
         heads = rows * config.num_attention_heads
-        kept += states + 2 * _norm_saved_bytes(config, heads, size // config.num_attention_heads, compute)
+        kept += states + 2 * _norm_saved_bytes(config, setup, heads, size // config.num_attention_heads, compute)
     elif config.rotary_position and not _is_eager(config, setup):
         kept += 2 * states
     if config.attention_output_norm:
-        kept += _norm_saved_bytes(config, rows, size, compute)
+        kept += _norm_saved_bytes(config, setup, rows, size, compute)
     if config.mlp_hidden_norm:
-        kept += _norm_saved_bytes(config, rows, config.intermediate_size, compute)
+        kept += _norm_saved_bytes(config, setup, rows, config.intermediate_size, compute)
     kept += 2 * ((config.layer_scale_init_value is not None) + bool(config.hidden_dropout_prob)) * states
     kept += _mlp_copies(config.hidden_act) * rows * config.intermediate_size * compute
     return kept + _weights_saved_bytes(config, setup, rows, tokens)
 
 
-def _norm_saved_bytes(config: HfViTConfig, rows: int, size: int, bytes_per_number: int) -> int:
-    """A layer norm keeps its input and two numbers in fp32 a row; an RMS norm, which is made of several operations,
-    the input and the normed numbers in fp32, and one."""
+def _norm_saved_bytes(config: HfViTConfig, setup: Setup, rows: int, size: int, bytes_per_number: int) -> int:
+    """A layer norm keeps its input and two numbers of the parameters' type a row; an RMS norm, which is made of
+    several operations, the input and the normed numbers in fp32, and one."""
     if config.norm_type == "rms_norm":
         return rows * (8 * size + 4)
-    return rows * (bytes_per_number * size + 8)
+    return rows * (bytes_per_number * size + 2 * setup.parameter_bytes)
 
 
 def _weights_saved_bytes(config: HfViTConfig, setup: Setup, queries: int, keys: int) -> int:
@@ -218,9 +218,9 @@ def working_bytes(config: HfViTConfig, setup: Setup) -> int:
     """What one layer holds for a moment, at its worst.
 
     Inference, with the sizes in bytes: in attention the residual stream, its norm, queries, keys and values, two
-    copies of factors, 7 B T D, and the scores beside the attention weights, 2 B H T^2; in the MLP the stream before and after
-    attention, the branch, the norm, the result, 5 B T D, and the hidden layer before and after the activation,
-    2 B T M. Training: the gradients of what attention or the MLP keep.
+    copies of factors, 7 B T D, and the scores beside the attention weights, 2 B H T^2; in the MLP the stream before
+    and after attention, the branch, the norm, the result, 5 B T D, and the hidden layer before and after the
+    activation, 2 B T M. Training: the gradients of what attention or the MLP keep.
     """
     tokens = tokens_in_layers(config, setup.training)
     rows, compute = setup.batch_size * tokens, setup.compute_bytes
