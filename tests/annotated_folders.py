@@ -38,6 +38,7 @@ def coco_content(scenes: Any = SCENES, *, masks: bool = True) -> dict[str, Any]:
     for image_id, scene in enumerate(scenes):
         for category, box in scene:
             one = {"id": len(annotations), "image_id": 10 + image_id, "category_id": category, "bbox": list(box)}
+            one["area"] = box[2] * box[3]
             annotations.append({**one, "iscrowd": 0, **({"segmentation": [polygon(box)]} if masks else {})})
     images = [{"id": 10 + i, "file_name": f"{i}.png", "height": 48, "width": 64} for i in range(len(scenes))]
     return {

@@ -79,6 +79,14 @@ ARCHITECTURES = {
 }
 
 
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, request):
+    """The folder of the smallest run there is, see `training_runs.tiny_run`."""
+    from training_runs import tiny_run
+
+    return tiny_run(tmp_path_factory, getattr(request.config, "workerinput", {}).get("workerid", "master"))
+
+
 @pytest.fixture
 def tiny_config():
     """`tiny_config(**options)`: the smallest sensible configuration, changed by the options."""

@@ -10,7 +10,8 @@ import hf_vit
 PACKAGE = Path(hf_vit.__file__).parent
 FLOORS = [
     {"models"},
-    {"config", "extras", "files", "sample_keys", "tasks", "record", "words"},  # of `tasks` only what finds them
+    # Of `tasks` only what finds them
+    {"config", "errors", "extras", "files", "sample_keys", "tasks", "record", "words"},
     {"vision", "text", "conversion", "explain", "cost", "sources", "source_arguments", "fast_paths"},
     {"isolated"},
     {"cards"},

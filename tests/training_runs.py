@@ -6,6 +6,8 @@ import socket
 import time
 from pathlib import Path
 
+from filelock import FileLock
+
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["hf_vit.trainer.loop", "hf_vit.tasks.image_classification.task", "training_runs"])
 
@@ -96,3 +98,15 @@ def finish(*argv, num_processes=1, environment=None):
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * num_processes
+
+
+def tiny_run(tmp_path_factory, worker_id):
+    """The folder of a run with the arguments TINY and no others, trained once for all processes of a test session. It
+    is read by many tests: none may write into it."""
+    above = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    folder = above / "tiny_run"
+    with FileLock(above / "tiny_run.lock"):
+        if not (folder / "done").is_file():
+            finish(*TINY, "--output_dir", folder)
+            (folder / "done").touch()
+    return folder

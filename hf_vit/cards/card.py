@@ -15,7 +15,7 @@ from hf_vit.cards import measure, records
 from hf_vit.cards.facts import CardFacts
 from hf_vit.cards.figures import digest_of
 from hf_vit.cards.format import FILTERS
-from hf_vit.files import write_atomically
+from hf_vit.files import read_utf8, write_atomically
 from hf_vit.record import RUN_FILE
 
 CARD_FILE = "README.md"
@@ -74,7 +74,7 @@ def check_card(folder: str | os.PathLike) -> list[str]:
             problems.append(f"{filename} is missing")
         elif digest and digest_of(folder / filename) != digest:
             problems.append(f"{filename} was not drawn from these records")
-    return problems + _differences((folder / CARD_FILE).read_bytes().decode("utf-8"), render(facts))
+    return problems + _differences(read_utf8(folder / CARD_FILE), render(facts))
 
 
 def facts_of(folder: Path) -> CardFacts:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from hf_vit.files import chunks, digest, read_object, write_atomically
+from hf_vit.files import chunks, digest, read_object, read_utf8, write_atomically
 from hf_vit.record import RUN_FILE, Record, read_record, read_run, record_from
 
 CONFIG_FILE = "config.json"
@@ -100,12 +100,12 @@ def read_author_file(path: Path) -> dict[str, str]:
     """The fields of a `card.yaml`; none when there is no such file.
 
     Raises:
-        ValueError: it is not YAML, or holds anything but texts under the names of `AUTHOR_FIELDS`.
+        ValueError: it is not UTF-8 or not YAML, or holds anything but texts under the names of `AUTHOR_FIELDS`.
     """
     if not path.is_file():
         return {}
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(read_utf8(path)) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

@@ -101,7 +101,9 @@ class Evaluator(ABC):
 class Data(Protocol):
     """Samples that a task trains and evaluates on."""
 
-    splits: Mapping[str, Any]
+    @property
+    def splits(self) -> Mapping[str, Any]:
+        """Samples by the name of their split."""
 
     def describe(self) -> dict[str, Any]:
         """The record's `data`: `name` and, for each of `splits`, `num_examples` and `fingerprint`."""

@@ -94,7 +94,7 @@ class InputFormat(NamedTuple):
         return ViTImageProcessor(**size, **form, do_convert_rgb=True)
 
 
-def normalize(pixels: torch.Tensor, processor: ViTImageProcessor) -> torch.Tensor:
+def normalize(pixels: torch.Tensor, processor: Any) -> torch.Tensor:
     """(B, channels, height, width) uint8 to the float32 that the processor would give."""
     if not hasattr(processor, "rescale_and_normalize"):  # one that works by Pillow
         form = InputFormat.of(processor)

@@ -18,6 +18,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers.image_utils import pil_torch_interpolation_mapping
 
+from hf_vit.models.image_processing_hf_vit import centred, resized
 from hf_vit.sample_keys import SampleKey, seed_of
 from hf_vit.vision.decoding import decode_pixels
 from hf_vit.vision.object_augmentation import ObjectAugmentationArguments
@@ -41,29 +42,25 @@ class KeepCentres(v2.Transform):
         return image, kept
 
 
-def canvas_steps(size: tuple[int, int], interpolation: Any, fill: Sequence[float], *, letterbox: bool) -> list[Any]:
-    """What brings an image onto the canvas (height, width) as the processor does: squeezed, or whole and padded at the
-    right and at the bottom."""
-    if not letterbox:
-        return [v2.Resize(size, interpolation=interpolation, antialias=True)]
-    return [_Letterbox(size, interpolation, list(fill))]
+class OntoCanvas(v2.Transform):
+    """Brings an image onto the canvas (height, width) as the detector's processor does: stretched, or whole, in the
+    middle of borders of the mean colour ("border")."""
 
-
-class _Letterbox(v2.Transform):
-    def __init__(self, size: tuple[int, int], interpolation: Any, fill: list[float]):
+    def __init__(self, canvas: tuple[int, int], crop_mode: str, interpolation: Any, fill: Sequence[float]):
         super().__init__()
-        self.size = size
+        self.canvas = canvas
+        self.crop_mode = crop_mode
         self.interpolation = interpolation
-        self.fill = fill
+        self.fill = list(fill)
 
     def forward(self, *inputs: Any) -> Any:
         height, width = inputs[0].shape[-2:]
-        scale = min(self.size[0] / height, self.size[1] / width)
-        inner = (max(1, round(height * scale)), max(1, round(width * scale)))
-        border = [0, 0, self.size[1] - inner[1], self.size[0] - inner[0]]
+        inner = resized((height, width), self.canvas, self.crop_mode)
+        (_, rows), (_, columns) = (centred(*sides) for sides in zip(inner, self.canvas))
+        border = [columns.start, rows.start, self.canvas[1] - columns.stop, self.canvas[0] - rows.stop]
         fill: dict[Any, Any] = {tv_tensors.Image: self.fill, tv_tensors.Mask: 0}
         steps = [v2.Resize(inner, interpolation=self.interpolation, antialias=True), v2.Pad(border, fill=fill)]
-        return v2.Compose(steps)(*inputs)
+        return v2.Compose(steps[: 2 if any(border) else 1])(*inputs)
 
 
 class ObjectViews(torch.utils.data.Dataset):
@@ -99,7 +96,7 @@ class ObjectViews(torch.utils.data.Dataset):
         self.size = form.size
         self.interpolation = pil_torch_interpolation_mapping[form.resample]
         self.fill = [255 * mean for mean in form.mean]
-        self.letterbox = bool(getattr(processor, "do_pad", False))
+        self.crop_mode = getattr(processor, "crop_mode", "squash")
 
     def __len__(self) -> int:
         return len(self.split)
@@ -130,7 +127,7 @@ class ObjectViews(torch.utils.data.Dataset):
         return height, width
 
     def _steps(self, canvas: tuple[int, int]) -> list[Any]:
-        fit = canvas_steps(canvas, self.interpolation, self.fill, letterbox=self.letterbox)
+        fit: list[Any] = [OntoCanvas(canvas, self.crop_mode, self.interpolation, self.fill)]
         given = self.augmentation
         if given is None:
             return [*fit, KeepCentres()]

@@ -4,8 +4,10 @@ Shapes: B batch, of a chunk, H heads, Q queries, S keys.
 """
 
 import torch
+from torch import nn
 
 from .cpu_operators import softmax_backward
+from .cpu_paths import fuses_forward_attention
 
 # Attention weights that one step holds at a time: 1M bf16 numbers stay in a core's cache.
 _CHUNK_WEIGHTS = 1 << 20
@@ -14,13 +16,13 @@ _CHUNK_WEIGHTS = 1 << 20
 class _ChunkedAttention(torch.autograd.Function):
     """Unmasked attention as two batched matmuls over a few samples at a time, its weights computed again in the
     backward pass: never more than a chunk of them in memory, and in bf16 on a CPU several times faster than the fused
-    kernel for short sequences."""
+    kernel for short sequences. Where the fused kernel is the faster one forward, it is taken for that."""
 
     @staticmethod
     def forward(ctx, query, key, value, scaling):
         ctx.save_for_backward(query, key, value)
         ctx.scaling = scaling
-        return _attend_in_chunks(query, key, value, scaling)
+        return _attend(query, key, value, scaling)
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -43,11 +45,13 @@ def chunked_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
         query: shape (batch, heads, queries, head size); `key` and `value` likewise with the number of keys.
         scaling: factor of the scores.
     """
-    attend = _ChunkedAttention.apply if torch.is_grad_enabled() else _attend_in_chunks
+    attend = _ChunkedAttention.apply if torch.is_grad_enabled() else _attend
     return attend(query, key, value, scaling)
 
 
-def _attend_in_chunks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    if fuses_forward_attention():
+        return nn.functional.scaled_dot_product_attention(query, key, value, scale=scaling)
     output = torch.empty_like(query)
     for chunk in _chunks(query, key):
         weights = _weights(query[chunk], key[chunk], scaling)

@@ -1,11 +1,20 @@
 """Linear layers on a CPU: the way each takes, and weights that are packed while nothing but inference uses them."""
 
 import threading
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from .cpu_operators import is_plain_eager, is_untouched_linear, onednn_linear, pack_weight
+from .cpu_operators import (
+    is_plain_eager,
+    is_untouched_linear,
+    onednn_activated_linear,
+    onednn_linear,
+    onednn_linear_add,
+    pack_weight,
+    untouched_activation,
+)
 from .cpu_paths import why_not_onednn_linear, why_not_packed
 
 
@@ -28,22 +37,67 @@ class _OneDNNLinear(torch.autograd.Function):
         return grad_states, grad_weight, rows.sum(0) if needs_bias else None
 
 
-def linear(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
-    """`layer(states)`, by the fastest way where the layer is an exact `nn.Linear` that nothing watches or changes:
-    other layers, and those with hooks, are called as the modules they are.
+def linear(
+    layer: nn.Module,
+    states: torch.Tensor,
+    activation: nn.Module | None = None,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`residual + activation(layer(states))`, by the fastest way where the layer is an exact `nn.Linear` that nothing
+    watches or changes: other layers, and those with hooks, are called as the modules they are. In inference, GELU or
+    ReLU or else the sum is part of the matmul.
 
     (..., in_features) -> (..., out_features)
+
+    Args:
+        activation: a module that keeps the shape.
+        residual: shape (..., out_features).
     """
+    multiply = _way_of(layer, states)
+    if multiply is None:
+        output, rest = layer(states), activation
+    elif torch.is_grad_enabled():
+        output, rest = _OneDNNLinear.apply(states, layer.weight, layer.bias), activation
+    elif activation is not None:
+        name = untouched_activation(activation)
+        output, rest = multiply(name), activation if name is None else None
+    elif residual is not None and _may_add(states, residual, layer.weight):
+        return multiply(None, residual)
+    else:
+        output, rest = multiply(None), None
+    output = output if rest is None else rest(output)
+    return output if residual is None else residual + output
+
+
+def _way_of(layer: nn.Module, states: torch.Tensor) -> Callable[..., torch.Tensor] | None:
+    """The layer's matmul by oneDNN as a function of an activation's name and a residual, or None."""
     if torch.compiler.is_compiling() or not is_untouched_linear(layer):
-        return layer(states)
+        return None
     weight, bias = layer.weight, layer.bias
     if type(weight) is PackedParameter:
-        return _multiply(states, weight, bias) if _may_multiply(states, weight, bias) else layer(states)
-    if why_not_onednn_linear(states, weight) is not None:
-        return layer(states)
-    if torch.is_grad_enabled():
-        return _OneDNNLinear.apply(states, weight, bias)
-    return onednn_linear(states, weight, bias)
+        if not _may_multiply(states, weight, bias):
+            return None
+        weight = weight._packed
+    elif why_not_onednn_linear(states, weight) is not None:
+        return None
+
+    def multiply(activation: str | None, residual: torch.Tensor | None = None) -> torch.Tensor:
+        if residual is not None:
+            return onednn_linear_add(states, weight, bias, residual)
+        operator = onednn_linear if activation is None else onednn_activated_linear[activation]
+        return operator(states, weight, bias)
+
+    return multiply
+
+
+def _may_add(states: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether the residual is an ordinary tensor of just the output's shape and type."""
+    return (
+        is_plain_eager(residual)
+        and residual.dtype == states.dtype
+        and residual.device == states.device
+        and residual.shape == (*states.shape[:-1], weight.shape[0])
+    )
 
 
 # What may be asked of a packed weight without unpacking it: nothing that reads or changes a number.

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -164,6 +165,8 @@ def _find_hooks() -> Callable:
 hooks_of = Guarded("the hooks of torch.nn.Module", _find_hooks, lambda module: [None])
 
 _LINEAR_FORWARD, _LINEAR = nn.Linear.forward, nn.functional.linear
+_ACTIVATIONS = {type(ACT2FN[name]): (name, type(ACT2FN[name]).forward) for name in ("gelu", "relu")}
+_GELU = nn.functional.gelu
 
 
 def is_untouched_linear(layer: nn.Module) -> bool:
@@ -178,6 +181,22 @@ def is_untouched_linear(layer: nn.Module) -> bool:
     )
 
 
+def untouched_activation(module: nn.Module) -> str | None:
+    """The name of the function, "gelu" (by erf) or "relu", if calling the module does no more than that function: it
+    is of transformers' class for it, no hook sees its calls, and nothing was put in the place of what it calls."""
+    name, forward = _ACTIVATIONS.get(type(module), (None, None))
+    if name is None or "forward" in vars(module) or type(module).forward is not forward or hooks_of(module):
+        return None
+    if name == "gelu" and (getattr(module, "act", None) is not _GELU or nn.functional.gelu is not _GELU):
+        return None
+    return name
+
+
+def is_watched(*modules: nn.Module) -> bool:
+    """Whether a hook or a replaced `forward` may see what one of the modules returns."""
+    return any("forward" in vars(module) or hooks_of(module) for module in modules)
+
+
 # --- oneDNN ----------------------------------------------------------------------------------------------------------
 
 
@@ -186,10 +205,13 @@ def _require_onednn():
         raise _Unavailable("torch was built without oneDNN")
 
 
-def _find_linear() -> Callable:
-    _require_onednn()
-    multiply = torch.ops.mkldnn._linear_pointwise.default
-    return lambda states, weight, bias=None: multiply(states, weight, bias, "none", [], "")
+def _find_linear(activation: str = "none") -> Callable:
+    def find():
+        _require_onednn()
+        multiply = torch.ops.mkldnn._linear_pointwise.default
+        return lambda states, weight, bias=None: multiply(states, weight, bias, activation, [], "none")
+
+    return find
 
 
 def _public_linear(states, weight, bias=None):
@@ -200,9 +222,35 @@ def _public_linear(states, weight, bias=None):
 # weight also as `pack_weight` gives it.
 onednn_linear = Guarded(
     "torch.ops.mkldnn._linear_pointwise",
-    _find_linear,
+    _find_linear(),
     _public_linear,
     lambda: (_numbers(3, 17), _numbers(19, 17), _numbers(19)),
+)
+
+# The same with an activation after it, by its name.
+onednn_activated_linear = {
+    name: Guarded(
+        "torch.ops.mkldnn._linear_pointwise",
+        _find_linear(name),
+        lambda states, weight, bias=None, activate=activate: activate(_public_linear(states, weight, bias)),
+        lambda: (_numbers(3, 17), _numbers(19, 17), _numbers(19)),
+    )
+    for name, activate in (("gelu", nn.functional.gelu), ("relu", nn.functional.relu))
+}
+
+
+def _find_linear_add() -> Callable:
+    _require_onednn()
+    multiply = torch.ops.mkldnn._linear_pointwise.binary
+    return lambda states, weight, bias, residual: multiply(states, residual, weight, bias, "add")
+
+
+# (states, weight, bias, residual), the last (..., out_features) -> residual + the linear layer's output.
+onednn_linear_add = Guarded(
+    "torch.ops.mkldnn._linear_pointwise",
+    _find_linear_add,
+    lambda states, weight, bias, residual: residual + _public_linear(states, weight, bias),
+    lambda: (_numbers(3, 17), _numbers(19, 17), _numbers(19), _numbers(3, 19)),
 )
 
 
@@ -217,7 +265,7 @@ def _find_packing(dtype: torch.dtype) -> Callable:
 
 
 def _multiplied(weight: torch.Tensor) -> torch.Tensor:
-    multiply = _find_linear() if weight.is_mkldnn else nn.functional.linear
+    multiply = _find_linear()() if weight.is_mkldnn else nn.functional.linear
     return multiply(_numbers(3, 17, dtype=weight.dtype), weight)
 
 
@@ -333,22 +381,6 @@ softmax_backward = Guarded(
 )
 
 
-# --- the processor ---------------------------------------------------------------------------------------------------
-
-
-def processor_flags() -> frozenset[str]:
-    """Instruction sets of the processor, as Linux calls them, for instance `avx512_vnni`, `avx512_bf16`, `amx_bf16`;
-    empty where neither torch nor the system tells."""
-    if hasattr(torch.cpu, "get_capabilities"):
-        return frozenset(name for name, value in torch.cpu.get_capabilities().items() if value is True)
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            lines = [line for line in file if line.startswith(("flags", "Features"))]
-    except OSError:
-        return frozenset()
-    return frozenset(lines[0].partition(":")[2].split()) if lines else frozenset()
-
-
 __all__ = [
     "Guarded",
     "hooks_of",
@@ -356,8 +388,11 @@ __all__ = [
     "int8_weight",
     "is_plain_eager",
     "is_untouched_linear",
+    "is_watched",
+    "onednn_activated_linear",
     "onednn_linear",
+    "onednn_linear_add",
     "pack_weight",
-    "processor_flags",
     "softmax_backward",
+    "untouched_activation",
 ]

@@ -1,34 +1,57 @@
 """Which way each operation takes on a CPU: the one place that chooses, for inference and for training.
 
-The choice depends on the tensors, on what the processor can do and on `HF_VIT_CPU_PATHS` alone, never on a clock, so
-that results can be reproduced. Each function returns the reason why a way is not taken, or None if it is; `hf-vit
-doctor --speed` prints the reasons. Speeds are those of the way beside torch's own:
+The choice depends on the tensors, on who made the processor, on what it can do and on `HF_VIT_CPU_PATHS` alone, never
+on a clock, so that results can be reproduced. A way is taken where it was measured: on processors like these two, and
+on no other. Each function returns the reason why a way is not taken, or None if it is; `hf-vit doctor --speed` prints
+the reasons. Speeds are those of the way beside torch's own; a dash: not taken.
 
-| Way | AMD EPYC with AVX-512, no AMX | Intel Xeon with AMX |
+| Way | AMD EPYC with AVX-512 and its bf16, no AMX | Intel Xeon with AMX |
 |---|---|---|
-| fp32 linear layers by oneDNN, forward and backward | 1.2x to 2x | below 1x in training |
-| linear layers over packed weights, one thread, 1 / 4 / 16 / 64 rows: fp32; bf16 | 1.0 / 2.0 / 1.6 / 1.2x; \
-2.4 / 2.6 / 1.5 / 1.2x | 1.04x to 1.26x of whole Vision Transformers |
-| bf16 attention as batched matmuls, up to 1,024 keys | several times for short sequences | below 1x forward, above \
-backward |
-| fp32 for the backward of the fused attention in bf16 | up to 5x for short sequences | likewise |
+| inference: fp32 linear layers by oneDNN | 1.0x to 1.4x | about 1x |
+| inference: weights packed by `pack_weights` | ViT 1.0x to 1.1x, bf16 1.0x to 1.2x | ViT 1.0x to 1.2x, bf16 1.1x |
+| inference: GELU, ReLU and the residual in the matmul, where a layer goes by oneDNN | ViT 1.1x to 1.3x on top, bf16 \
+1.05x to 1.2x | ViT 1.0x to 1.2x on top, bf16 1.0x to 1.2x |
+| inference: bf16 attention as batched matmuls, up to 1,024 keys | several times for short sequences | - (below 1x) |
+| training: fp32 linear layers by oneDNN | 1.2x to 2x | - (0.8x) |
+| training: bf16 attention as batched matmuls, up to 1,024 keys | several times for short sequences | the backward \
+pass alone |
+| training: fp32 for the backward of the fused attention in bf16 | up to 5x for short sequences | likewise |
+| a few rows at a time over packed weights, one thread, 1 / 4 / 16 / 64 rows: fp32; bf16 | 1.0 / 2.0 / 1.6 / 1.2x; \
+2.4 / 2.6 / 1.5 / 1.2x | translation 1.0x to 1.6x of Marian |
 """
 
 import torch
 from torch import nn
 
-from .cpu_operators import (
-    Guarded,
-    is_plain_eager,
-    onednn_linear,
-    pack_weight,
-    processor_flags,
-    softmax_backward,
-)
+from .cpu_operators import Guarded, is_plain_eager, onednn_linear, pack_weight, softmax_backward
+from .cpu_processor import processor_flags, processor_vendor
 
 # Beyond this many keys the fused kernel is the faster one in bf16 too.
 _MAX_KEYS_FOR_MATMULS = 1024
 _HAS_AMX = "amx_bf16" in processor_flags()
+
+
+def measured_processor(vendor: str, flags: frozenset[str]) -> str | None:
+    """The column of the table above that speaks for a processor, "amd" or "intel", or None.
+
+    Args:
+        vendor: see [`processor_vendor`].
+        flags: see [`processor_flags`].
+    """
+    if vendor == "AuthenticAMD" and flags >= {"avx512_f", "avx512_bf16"}:
+        return "amd"
+    if vendor == "GenuineIntel" and flags >= {"avx512_f", "avx512_bf16", "amx_bf16"}:
+        return "intel"
+    return None
+
+
+PROCESSOR = measured_processor(processor_vendor(), processor_flags())
+
+
+def _why_plain() -> str | None:
+    if Guarded.mode == "plain":
+        return "HF_VIT_CPU_PATHS=plain"
+    return None if PROCESSOR else "not measured on a processor like this one"
 
 
 def why_not_onednn_linear(states: torch.Tensor, weight: torch.Tensor) -> str | None:
@@ -50,7 +73,9 @@ def why_not_onednn_linear(states: torch.Tensor, weight: torch.Tensor) -> str | N
         return "compiled, traced, transformed or watched, or tensors of a class of their own"
     if states.numel() == 0:
         return "nothing to compute"
-    return onednn_linear.why_not()
+    if PROCESSOR == "intel" and torch.is_grad_enabled() and (states.requires_grad or weight.requires_grad):
+        return "torch's own is the faster one in training on a processor with AMX"
+    return _why_plain() or onednn_linear.why_not()
 
 
 def why_not_packed(weight: torch.Tensor) -> str | None:
@@ -65,7 +90,7 @@ def why_not_packed(weight: torch.Tensor) -> str | None:
         return "an inference tensor or an empty one"
     if weight.untyped_storage().nbytes() != weight.nbytes:
         return "it shares its memory with other tensors"
-    return onednn_linear.why_not() or pack_weight[weight.dtype].why_not()
+    return _why_plain() or onednn_linear.why_not() or pack_weight[weight.dtype].why_not()
 
 
 def why_not_matmul_attention(query: torch.Tensor, key: torch.Tensor) -> str | None:
@@ -82,14 +107,19 @@ def why_not_matmul_attention(query: torch.Tensor, key: torch.Tensor) -> str | No
         return f"the fused kernel is faster beyond {_MAX_KEYS_FOR_MATMULS} keys"
     if not is_plain_eager(query, key):
         return "compiled, traced, transformed or watched, or tensors of a class of their own"
-    return softmax_backward.why_not()
+    return _why_plain() or softmax_backward.why_not()
+
+
+def fuses_forward_attention() -> bool:
+    """Whether the fused kernel is the faster one in bf16 all the same, but for the backward pass."""
+    return PROCESSOR == "intel"
 
 
 def why_not_fp32_attention(query: torch.Tensor) -> str | None:
     """Of the fused kernel in fp32 for the training of queries (batch, heads, queries, head size) in bf16: its
     backward takes five times as long in bf16 for short sequences, and longer for long ones too."""
-    if Guarded.mode == "plain":
-        return "HF_VIT_CPU_PATHS=plain"
+    if reason := _why_plain():
+        return reason
     if query.device.type != "cpu":
         return f"for a CPU alone, not {query.device.type}"
     if query.dtype != torch.bfloat16 and not torch.is_autocast_enabled("cpu"):
@@ -110,6 +140,8 @@ def strided_convolution_may_be_wrong(features: torch.Tensor) -> bool:
 
 
 __all__ = [
+    "fuses_forward_attention",
+    "measured_processor",
     "strided_convolution_may_be_wrong",
     "why_not_fp32_attention",
     "why_not_matmul_attention",

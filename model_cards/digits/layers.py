@@ -91,8 +91,13 @@ class MLP(nn.Module):
         self.norm = nn.Identity() if norm is None else norm
         self.fc2 = nn.Linear(intermediate_size, hidden_size, bias=bias)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return linear(self.fc2, self.norm(self.dropout(self.activate(linear(self.fc1, hidden_states)))))
+    def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """(..., hidden_size) -> (..., hidden_size), added to the residual of this shape if there is one."""
+        if self.is_gated:
+            hidden_states = self.activate(linear(self.fc1, hidden_states))
+        else:
+            hidden_states = linear(self.fc1, hidden_states, self.activation)
+        return linear(self.fc2, self.norm(self.dropout(hidden_states)), residual=residual)
 
     def activate(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Hidden states between the two layers: (..., width of the first's output) -> (..., intermediate_size)."""

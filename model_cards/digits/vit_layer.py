@@ -5,6 +5,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import MultiHeadAttention
+from .cpu_operators import is_watched
 from .layers import MLP, DropPath, LayerScale, make_norm
 from .position_encoding import MixedRotaryPosition, RelativePositionBias
 from .vit_attention import ClassAttention, make_attention
@@ -37,8 +38,19 @@ class _PreNormLayer(GradientCheckpointingLayer):
 
     def _add_branches(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         hidden_states = hidden_states + self.drop_path(self.dropout(self.layer_scale1(attended)))
-        branch = self.mlp(self.mlp_norm(hidden_states))
+        states = self.mlp_norm(hidden_states)
+        if self._adds_mlp_as_it_is():
+            return self.mlp(states, hidden_states)
+        branch = self.mlp(states)
         return hidden_states + self.drop_path(self.dropout(self.layer_scale2(branch)))
+
+    def _adds_mlp_as_it_is(self) -> bool:
+        """Whether nothing is done to the MLP's branch, and nobody looks at it, before it is added."""
+        if self.training or torch.compiler.is_compiling():
+            return False
+        if type(self.mlp) is not MLP or type(self.layer_scale2) is not nn.Identity:
+            return False
+        return not is_watched(self.mlp, self.layer_scale2, self.dropout, self.drop_path)
 
 
 class HfViTLayer(_PreNormLayer):

@@ -8,6 +8,7 @@ from transformers.modeling_utils import PreTrainedModel
 from .attention import SelfAttention
 from .checkpoint_conversion import OwnConversionsMixin
 from .configuration_hf_vit import HfViTConfig
+from .inference_modes import InferenceModesMixin
 from .layers import LayerScale
 from .pooling import AttentionPooling, ClassTokenMeanPooling
 from .position_encoding import (
@@ -26,7 +27,7 @@ from .vit_layer import HfViTLayer
 _TRUNCATED_STD = 0.8796256610342398
 
 
-class HfViTPreTrainedModel(OwnConversionsMixin, PreTrainedModel):
+class HfViTPreTrainedModel(InferenceModesMixin, OwnConversionsMixin, PreTrainedModel):
     """Initialisation and capabilities shared by all Vision Transformer models."""
 
     config: HfViTConfig

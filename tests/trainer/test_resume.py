@@ -44,11 +44,9 @@ teacher: [{teacher}]
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
+def start(tmp_path_factory, tiny_run):
     recipe = tmp_path_factory.mktemp("recipe") / "everything.yaml"
-    teacher = recipe.parent / "teacher"
-    training_runs.finish(*training_runs.TINY, "--num_train_epochs=1", "--output_dir", teacher)
-    recipe.write_text(RECIPE.replace("{teacher}", str(teacher)))
+    recipe.write_text(RECIPE.replace("{teacher}", str(tiny_run)))
     return partial(training_runs.start, "--recipe", recipe, "--output_dir")
 
 

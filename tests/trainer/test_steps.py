@@ -291,10 +291,9 @@ def test_a_guarded_optimizer_makes_the_steps_of_an_unguarded_one(tmp_path):
     assert len(values) == 4 and list(watch.read(newest=True)) == []
 
 
-def test_every_term_of_the_loss_is_recorded_and_tracked(tmp_path):
-    teacher, folder = tmp_path / "teacher", tmp_path / "run"
-    finish(*TINY, "--num_train_epochs=1", "--output_dir", teacher)
-    flags = ["--teacher", teacher, "--distillation_alpha=0.3", "--per_device_train_batch_size=20"]
+def test_every_term_of_the_loss_is_recorded_and_tracked(tmp_path, tiny_run):
+    folder = tmp_path / "run"
+    flags = ["--teacher", tiny_run, "--distillation_alpha=0.3", "--per_device_train_batch_size=20"]
     flags += ["--with_tracking", "--logging_steps=5", "--gradient_accumulation_steps=2"]
     finish(*TINY, *flags, "--num_train_epochs=2", "--output_dir", folder)
     record = json.loads((folder / "run.json").read_text())

@@ -16,6 +16,7 @@ from transformers.image_utils import pil_torch_interpolation_mapping
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_vit.config import argument, check_range
+from hf_vit.files import check_model_source
 from hf_vit.vision.processors import InputFormat
 
 # A processor's steps that a view needs: either it has been through them (crop, RGB), or `InputFormat` tells them.
@@ -86,6 +87,7 @@ class Teacher(nn.Module):
     ):
         super().__init__()
         self.name = name
+        check_model_source("--teacher", name)
         options = {"trust_remote_code": trust_remote_code}
         self.model = AutoModelForImageClassification.from_pretrained(name, **options).eval().requires_grad_(False)
         problem_type = getattr(self.model.config, "problem_type", None)

@@ -26,8 +26,8 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def plain(run):
-    return run()
+def plain(tiny_run):
+    return tiny_run, json.loads((tiny_run / "run.json").read_text())
 
 
 def losses(record):
