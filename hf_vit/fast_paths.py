@@ -18,6 +18,7 @@ from hf_vit.models.cpu_linear import PackedParameter
 from hf_vit.models.cpu_operators import Guarded
 from hf_vit.models.cpu_processor import processor_flags, processor_vendor
 from hf_vit.models.fast_generation import FastGenerationMixin
+from hf_vit.unasked import unasked
 
 # Decisions that a model makes as it runs: what they are about, and where they are made.
 _DECISIONS = {
@@ -54,13 +55,14 @@ def describe_machine() -> str:
     )
 
 
+@unasked()
 def fast_paths(folder: str | os.PathLike) -> list[FastPath]:
     """The paths of inference, training and generation in fp32 and bf16. Runs no code of the folder.
 
     Raises:
         ValueError: the model in it is not one of this package's.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     name = (config.architectures or [None])[0]
     model_class = getattr(hf_vit, name or "", None)
     if name not in hf_vit.__all__ or not issubclass(model_class, PreTrainedModel):

@@ -20,12 +20,14 @@ from hf_vit import tasks
 from hf_vit.config import RunArguments, argument, check_range, parse_groups
 from hf_vit.errors import told
 from hf_vit.files import check_model_source, read_object, write_atomically
+from hf_vit.fingerprint import check_fingerprint
 from hf_vit.record import PREDICTIONS_FILE, RUN_FILE
 from hf_vit.tasks.task import Assessment, Task
 from hf_vit.trainer.evaluation import evaluate
 from hf_vit.trainer.loaders import prepare_evaluation_loader
 from hf_vit.trainer.output_dir import prepare_output_dir
 from hf_vit.trainer.run_record import environment, write_predictions
+from hf_vit.unasked import unasked
 from hf_vit.words import counted
 
 logger = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ class ScoreArguments:
     per_device_eval_batch_size: int = argument(64, help="Samples of one process in one batch.")
     mixed_precision: str | None = argument(None, help="Precision.", choices=["no", "bf16", "fp16"])
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.model_name_or_path:
             raise ValueError("--model_name_or_path is required")
         check_range("per_device_eval_batch_size", self.per_device_eval_batch_size, 1)
@@ -109,8 +111,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     given = SimpleNamespace(**dict(zip(groups, parsed)))
     arguments, folder = given.score, Path(given.score.output_dir)
     prepare_output_dir(folder, overwrite=arguments.overwrite_output_dir, resume=False)
+    check_fingerprint(arguments.model_name_or_path)
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
-    assessment = task.assess(given)
+    with unasked():
+        assessment = task.assess(given)
     result = score(assessment, accelerator, arguments, task.sample_unit)
     record = {
         "task": task.name,

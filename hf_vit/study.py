@@ -155,6 +155,7 @@ def row_of(study: dict[str, Any], variant: str, seed: int, run: Record) -> dict[
     Raises:
         ValueError: it has not measured one of the study's metrics.
     """
+    durations: Any = run.duration_s
     measured = {metric.name: metric.value for metric in metrics_of(run.result.metrics)}
     for name in study["metrics"]:
         if name not in measured:
@@ -164,7 +165,7 @@ def row_of(study: dict[str, Any], variant: str, seed: int, run: Record) -> dict[
         "seed": seed,
         **{name: measured[name] for name in study["metrics"]},
         "num_parameters": run.model.num_parameters,
-        "training_s": round(run.duration_s.training, 1),
+        "training_s": round(durations.training, 1),
         "split": run.result.split,
         "num_examples": run.result.num_examples,
         "versions": run.versions,

@@ -21,6 +21,7 @@ from hf_vit.config import parse_arguments
 from hf_vit.errors import told
 from hf_vit.extras import extra
 from hf_vit.trainer.arguments import TrainingArguments
+from hf_vit.unasked import unasked
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     accelerator = build_accelerator(arguments)
     use_all_cores(accelerator, arguments.data.dataloader_num_workers)
-    with accelerator.main_process_first():
+    with accelerator.main_process_first(), unasked():
         task = build_task(arguments)
     loop = TrainingLoop(accelerator, task, arguments)
     accelerator.print(plan(loop), flush=True)

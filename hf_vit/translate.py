@@ -4,15 +4,23 @@ from collections.abc import Iterable
 
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TextStreamer
 
+from hf_vit.fingerprint import check_fingerprint
 from hf_vit.models.pipeline_translation import TranslationPipeline
+from hf_vit.unasked import unasked
 
 
+@unasked()
 def load_translator(model: str, revision: str | None = None) -> TranslationPipeline:
     """The pipeline of a model of the Hub or of a folder. Runs no code of it: the classes are this package's, or
-    transformers' own."""
+    transformers' own.
+
+    Raises:
+        ValueError: the folder is not as its record says, or needs code of its own.
+    """
+    check_fingerprint(model)
     return TranslationPipeline(
-        model=AutoModelForSeq2SeqLM.from_pretrained(model, revision=revision),
-        tokenizer=AutoTokenizer.from_pretrained(model, revision=revision),
+        model=AutoModelForSeq2SeqLM.from_pretrained(model, revision=revision, trust_remote_code=False),
+        tokenizer=AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False),
     )
 
 

@@ -11,7 +11,7 @@ PACKAGE = Path(hf_vit.__file__).parent
 FLOORS = [
     {"models"},
     # Of `tasks` only what finds them
-    {"config", "errors", "extras", "files", "sample_keys", "tasks", "record", "words"},
+    {"config", "errors", "extras", "files", "fingerprint", "sample_keys", "tasks", "record", "unasked", "words"},
     {"vision", "text", "conversion", "explain", "cost", "sources", "source_arguments", "fast_paths"},
     {"isolated"},
     {"cards"},

@@ -16,6 +16,7 @@ from hf_vit.cards.facts import CardFacts
 from hf_vit.cards.figures import digest_of
 from hf_vit.cards.format import FILTERS
 from hf_vit.files import read_utf8, write_atomically
+from hf_vit.fingerprint import fingerprint
 from hf_vit.record import RUN_FILE
 
 CARD_FILE = "README.md"
@@ -66,7 +67,7 @@ def check_card(folder: str | os.PathLike) -> list[str]:
         raise ValueError(f"folder: {folder} holds no {CARD_FILE}")
     problems = []
     has_weights = any(folder.glob("*.safetensors"))  # a card may be kept apart from its model
-    if has_weights and facts.measured.model_fields_set and facts.measured.files_sha256 != records.fingerprint(folder):
+    if has_weights and facts.measured.model_fields_set and facts.measured.files_sha256 != fingerprint(folder):
         problems.append("the model's files are not those that the card's snippets were executed with")
     for filename, draw in facts.figures.items():
         digest = draw.digest(facts)

@@ -1,6 +1,7 @@
 """The facts of a card: a dataclass filled from a run's records. This one is shared; each task adds its own to it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
@@ -91,7 +92,7 @@ class CardFacts(ABC):
 
     data_name: str | None
     data: record.Data
-    splits: dict[str, record.Split]
+    splits: Mapping[str, record.Split]
 
     split: str | None
     num_examples: int | None

@@ -4,14 +4,13 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import yaml
 
-from hf_vit.files import chunks, digest, read_object, read_utf8, write_atomically
+from hf_vit.files import read_object, read_utf8, write_atomically
 from hf_vit.record import RUN_FILE, Record, read_record, read_run, record_from
 
 CONFIG_FILE = "config.json"
@@ -19,8 +18,11 @@ AUTHOR_FILE = "card.yaml"
 AUTHOR_FIELDS = ("authors", "contact", "description", "intended_use", "out_of_scope_use", "limitations", "license")
 
 
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
 @dataclass(frozen=True)
-class Records:
+class Records(Generic[AnyRecord]):
     """The contents of the files a card is made from.
 
     `config` is that of the model and `arguments` those of the run, without what is null or not finite; `config` is
@@ -29,7 +31,7 @@ class Records:
     """
 
     folder: Path
-    run: Record
+    run: AnyRecord
     arguments: dict[str, Any]
     config: dict[str, Any]
     author: dict[str, str]
@@ -58,17 +60,6 @@ def amend_run(folder: Path, key: str, value: dict) -> None:
     # Rows of numbers on one line each; no string matches, for in JSON it holds no bare line break.
     text = re.sub(r"\[\n[\s\d.,eE+-]+\]", lambda row: f"[{' '.join(row.group()[1:-1].split())}]", text)
     write_atomically(folder / RUN_FILE, (text + "\n").encode("utf-8"))
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over the files that decide what the model in `folder` answers: weights, configurations and code."""
-
-    def parts() -> Iterator[bytes]:
-        for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.py"), *folder.glob("*config.json")]):
-            yield f"{path.name}\0{path.stat().st_size}\0".encode()
-            yield from chunks(path)
-
-    return digest(parts())
 
 
 def _measured_only(value):

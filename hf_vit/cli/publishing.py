@@ -75,7 +75,7 @@ def doctor(
         changed = refresh_with_card(folder)
         print(f"replaced: {', '.join(changed)}" if changed else "the code is this package's already")
     with staged(folder) as stage:
-        problems = examine(stage)
+        problems = examine(stage, folder)
         if load and not problems:
             with fresh_process() as process:
                 try:

@@ -24,6 +24,7 @@ from hf_vit.extras import extra
 from hf_vit.models.modeling_hf_transformer import HfTransformerForConditionalGeneration
 from hf_vit.models.modeling_hf_vit import HfViTForImageClassification, HfViTModel
 from hf_vit.text.tokenization import load_tokenizers
+from hf_vit.unasked import unasked
 
 OWN_CLASSES = (HfViTModel, HfViTForImageClassification, HfTransformerForConditionalGeneration)
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -50,6 +51,7 @@ class Checkpoint:
     faults: dict[str, list[str]] = field(default_factory=dict)
 
 
+@unasked()
 def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     """What a folder, a file of weights or a repository of the Hub holds.
 
@@ -75,6 +77,7 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         raise ValueError(f"source: the weights of {source!r} cannot be read: {error}") from error
 
 
+@unasked()
 def read_own(source: str, revision: str | None = None) -> Checkpoint | None:
     """A model of this package in a folder or on the Hub; None if the source is another's. No code of it runs."""
     own_class = _own_class(source, revision)
@@ -168,7 +171,7 @@ def _tokenizers(source: str, revision: str | None) -> Any:
 
 
 def _image_processor(source: str, revision: str | None) -> Any:
-    return AutoImageProcessor.from_pretrained(source, revision=revision)
+    return AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
 
 
 # --- timm ------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from hf_vit.fingerprint import check_fingerprint
 from hf_vit.hub.doctor import examine, published_files
 from hf_vit.hub.own_code import is_older
 from hf_vit.hub.staging import name_in_card, staged
@@ -106,11 +107,11 @@ def push(
         HubError: the Hub said no, or was not reached; the message ends with the command that finishes the job.
     """
     with staged(folder, refresh=True) as stage:
-        if problems := examine(stage):
+        if problems := examine(stage, folder):
             raise ValueError(_listed(folder, problems))
         if not load:
             with explained(destination, folder):
-                return _publish(stage, destination, commit_message)
+                return _publish(stage, folder, destination, commit_message)
         with explained(destination, folder):
             _repeated(_api(destination).whoami)  # a wrong token is known before the model is loaded
         with fresh_process(token=destination.token) as process:
@@ -121,7 +122,7 @@ def push(
             except RuntimeError as error:
                 raise ValueError(_listed(folder, [f"it does not load without this package: {error}"])) from None
             with explained(destination, folder):
-                return _publish(stage, destination, commit_message, process)
+                return _publish(stage, folder, destination, commit_message, process)
 
 
 def _compare_codes(process: FreshProcess, folder: str | os.PathLike, stage: Path) -> None:
@@ -156,7 +157,8 @@ def pull(
 
     Raises:
         ValueError: the id is no repository's, or `local_dir` holds files of something else.
-        HubError: there is no such repository or revision, it is private, or the Hub was not reached.
+        HubError: there is no such repository or revision, it is private, the Hub was not reached, or the model is not
+            the one that its record keeps a digest of.
     """
     destination = Destination(repo_id, token=token)
     if local_dir is not None and Path(local_dir).exists():
@@ -164,7 +166,9 @@ def pull(
         if not folder.is_dir() or (any(folder.iterdir()) and not (folder / _PULLED).is_dir()):
             raise ValueError(f"local_dir: {local_dir} must be a new or an empty folder, or one of an earlier pull")
     with explained(destination):
-        return Path(_api(destination).snapshot_download(repo_id, revision=revision, local_dir=local_dir))
+        folder = Path(_api(destination).snapshot_download(repo_id, revision=revision, local_dir=local_dir))
+        check_fingerprint(folder)
+        return folder
 
 
 def _api(destination: Destination) -> HfApi:
@@ -188,7 +192,11 @@ def create_repository(destination: Destination) -> str:
 
 
 def _publish(
-    stage: Path, destination: Destination, commit_message: str, process: FreshProcess | None = None
+    stage: Path,
+    folder: str | os.PathLike,
+    destination: Destination,
+    commit_message: str,
+    process: FreshProcess | None = None,
 ) -> CommitInfo:
     """Card, commit, comparison by `process`, tag and collection."""
     api = _api(destination)
@@ -206,7 +214,7 @@ def _publish(
     def commit() -> CommitInfo:
         # upload_folder may spread a folder over several commits. New operations each time: if an answer was lost, the
         # files are found to be there already, and no second commit is made.
-        names = published_files(stage)
+        names = published_files(stage, folder)
         # Weights of an earlier push, such as shards, would be taken for this model's. Other files may be anyone's.
         there = api.list_repo_files(repo_id, revision=destination.revision)
         stale = [name for name in there if fnmatch(name, "*.safetensors*") and name not in names]

@@ -5,6 +5,7 @@ Shapes: B batch, H heads, S keys, K head size.
 
 from functools import lru_cache
 from types import FunctionType
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,7 +41,7 @@ class CachedDecoder:
         encoder_hidden_states: torch.Tensor,
         encoder_attention_mask: torch.Tensor | None = None,
         num_beams: int = 1,
-    ):
+    ) -> None:
         self.decoder, self.lm_head = model.get_decoder(), _direct_linear(model.lm_head)
         self.num_beams, self.num_slots = num_beams, 0
         self.dtype = encoder_hidden_states.dtype
@@ -61,11 +62,11 @@ class CachedDecoder:
             states = self._step(token)
         return self.lm_head(states)
 
-    def keep(self, beams: torch.Tensor):
+    def keep(self, beams: torch.Tensor) -> None:
         """Let the texts go on from these beams, shape (batch, beams)."""
         self.ancestors = self.ancestors.gather(1, beams[:, :, None].expand_as(self.ancestors))
 
-    def drop(self, is_kept: torch.Tensor):
+    def drop(self, is_kept: torch.Tensor) -> None:
         """Forget the sources that are not kept, shape (batch,)."""
         self.ancestors = self.ancestors[is_kept]
         for layer in self.layers:
@@ -102,7 +103,9 @@ class _CachedLayer:
     """A layer of the decoder with the keys and values it attends to. With few rows the time goes into calling
     operators, so it calls as few as it can."""
 
-    def __init__(self, layer, encoder_hidden_states, encoder_mask, num_beams):
+    def __init__(
+        self, layer: Any, encoder_hidden_states: torch.Tensor, encoder_mask: torch.Tensor | None, num_beams: int
+    ) -> None:
         own, cross, mlp = layer.attention, layer.cross_attention, layer.mlp
         self.norm_first, self.activate = layer.norm_first, mlp.activate if mlp.is_gated else mlp.activation
         self.norms = [_direct(norm) for norm in (layer.attention_norm, layer.cross_attention_norm, layer.mlp_norm)]
@@ -121,7 +124,7 @@ class _CachedLayer:
         self.cache = self.source[0].new_empty(2, len(self.source[0]), _FIRST_CAPACITY * num_beams, self.head_dim)
         self.nothing = self.cache.new_zeros(1, 1, 1)
 
-    def drop(self, is_kept: torch.Tensor):
+    def drop(self, is_kept: torch.Tensor) -> None:
         """Forget the sources that are not kept, shape (batch,)."""
         self.batch_size = int(is_kept.sum())
         rows = is_kept.repeat_interleave(self.num_heads)
@@ -130,7 +133,7 @@ class _CachedLayer:
             self.source_mask = self.source_mask[rows]
         self.cache = self.cache[:, rows]
 
-    def __call__(self, states, slot, mask, rotary_embedding):
+    def __call__(self, states: torch.Tensor, slot: int, mask: torch.Tensor | None, rotary_embedding: Any) -> Any:
         """(batch * beams, d_model) -> the same shape"""
         attention_norm, cross_attention_norm, mlp_norm = self.norms
         if self.norm_first:
@@ -141,7 +144,7 @@ class _CachedLayer:
         states = cross_attention_norm(states + self._attend_source(states))
         return mlp_norm(states + self.fc2(self.activate(self.fc1(states))))
 
-    def _attend_own(self, states, slot, mask, rotary_embedding):
+    def _attend_own(self, states: torch.Tensor, slot: int, mask: torch.Tensor | None, rotary_embedding: Any) -> Any:
         projected = self._heads(self.qkv_proj(states), 3)
         query, new = projected[0], projected[1:]
         if self.qk_norm or rotary_embedding is not None:
@@ -155,18 +158,18 @@ class _CachedLayer:
         self.cache.narrow(2, end - self.num_beams, self.num_beams).copy_(new)
         return self.out_proj(self._attend(query, *self.cache.narrow(2, 0, end).unbind(), mask))
 
-    def _attend_source(self, states):
+    def _attend_source(self, states: torch.Tensor) -> Any:
         query = self._heads(self.q_proj(states), 1)[0]
         if self.qk_norm:
             query = self.cross_q_norm(query)
         return self.cross_out_proj(self._attend(query, *self.source, self.source_mask))
 
-    def _heads(self, projected, count):
+    def _heads(self, projected: torch.Tensor, count: int) -> Any:
         """(batch * beams, count * d_model) -> (count, batch * heads, beams, head size)."""
         heads = projected.view(self.batch_size, self.num_beams, count, self.num_heads, self.head_dim)
         return heads.permute(2, 0, 3, 1, 4).flatten(1, 2)
 
-    def _attend(self, query, key, value, mask):
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> Any:
         """(B * H, beams, K), twice (B * H, S, K), (B * H, beams, S) -> (B * beams, H * K)"""
         if query.dtype == torch.float32:  # for so few queries matmuls are faster than the fused kernel
             added, share = (self.nothing, 0) if mask is None else (mask, 1)
@@ -181,12 +184,12 @@ class _CachedLayer:
         return output.transpose(1, 2).reshape(self.batch_size * self.num_beams, self.num_heads * self.head_dim)
 
 
-def _direct_linear(layer: nn.Module):
+def _direct_linear(layer: nn.Module) -> Any:
     """Return the fastest function for a linear layer, (rows, in_features) -> (rows, out_features)."""
     return layer.as_function() if type(layer) is Int8Linear else direct(layer)
 
 
-def _direct(norm: nn.Module):
+def _direct(norm: nn.Module) -> Any:
     """Return the fastest function for the norm: calling a module takes longer than norming a few rows."""
     if type(norm) is not nn.LayerNorm:
         return norm
@@ -194,12 +197,12 @@ def _direct(norm: nn.Module):
     return lambda states: torch.layer_norm(states, shape, weight, bias, eps)
 
 
-def _by_head(mask: torch.Tensor, batch_size: int, num_heads: int) -> torch.Tensor:
+def _by_head(mask: torch.Tensor | None, batch_size: int, num_heads: int) -> torch.Tensor:
     """(B or 1, H or 1, beams or 1, S) -> (B * H, beams or 1, S)"""
     return mask.expand(batch_size, num_heads, -1, -1).flatten(0, 1)
 
 
-def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
     """0 where the mask is true, -inf elsewhere."""
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
@@ -252,12 +255,12 @@ def why_not_cached(model: nn.Module) -> list[str]:
     return [*reasons, *(f"{name} {reason}" for reason, name in found.items())]
 
 
-def _decoding_modules(model: nn.Module):
+def _decoding_modules(model: nn.Module) -> Any:
     yield from model.get_decoder().named_modules(prefix="decoder")
     yield from model.lm_head.named_modules(prefix="lm_head")
 
 
-def _parts(decoder: nn.Module):
+def _parts(decoder: nn.Module) -> Any:
     """The parts that are replaced or skipped: name, module, classes that it may be of."""
     yield "decoder", decoder, [HfTransformerDecoder]
     yield "decoder.dropout", decoder.dropout, _SKIPPED
@@ -288,7 +291,7 @@ def _method_names(module_class: type) -> frozenset[str]:
     return frozenset(name for name in dir(module_class) if callable(getattr(module_class, name, None)))
 
 
-def _is_own(method) -> bool:
+def _is_own(method: Any) -> bool:
     """Whether a method is this package's, and not that of somebody's subclass."""
     return method.__module__.rpartition(".")[0] == __name__.rpartition(".")[0]
 

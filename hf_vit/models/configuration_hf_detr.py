@@ -134,7 +134,7 @@ class HfDetrConfig(CodeVersionMixin, PreTrainedConfig):
     mask_upsampling_blocks: int = 2
     stuff_class_ids: list[int] | tuple[int, ...] = ()
 
-    def __post_init__(self, **kwargs: Any):
+    def __post_init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         self.backbone_config = _backbone_config(self.backbone_config)
         super().__post_init__(**kwargs)

@@ -1,7 +1,7 @@
 """Configuration of the Vision Transformer."""
 
 import difflib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
@@ -183,7 +183,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     # Trainer then hands compute_metrics the mean of the two heads alone.
     keys_to_ignore_at_inference = ["class_logits", "distillation_logits", "hidden_states", "attentions"]  # noqa: RUF012
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         self.check()
         kwargs.pop("stage_names", None)
@@ -193,7 +193,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_variant(cls, name: str, **overrides) -> "HfViTConfig":
+    def from_variant(cls, name: str, **overrides: Any) -> "HfViTConfig":
         """The configuration of a published model, for instance `"vit_small_patch16_224"`,
         `"deit_small_distilled_patch16_384"` or `"cait_s24_224"`: `{vit,deit}_{size}[_distilled]_patch{P}_{image size}`
         or `cait_{size}_{image size}`.
@@ -211,7 +211,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
         return cls(**{**variant_fields(name), **overrides})
 
     @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs) -> "HfViTConfig":
+    def from_dict(cls, config_dict: dict, **kwargs: Any) -> "HfViTConfig":
         """As in the base class; a dictionary of another architecture, or one that lacks a size, in whose place the
         default would change what the weights compute, is a `ValueError`."""
         model_type = config_dict.get("model_type", cls.model_type)
@@ -241,10 +241,10 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
         return self._output_attentions
 
     @output_attentions.setter
-    def output_attentions(self, value: bool):
+    def output_attentions(self, value: bool) -> None:
         self._output_attentions = value
 
-    def validate_output_attentions(self):
+    def validate_output_attentions(self) -> None:
         """Replaces the base class's check, which allows eager attention alone."""
 
     @property
@@ -357,7 +357,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
         """Prefix tokens that have positions of each scheme."""
         return {name: self.num_prefix_positions(name) for name in self.position_embeddings}
 
-    def check(self):
+    def check(self) -> None:
         """Raise a `ValueError` for the first value that is out of range or does not fit the others. Called at
         construction, and by the models for values that were overridden while loading."""
         check_config(self)

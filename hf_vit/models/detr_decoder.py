@@ -5,7 +5,7 @@ Shapes: B batch, Q queries of all groups, N tokens of the image, D hidden size, 
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -92,7 +92,7 @@ class FeatureMix(nn.Module):
         config: gives `d_model` and the norm.
     """
 
-    def __init__(self, channels: Sequence[int], config):
+    def __init__(self, channels: Sequence[int], config: Any):
         super().__init__()
         self.projections = nn.ModuleList([nn.Linear(count, config.d_model) for count in channels])
         self.weights = nn.Parameter(torch.zeros(len(channels)))
@@ -148,7 +148,7 @@ class Queries(nn.Module):
         config: gives `num_queries`, `group_detr`, `two_stage`, `has_reference_boxes`, `num_class_outputs`.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.num_queries, self.num_groups, self.config = config.num_queries, config.group_detr, config
         total = config.num_queries * config.group_detr
@@ -208,7 +208,7 @@ class HfDetrDecoder(nn.Module):
         config: the configuration.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.refines = config.with_box_refine
         rates = drop_path_rates(config.drop_path_rate, config.decoder_layers)
@@ -221,7 +221,9 @@ class HfDetrDecoder(nn.Module):
         self.box_head = FeedForwardHead(config.d_model, config.d_model, 4, num_layers=3, starts_at_zero=has_reference)
         self.d_model, self.position_head, self.biases = config.d_model, None, None
         if has_reference:
-            self.position_head = FeedForwardHead(*[config.d_model] * 3, num_layers=2, starts_at_zero=False)
+            self.position_head = FeedForwardHead(
+                config.d_model, config.d_model, config.d_model, num_layers=2, starts_at_zero=False
+            )
         if config.box_relative_bias:
             heads = config.decoder_attention_heads
             self.biases = nn.ModuleList([BoxRelativeBias(heads, config.d_model // 4) for _ in self.layers])

@@ -33,9 +33,9 @@ class HfDetrPreTrainedModel(PreTrainedModel):
     config_class = HfDetrConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities: Any = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ("HfTransformerLayer", "HfViTLayer", "HfViTEmbeddings")
+    _no_split_modules: Any = ("HfTransformerLayer", "HfViTLayer", "HfViTEmbeddings")
     _supports_sdpa = True
     _supports_attention_backend = True
 

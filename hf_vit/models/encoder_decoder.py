@@ -4,6 +4,7 @@ Shapes: T tokens.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -128,7 +129,7 @@ class HfTransformerStack(HfTransformerPreTrainedModel):
             embeddings = self.embedding_norm(embeddings)
         return self.dropout(embeddings), attention_kwargs
 
-    def _check_length(self, num_tokens: int, past_length: int | torch.Tensor):
+    def _check_length(self, num_tokens: int, past_length: int | torch.Tensor) -> None:
         if self.config.position_embedding != "learned" or torch.compiler.is_compiling():
             return
         length, limit = num_tokens + int(past_length), self.config.max_position_embeddings
@@ -171,7 +172,7 @@ class HfTransformerEncoder(HfTransformerStack):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         output_attentions: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BaseModelOutput:
         """
         Args:
@@ -242,7 +243,7 @@ class HfTransformerDecoder(HfTransformerStack):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         cache: Cache | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """
         Args:
@@ -330,7 +331,7 @@ class HfTransformerDecoder(HfTransformerStack):
             last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: past_key_values if use_cache else None}
         )
 
-    def _check_several_texts(self, has_cache: bool):
+    def _check_several_texts(self, has_cache: bool) -> None:
         if has_cache:
             raise ValueError("position_ids of several texts in a row need use_cache=False and no cache, got a cache")
         implementation = self.config._attn_implementation
@@ -362,10 +363,10 @@ class HfTransformerDecoderModel(HfTransformerPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.decoder.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.decoder.embed_tokens = value
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """See [`HfTransformerDecoder`]."""
         return self.decoder(*args, **kwargs)
 

@@ -1,6 +1,7 @@
 """Image processor for photographs of any shape, as timm evaluates its models."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,24 +76,36 @@ class HfViTImageProcessor(PilBackend):
     crop_mode = "center"
     do_convert_grey = False
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         _check(self.size, self.crop_pct, self.crop_mode)
         if self.do_convert_grey and not len(self.image_mean) == len(self.image_std) == 1:
             raise ValueError(f"image_mean and image_std of grey images have one number each, got {self.image_mean}")
 
-    def process_image(self, image, do_convert_rgb=None, **kwargs):
+    def process_image(self, image: Any, do_convert_rgb: Any = None, **kwargs: Any) -> Any:
         if not self.do_convert_grey:
             return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
         if isinstance(image, Image.Image):
             return _grey(image)
         return _luma(super().process_image(image, do_convert_rgb=False, **kwargs))
 
-    def _validate_preprocess_kwargs(self, *, size, crop_pct, crop_mode, **kwargs):
+    def _validate_preprocess_kwargs(self, *, size: Any, crop_pct: Any, crop_mode: Any, **kwargs: Any) -> None:
         _check(size, crop_pct, crop_mode)
         super()._validate_preprocess_kwargs(size=size, **kwargs)
 
-    def _preprocess(self, images, *, do_resize, size, resample, crop_pct, crop_mode, do_rescale, image_mean, **kwargs):
+    def _preprocess(
+        self,
+        images: Any,
+        *,
+        do_resize: Any,
+        size: Any,
+        resample: Any,
+        crop_pct: Any,
+        crop_mode: Any,
+        do_rescale: Any,
+        image_mean: Any,
+        **kwargs: Any,
+    ) -> Any:
         kwargs.pop("do_convert_grey", None)
         if do_resize:
             fill = [0] * len(image_mean)
@@ -112,7 +125,7 @@ class HfViTImageProcessor(PilBackend):
         )
 
 
-def _check(size, crop_pct: float, crop_mode: str):
+def _check(size: Any, crop_pct: float, crop_mode: str) -> None:
     if not (size and size.height and size.width):
         raise ValueError(f"size must have height and width, got {size}")
     if not crop_pct > 0:
@@ -138,7 +151,9 @@ def _luma(image: np.ndarray) -> np.ndarray:
     return (grey if np.issubdtype(image.dtype, np.floating) else np.rint(grey)).astype(image.dtype)
 
 
-def _fit(image, target: tuple[int, int], resample: int, crop_pct: float, crop_mode: str, fill: list[float]):
+def _fit(
+    image: Any, target: tuple[int, int], resample: int, crop_pct: float, crop_mode: str, fill: list[float]
+) -> Any:
     """A numpy array of shape (channels, height, width), resized and cropped to (channels, *target)."""
     scaled = tuple(math.floor(length / crop_pct) for length in target)
     new_size = resized(image.shape[-2:], scaled, crop_mode)

@@ -1,5 +1,7 @@
 """The encoder-decoder Transformer (1706.03762): body, translator, and the decoder alone."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
@@ -53,7 +55,7 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.encoder.embed_tokens = value
         if self.config.share_encoder_decoder_embeddings:
             self.decoder.embed_tokens = value
@@ -79,7 +81,7 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
         use_cache: bool | None = None,
         decoder_position_ids: torch.Tensor | None = None,
         cache: Cache | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> Seq2SeqModelOutput:
         """
         Args:
@@ -198,7 +200,7 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         self.tie_weights()
         return self.model.decoder.embed_tokens
 
-    def _resize_own_embeddings(self, stack: nn.Module, new_num_tokens: int):
+    def _resize_own_embeddings(self, stack: nn.Module, new_num_tokens: int) -> None:
         if self.config.share_encoder_decoder_embeddings:
             raise ValueError("share_encoder_decoder_embeddings must be False to resize one of them, got True")
         refuse_quantized(self, "resized")
@@ -235,7 +237,7 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         num_items_in_batch: torch.Tensor | int | None = None,
         decoder_position_ids: torch.Tensor | None = None,
         cache: Cache | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> Seq2SeqLMOutput:
         """
         Args:
@@ -331,7 +333,7 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, CheckedGenerationMi
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         cache: Cache | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> CausalLMOutputWithCrossAttentions:
         """
         Args:

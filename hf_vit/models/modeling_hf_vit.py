@@ -4,6 +4,7 @@ Shapes: B batch, P prefix tokens, N patches, D hidden size.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -83,7 +84,7 @@ class HfViTModel(HfViTPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
-        self, pixel_values: torch.Tensor, output_attentions: bool | None = None, **kwargs
+        self, pixel_values: torch.Tensor, output_attentions: bool | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         """
         Args:
@@ -170,7 +171,7 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
         self.post_init()
 
     @staticmethod
-    def _head(config, size: int) -> nn.Module:
+    def _head(config: Any, size: int) -> nn.Module:
         return nn.Linear(size, config.num_labels) if config.num_labels else nn.Identity()
 
     @can_return_tuple
@@ -179,7 +180,7 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         teacher_logits: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> HfViTImageClassifierOutput:
         """
         Args:
@@ -215,7 +216,14 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def _loss(self, logits, class_logits, distillation_logits, labels, teacher_logits) -> torch.Tensor | None:
+    def _loss(
+        self,
+        logits: torch.Tensor,
+        class_logits: torch.Tensor | None,
+        distillation_logits: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        teacher_logits: torch.Tensor | None,
+    ) -> torch.Tensor | None:
         if labels is None:
             return None
         problem_type = self.config.problem_type
@@ -251,7 +259,7 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
 
     @can_return_tuple
     @filter_output_hidden_states
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BackboneOutput:
         """
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, num_channels, height, width)`): normalised images.

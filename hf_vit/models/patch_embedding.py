@@ -4,6 +4,7 @@ Shapes: B batch.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ class PatchEmbedding(nn.Module):
             `patch_fit`.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.num_channels = config.num_channels
         self.patch_shape = config.patch_shape
@@ -110,7 +111,7 @@ class ConvStem(nn.Module):
         config: gives `num_channels`, `hidden_size`, `patch_shape` and `num_stem_blocks`.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         num_halvings = _num_halvings(math.gcd(*config.patch_shape))
         num_layers = max(num_halvings, 1)
@@ -127,7 +128,7 @@ class ConvStem(nn.Module):
         features = pixel_values
         for layer in self.layers:
             is_strided = isinstance(layer, nn.Conv2d) and layer.stride[0] > 1
-            convolve = _convolve_by_matmul if is_strided and strided_convolution_may_be_wrong(features) else None
+            convolve: Any = _convolve_by_matmul if is_strided and strided_convolution_may_be_wrong(features) else None
             features = convolve(layer, features) if convolve else layer(features)
         return features
 
@@ -148,7 +149,7 @@ class ResidualBlock(nn.Module):
     (batch, channels, height, width) -> the same shape
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(*_convolution(channels, channels), nn.ReLU(), *_convolution(channels, channels))
 

@@ -1,5 +1,7 @@
 """Which values a configuration of the Vision Transformer may have, and with which others."""
 
+from typing import Any
+
 from transformers.activations import ACT2FN
 
 from .strict_config import GATED_ACTIVATIONS, PROBLEM_TYPES
@@ -20,7 +22,7 @@ def pair(value: int | list[int] | tuple[int, ...]) -> tuple[int, ...]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-def check_config(config) -> None:
+def check_config(config: Any) -> None:
     """Raise a `ValueError` for the first value that is out of range or does not fit the others."""
     _check_sizes(config)
     _check_names(config)
@@ -46,7 +48,7 @@ def check_config(config) -> None:
             raise ValueError(f"{name} must be above 0, got {value}")
 
 
-def _check_sizes(config):
+def _check_sizes(config: Any) -> None:
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
@@ -71,7 +73,7 @@ def _check_sizes(config):
         raise ValueError(f"image_size must be a multiple of patch_size ({config.patch_size}), got {config.image_size}")
 
 
-def _check_names(config):
+def _check_names(config: Any) -> None:
     choices = {
         "patch_embedding": PATCH_EMBEDDINGS,
         "patch_fit": PATCH_FITS,
@@ -93,7 +95,7 @@ def _check_names(config):
         raise ValueError(f"pooling {config.pooling!r} needs use_class_token=True, got False")
 
 
-def _check_positions(config):
+def _check_positions(config: Any) -> None:
     names, given = config.position_embeddings, config.position_embedding
     if not names or any(name not in POSITION_EMBEDDINGS for name in names):
         raise ValueError(
@@ -124,7 +126,7 @@ def _check_positions(config):
         _refuse_together(config, "position_embedding_on_prefix", "class", registers_first=True)
 
 
-def _check_layers(config):
+def _check_layers(config: Any) -> None:
     """Parts that know nothing of each other."""
     if config.num_class_layers:
         if not config.use_class_token:
@@ -137,7 +139,7 @@ def _check_layers(config):
             _refuse_together(config, "num_class_layers", given, key_bias=False)
 
 
-def _refuse_together(config, name: str, value: object, **others: object):
+def _refuse_together(config: Any, name: str, value: object, **others: object) -> None:
     for other, refused in others.items():
         if getattr(config, other) == refused:
             raise ValueError(f"{other} must not be {refused!r} with {name} {value!r}")

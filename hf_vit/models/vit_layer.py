@@ -1,5 +1,7 @@
 """The layers of the Vision Transformer."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -15,7 +17,7 @@ from .vit_tokens import of_kept_pairs, of_kept_tokens
 class _PreNormLayer(GradientCheckpointingLayer):
     """Attention and MLP, each with layer scale, dropout and drop path on its branch."""
 
-    def __init__(self, config, attention: MultiHeadAttention, drop_path_rate: float):
+    def __init__(self, config: Any, attention: MultiHeadAttention, drop_path_rate: float):
         super().__init__()
         self.attention_norm = make_norm(config)
         self.attention = attention
@@ -32,7 +34,7 @@ class _PreNormLayer(GradientCheckpointingLayer):
         self.drop_path = DropPath(drop_path_rate)
 
     @staticmethod
-    def _layer_scale(config) -> nn.Module:
+    def _layer_scale(config: Any) -> nn.Module:
         value = config.layer_scale_init_value
         return nn.Identity() if value is None else LayerScale(config.hidden_size, value)
 
@@ -59,7 +61,7 @@ class HfViTLayer(_PreNormLayer):
     (batch, tokens, hidden_size) -> the same shape
     """
 
-    def __init__(self, config, drop_path_rate: float):
+    def __init__(self, config: Any, drop_path_rate: float):
         super().__init__(config, make_attention(config), drop_path_rate)
         has_bias = "relative_bias_per_layer" in config.position_embeddings
         self.relative_position_bias = RelativePositionBias(config) if has_bias else None
@@ -102,7 +104,7 @@ class HfViTClassLayer(_PreNormLayer):
     """Class-attention layer (CaiT, 2103.17239): the class tokens, and they alone, attend to themselves and to the
     other tokens, and change. As in the paper it drops no path."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config, ClassAttention(config), drop_path_rate=0.0)
 
     def forward(

@@ -8,6 +8,7 @@ public way takes its place. `HF_VIT_CPU_PATHS=plain` in the environment takes th
 import os
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,13 +48,15 @@ class Guarded:
     instances: "list[Guarded]" = []  # noqa: RUF012
     warned: "set[str]" = set()  # noqa: RUF012
 
-    def __init__(self, names: str, find: Callable, public: Callable, example: Callable | None = None, result=None):
+    def __init__(
+        self, names: str, find: Callable, public: Callable, example: Callable | None = None, result: Any = None
+    ):
         self.names, self.find, self.public, self.example = names, find, public, example
         self.result = result or (lambda value: value)
         self.reset()
         self.instances.append(self)
 
-    def reset(self):
+    def reset(self) -> None:
         """Look the private names up again at the next call."""
         self._private, self._failure = None, None
         self.warned.discard(self.names)
@@ -69,7 +72,7 @@ class Guarded:
                 self._give_up(error)
         return self._failure
 
-    def __call__(self, *args):
+    def __call__(self, *args: Any) -> Any:
         if (self._private is None or Guarded.mode == "plain") and self.why_not() is not None:
             return self.public(*args)
         try:
@@ -89,7 +92,7 @@ class Guarded:
             torch.testing.assert_close(got, expected)
         return private
 
-    def _give_up(self, error: Exception):
+    def _give_up(self, error: Exception) -> None:
         self._private = None
         if isinstance(error, _Unavailable):
             self._failure = str(error)
@@ -200,13 +203,13 @@ def is_watched(*modules: nn.Module) -> bool:
 # --- oneDNN ----------------------------------------------------------------------------------------------------------
 
 
-def _require_onednn():
+def _require_onednn() -> None:
     if not torch.backends.mkldnn.is_available():
         raise _Unavailable("torch was built without oneDNN")
 
 
 def _find_linear(activation: str = "none") -> Callable:
-    def find():
+    def find() -> Any:
         _require_onednn()
         multiply = torch.ops.mkldnn._linear_pointwise.default
         return lambda states, weight, bias=None: multiply(states, weight, bias, activation, [], "none")
@@ -214,7 +217,7 @@ def _find_linear(activation: str = "none") -> Callable:
     return find
 
 
-def _public_linear(states, weight, bias=None):
+def _public_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
     return nn.functional.linear(states, weight.to_dense() if weight.is_mkldnn else weight, bias)
 
 
@@ -255,7 +258,7 @@ onednn_linear_add = Guarded(
 
 
 def _find_packing(dtype: torch.dtype) -> Callable:
-    def find():
+    def find() -> Any:
         _require_onednn()
         if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             raise _Unavailable("the processor has no instructions for bfloat16")
@@ -298,7 +301,7 @@ def _public_int8_weight(weight: torch.Tensor, bias: torch.Tensor | None) -> tupl
 def _find_int8_weight() -> Callable:
     quantize, prepack = torch.quantize_per_channel, torch.ops.quantized.linear_prepack
 
-    def pack(weight, bias):
+    def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
         scale = _int8_scale(weight)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what replaces quantized tensors, nothing is as fast yet
@@ -307,7 +310,7 @@ def _find_int8_weight() -> Callable:
     return pack
 
 
-def _public_int8_linear(states: torch.Tensor, weight, reduce_range: bool) -> torch.Tensor:
+def _public_int8_linear(states: torch.Tensor, weight: torch.Tensor, reduce_range: bool) -> torch.Tensor:
     if not isinstance(weight, tuple):
         packed, bias = torch.ops.quantized.linear_unpack(weight)
         weight = packed.int_repr(), packed.q_per_channel_scales().float(), bias
@@ -328,7 +331,7 @@ def _find_int8_linear() -> Callable:
     return getattr(multiply, "_op", multiply)  # Python's wrapper looks through the arguments at every call
 
 
-def _multiplied_int8(weight) -> torch.Tensor:
+def _multiplied_int8(weight: torch.Tensor) -> torch.Tensor:
     multiply = _public_int8_linear if isinstance(weight, tuple) else _find_int8_linear()
     return multiply(_numbers(3, 17), weight, True)
 
@@ -345,7 +348,7 @@ int8_weight = Guarded(
 _int8_linear = Guarded("torch.ops.quantized.linear_dynamic", _find_int8_linear, _public_int8_linear)
 
 
-def int8_linear(states: torch.Tensor, weight, reduce_range: bool) -> torch.Tensor:
+def int8_linear(states: torch.Tensor, weight: torch.Tensor, reduce_range: bool) -> torch.Tensor:
     """Linear map of inputs that are rounded to 8 bits between the smallest and the largest of all, zero among them.
 
     (rows, in_features) in fp32 -> (rows, out_features)

@@ -1,6 +1,7 @@
 """The pipeline that travels with a translation model: transformers 5 has none of its own."""
 
 import os
+from typing import Any
 
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -16,7 +17,7 @@ _MAX_NEW_TOKENS = 256
 TARGET_TOKENIZER = "target_tokenizer"
 
 
-def target_tokenizer_of(tokenizer, revision: str | None = None):
+def target_tokenizer_of(tokenizer: Any, revision: str | None = None) -> Any:
     """The tokenizer of the texts that a model writes: `tokenizer` itself, unless it names another one beside it.
 
     Args:
@@ -68,7 +69,7 @@ class TranslationPipeline(Pipeline):
     # Arguments of `generate` reach it through `_sanitize_parameters`.
     _pipeline_calls_generate = False
 
-    def __init__(self, *args, target_tokenizer=None, **kwargs):
+    def __init__(self, *args: Any, target_tokenizer: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if target_tokenizer is None:
             is_beside = self.tokenizer.name_or_path == self.model.name_or_path
@@ -85,11 +86,11 @@ class TranslationPipeline(Pipeline):
     def _has_two_tokenizers(self) -> bool:
         return self.target_tokenizer is not self.tokenizer
 
-    def _check_size(self, name: str, size: int):
+    def _check_size(self, name: str, size: int) -> None:
         if len(getattr(self, name)) > size:
             raise ValueError(f"{name} must have at most the model's {size} tokens, got {len(getattr(self, name))}")
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Model, code and tokenizers, see `Pipeline.save_pretrained`.
 
         Raises:
@@ -102,7 +103,7 @@ class TranslationPipeline(Pipeline):
             self.target_tokenizer.save_pretrained(os.path.join(save_directory, folder))
         super().save_pretrained(save_directory, **kwargs)
 
-    def __call__(self, inputs, **kwargs):
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         if isinstance(inputs, list) and not inputs:
             return []
         results = super().__call__(inputs, **kwargs)
@@ -110,7 +111,7 @@ class TranslationPipeline(Pipeline):
             return [result[0] for result in results]
         return results
 
-    def _sanitize_parameters(self, truncation: bool | None = None, **generate_kwargs):
+    def _sanitize_parameters(self, truncation: bool | None = None, **generate_kwargs: Any) -> Any:
         if generate_kwargs.get("max_new_tokens") is not None:
             generate_kwargs.setdefault("max_length", None)  # the model's own limit, of which transformers would warn
         return {} if truncation is None else {"truncation": truncation}, generate_kwargs, {}
@@ -135,7 +136,7 @@ class TranslationPipeline(Pipeline):
         input_ids = torch.tensor([input_ids])  # (1, N)
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "is_empty": not text.strip()}
 
-    def _forward(self, model_inputs: dict, **generate_kwargs) -> dict:
+    def _forward(self, model_inputs: dict, **generate_kwargs: Any) -> dict:
         is_empty = model_inputs.pop("is_empty")
         has_limit = generate_kwargs.keys() & {"max_length", "max_new_tokens", "generation_config", "stopping_criteria"}
         limits = self.model.generation_config

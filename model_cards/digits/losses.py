@@ -77,7 +77,7 @@ def _single_label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tens
     return nn.functional.cross_entropy(logits.float(), labels)
 
 
-def _check_range(values: torch.Tensor, low: float, high: float, requirement: str):
+def _check_range(values: torch.Tensor, low: float, high: float, requirement: str) -> None:
     """Raise a `ValueError` for labels outside [low, high], where looking at them costs no synchronisation."""
     if values.device.type != "cpu" or torch.compiler.is_compiling() or not values.numel():
         return

@@ -4,6 +4,7 @@ Shapes: B batch, N patches.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from .layers import MLP, make_norm
 class MeanPooling(nn.Module):
     """Mean over the patches: (batch, tokens, hidden_size) -> (batch, hidden_size)."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.num_prefix_tokens = config.num_prefix_tokens
 
@@ -34,7 +35,7 @@ class MaxPooling(MeanPooling):
 class ClassTokenPooling(nn.Module):
     """The class token: (batch, tokens, hidden_size) -> (batch, hidden_size)."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.class_token_index = config.class_token_index
 
@@ -45,7 +46,7 @@ class ClassTokenPooling(nn.Module):
 class ClassTokenMeanPooling(MeanPooling):
     """w * class token + (1 - w) * mean over the patches; w is `cls_mean_weight`, fixed, or learnt as a sigmoid."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.class_token_index = config.class_token_index
         self.weight = config.cls_mean_weight
@@ -68,7 +69,7 @@ class WeightedPooling(nn.Module):
     (batch, tokens, hidden_size) -> (batch, hidden_size)
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.num_prefix_tokens = config.num_prefix_tokens
         self.score = nn.Linear(config.hidden_size, 1)
@@ -88,7 +89,7 @@ class AttentionPooling(nn.Module):
 
     is_causal = False
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
         self.num_prefix_tokens = config.num_prefix_tokens
@@ -127,7 +128,7 @@ _POOLINGS = {
 class Pooler(nn.Module):
     """The poolings that `config.pooling` names: (batch, tokens, hidden_size) -> (batch, poolings, hidden_size)."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.poolings = nn.ModuleDict({name: _POOLINGS[name](config) for name in config.poolings})
 

@@ -3,6 +3,8 @@
 Shapes: B batch, H heads, T tokens, K head size.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -19,7 +21,7 @@ class HfViTSelfAttention(SelfAttention):
         config: gives `key_bias`, `proj_bias`, `norm_type`, `attention_output_norm` and what [`SelfAttention`] reads.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config, output_bias=config.proj_bias)
         self.query_bias, self.value_bias = None, None
         if config.qkv_bias and not config.key_bias:
@@ -28,7 +30,7 @@ class HfViTSelfAttention(SelfAttention):
             self.value_bias = nn.Parameter(torch.zeros(config.hidden_size))
         self.output_norm = make_norm(config) if config.attention_output_norm else nn.Identity()
 
-    def _head_norm(self, config) -> nn.Module:
+    def _head_norm(self, config: Any) -> nn.Module:
         return make_norm(config, self.head_dim)
 
     def _project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -46,7 +48,7 @@ class TalkingHeadsSelfAttention(HfViTSelfAttention):
     """Self-attention whose heads are mixed linearly before and after the softmax (2003.02436; CaiT, 2103.17239). It is
     computed in plain matmuls, whatever the attention implementation."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.score_mixing = nn.Linear(self.num_attention_heads, self.num_attention_heads)
         self.weight_mixing = nn.Linear(self.num_attention_heads, self.num_attention_heads)
@@ -80,10 +82,10 @@ class TalkingHeadsSelfAttention(HfViTSelfAttention):
 class ClassAttention(CrossAttention):
     """Attention of the class tokens to all tokens (CaiT, 2103.17239)."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config, config.num_attention_heads, output_bias=config.proj_bias)
 
-    def _head_norm(self, config) -> nn.Module:
+    def _head_norm(self, config: Any) -> nn.Module:
         return make_norm(config, self.head_dim)
 
 
@@ -92,7 +94,7 @@ def _mix_heads(mixing: nn.Linear, states: torch.Tensor) -> torch.Tensor:
     return linear(mixing, states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def make_attention(config) -> HfViTSelfAttention:
+def make_attention(config: Any) -> HfViTSelfAttention:
     """Return the self-attention of a layer."""
     return TalkingHeadsSelfAttention(config) if config.talking_heads else HfViTSelfAttention(config)
 

@@ -3,6 +3,8 @@
 Shapes: B batch, P prefix tokens, N patches, D hidden size.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -19,7 +21,7 @@ class HfViTEmbeddings(nn.Module):
         ValueError: if the images do not fit the model.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.has_prefix_positions = config.num_prefix_positions(config.absolute_position) > 0
         self.registers_first = config.registers_first
@@ -34,7 +36,7 @@ class HfViTEmbeddings(nn.Module):
         self.norm = make_norm(config) if config.embedding_norm else nn.Identity()
 
     @staticmethod
-    def _token(config, count: int) -> nn.Parameter | None:
+    def _token(config: Any, count: int) -> nn.Parameter | None:
         return nn.Parameter(torch.zeros(1, count, config.hidden_size)) if count else None
 
     def prefix_tokens(self) -> list[torch.Tensor]:

@@ -1,6 +1,7 @@
 """The sizes of published Vision Transformers, by name."""
 
 import re
+from typing import Any
 
 # hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: table 1 of ViT (2010.11929) and of DeiT
 # (2012.12877).
@@ -11,7 +12,7 @@ _VARIANT_SIZES = {
     "large": (1024, 24, 16, 4096),
     "huge": (1280, 32, 16, 5120),
 }
-_VARIANTS = {
+_VARIANTS: dict[str, dict[str, tuple[int, ...]]] = {
     "vit": {"tiny": (16, 32), "small": (8, 16, 32), "base": (8, 16, 32), "large": (14, 16, 32), "huge": (14, 16)},
     "deit": {"tiny": (16,), "small": (16,), "base": (16,)},
 }
@@ -52,7 +53,8 @@ def variant_fields(name: str) -> dict[str, object]:
     if match and match[1] in _CAIT_SIZES:
         return _cait_fields(*_CAIT_SIZES[match[1]][:4], image_size=int(match[2]))
     match = _VARIANT_PATTERN.fullmatch(name)
-    family, size, distilled, patch_size, image_size = match.groups() if match else (None,) * 5
+    fields: Any = match.groups() if match else (None,) * 5
+    family, size, distilled, patch_size, image_size = fields
     known = int(patch_size) in _VARIANTS[family].get(size, ()) if match else False
     if not known or (distilled and family != "deit"):
         raise ValueError(f"variant must be one of {', '.join(variant_names())} (or another size), got {name!r}")

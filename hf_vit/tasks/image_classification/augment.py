@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torchvision.transforms import v2
@@ -15,6 +15,7 @@ from transformers import ViTImageProcessor
 from transformers.image_utils import pil_torch_interpolation_mapping
 
 from hf_vit.config import argument, check_range
+from hf_vit.models.image_processing_hf_vit import HfViTImageProcessor
 from hf_vit.sample_keys import SampleKey, seed_of
 from hf_vit.vision.processors import InputFormat
 
@@ -53,7 +54,7 @@ class AugmentationArguments:
     mixup_prob: float = argument(1.0, help="Probability that a batch is mixed, by MixUp or CutMix.")
     mixup_switch_prob: float = argument(0.5, help="Probability of CutMix where both are on.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("horizontal_flip_prob", "random_erasing_prob", "mixup_prob", "mixup_switch_prob"):
             check_range(name, getattr(self, name), 0, 1)
         check_range("affine_degrees", self.affine_degrees, 0, 180)
@@ -101,7 +102,9 @@ class TrainTransform:
         seed: the run's.
     """
 
-    def __init__(self, arguments: AugmentationArguments, processor: ViTImageProcessor, seed: int):
+    def __init__(
+        self, arguments: AugmentationArguments, processor: ViTImageProcessor | HfViTImageProcessor, seed: int
+    ):
         self.seed = seed
         form = InputFormat.of(processor)
         size, interpolation = form.size, pil_torch_interpolation_mapping[form.resample]
@@ -125,7 +128,7 @@ class TrainTransform:
         return self.transform(image)
 
 
-def _crop(arguments: AugmentationArguments, size: tuple[int, int], interpolation) -> list[torch.nn.Module]:
+def _crop(arguments: AugmentationArguments, size: tuple[int, int], interpolation: Any) -> list[torch.nn.Module]:
     kind, padding = arguments.train_crop, arguments.crop_padding
     if kind == "random_resized_crop":
         scale, ratio = tuple(arguments.crop_scale), tuple(arguments.crop_ratio)
@@ -175,7 +178,8 @@ class BatchMix:
         self.num_classes = num_classes
         self.probability = arguments.mixup_prob
         mixup, cutmix = arguments.mixup_alpha, arguments.cutmix_alpha
-        self.mixes, self.weights = [], []
+        self.mixes: list[torch.nn.Module] = []
+        self.weights: list[float] = []
         if mixup:
             self.mixes.append(v2.MixUp(alpha=mixup, num_classes=num_classes))
             self.weights.append(1 - arguments.mixup_switch_prob if cutmix else 1.0)
@@ -183,7 +187,7 @@ class BatchMix:
             self.mixes.append(v2.CutMix(alpha=cutmix, num_classes=num_classes))
             self.weights.append(arguments.mixup_switch_prob if mixup else 1.0)
 
-    def __call__(self, pixels: torch.Tensor, labels: torch.Tensor, key: torch.Tensor):
+    def __call__(self, pixels: torch.Tensor, labels: torch.Tensor, key: torch.Tensor) -> Any:
         """(B, channels, height, width), class indices (B,) -> float pixels mixed on the same scale, targets (B, C).
 
         Args:
@@ -201,7 +205,7 @@ class BatchMix:
 class EvaluationTransform:
     """Steps of the processor up to its normalisation, which `normalize` does once per batch."""
 
-    def __init__(self, processor: ViTImageProcessor):
+    def __init__(self, processor: ViTImageProcessor | HfViTImageProcessor):
         self.processor = processor
 
     def __call__(self, images: Sequence[torch.Tensor], keys: Sequence[SampleKey]) -> torch.Tensor:

@@ -11,7 +11,15 @@ from hf_vit.cards.format import local
 from hf_vit.cards.records import Records
 from hf_vit.files import read_object
 from hf_vit.tasks.image_classification import figures
-from hf_vit.tasks.image_classification.record import ClassScore, Data, Measurement, Sample, Split, Teacher
+from hf_vit.tasks.image_classification.record import (
+    ClassScore,
+    Data,
+    ImageClassificationRecord,
+    Measurement,
+    Sample,
+    Split,
+    Teacher,
+)
 
 MAX_TABLE_ROWS = 30  # a longer table of classes is cut to its best and worst ends
 TABLE_END_ROWS = 10
@@ -101,7 +109,7 @@ class ImageClassificationFacts(CardFacts):
     has_processor_code: bool
 
     @classmethod
-    def read(cls, records: Records) -> dict[str, Any]:
+    def read(cls, records: Records[ImageClassificationRecord]) -> dict[str, Any]:
         shared = super().read(records)
         data, result = records.run.data, records.run.result
         metrics = result.metrics

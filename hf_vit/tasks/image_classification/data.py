@@ -117,7 +117,7 @@ class LabelledImages:
             for split, dataset in self.splits.items()
         }
         columns = {"image_column": self.image_column, "label_column": self.label_column}
-        origin = {"name": self.name, "revision": self.revision, "license": self.license}
+        origin: dict[str, Any] = {"name": self.name, "revision": self.revision, "license": self.license}
         origin["bad_samples"] = self.bad_samples
         origin["unused_files"] = {
             split: {reason: len(names) for reason, names in found.items()}
@@ -155,7 +155,8 @@ def load_labelled_images(arguments: DataArguments, seed: int) -> LabelledImages:
         ValueError: no image or label column, an empty split, a single class, a label without a class.
     """
     found, unused = _load(arguments)
-    images = labelled(arguments, named_splits(found, arguments.dataset_name or arguments.train_dir))
+    name: Any = arguments.dataset_name or arguments.train_dir
+    images = labelled(arguments, named_splits(found, name))
     images.unused = unused
     present = np.unique(images.labels("train"))
     if len(present) < 2:
@@ -234,7 +235,7 @@ def _load(arguments: DataArguments) -> tuple[dict[str, Dataset], dict[str, Unuse
         is_data_set = arguments.train_dir is None
         found, unused = load_image_folder(name, arguments.dataset_config_name, is_data_set=is_data_set)
     else:
-        options = {"revision": arguments.dataset_revision, "built_in": BUILT_IN}
+        options: dict[str, Any] = {"revision": arguments.dataset_revision, "built_in": BUILT_IN}
         found, unused = dict(load_source(name, arguments.dataset_config_name, **options)), {}
     for split in ("validation", "test"):
         if split in folders:
@@ -321,7 +322,7 @@ class ImageView(torch.utils.data.Dataset):
     def __init__(
         self,
         split: Dataset,
-        transform: Callable[[list[torch.Tensor], list[SampleKey]], Sequence[torch.Tensor]],
+        transform: Callable[[list[torch.Tensor], list[SampleKey]], Sequence[torch.Tensor] | torch.Tensor],
         *,
         keep_in_memory: bool = False,
         num_channels: int = 3,
@@ -338,15 +339,15 @@ class ImageView(torch.utils.data.Dataset):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[SampleKey | int]) -> list[dict[str, torch.Tensor]]:
-        keys = [key if isinstance(key, tuple) else SampleKey(0, key, 0) for key in keys]
-        rows = self.split[[key.index for key in keys]]
+        full = [key if isinstance(key, tuple) else SampleKey(0, key, 0) for key in keys]
+        rows = self.split[[key.index for key in full]]
         if self.decoded is None:
-            images = [decode_pixels(image, key.index, self.num_channels) for image, key in zip(rows["image"], keys)]
+            images = [decode_pixels(image, key.index, self.num_channels) for image, key in zip(rows["image"], full)]
         else:
-            images = [self.decoded[key.index] for key in keys]
+            images = [self.decoded[key.index] for key in full]
         return [
             {"pixel_values": pixels, "labels": torch.tensor(label), "sample_key": torch.tensor(key)}
-            for pixels, label, key in zip(self.transform(images, keys), rows["label"], keys)
+            for pixels, label, key in zip(self.transform(images, full), rows["label"], full)
         ]
 
 

@@ -55,7 +55,7 @@ class DistillationArguments:
     distillation_alpha: float = argument(0.5, help="Share of the teacher in the loss; the rest is the labels'.")
     distillation_temperature: float = argument(3.0, help="Temperature of soft distillation.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.teacher_cache_dir is not None and not self.teacher:
             raise ValueError("--teacher_cache_dir goes with --teacher")
         check_range("distillation_alpha", self.distillation_alpha, 0, 1)
@@ -81,6 +81,10 @@ class Teacher(nn.Module):
     Raises:
         ValueError: the teacher's classes are not the student's, or its processor takes steps that are not known here.
     """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    order: torch.Tensor
 
     def __init__(
         self, name: str, class_names: list[str], *, class_order: str = "name", trust_remote_code: bool = False
@@ -150,21 +154,22 @@ def _order_of_names(name: str, id2label: dict[int, str], class_names: list[str])
 class TeacherEnsemble(nn.Module):
     """The weighted mean of the teachers' probabilities, as logits; with one teacher, its own logits."""
 
+    log_weights: torch.Tensor
+
     def __init__(self, arguments: DistillationArguments, class_names: list[str]):
         super().__init__()
-        options = {
+        options: dict[str, Any] = {
             "class_order": arguments.teacher_class_order,
             "trust_remote_code": arguments.teacher_trust_remote_code,
         }
-        self.teachers = nn.ModuleList(Teacher(name, class_names, **options) for name in arguments.teacher)
+        self.teachers = nn.ModuleList(Teacher(name, class_names, **options) for name in arguments.teacher or ())
         weights = torch.tensor(arguments.teacher_weights or [1.0] * len(self.teachers))
         self.register_buffer("log_weights", (weights / weights.sum()).log(), persistent=False)
 
     def describe(self) -> list[dict[str, str | None]]:
         """Name and, of a teacher from the Hub, revision of each."""
-        return [
-            {"name": each.name, "revision": getattr(each.model.config, "_commit_hash", None)} for each in self.teachers
-        ]
+        teachers: Any = self.teachers
+        return [{"name": each.name, "revision": getattr(each.model.config, "_commit_hash", None)} for each in teachers]
 
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import ViTImageProcessor
 
+from hf_vit.models.image_processing_hf_vit import HfViTImageProcessor
 from hf_vit.tasks.image_classification.distillation import TeacherEnsemble
 from hf_vit.tasks.image_classification.metrics import ClassificationCounter, head_logits, statistics
 from hf_vit.tasks.task import Batch, Evaluator
@@ -37,7 +38,7 @@ class ClassificationEvaluator(Evaluator):
         self,
         images: Dataset,
         class_names: list[str],
-        processor: ViTImageProcessor,
+        processor: ViTImageProcessor | HfViTImageProcessor,
         *,
         final: bool,
         num_samples: int = 0,

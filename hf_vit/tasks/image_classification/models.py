@@ -69,7 +69,7 @@ class ModelArguments:
     )
     gradient_checkpointing: bool = argument(False, help="Recompute activations to save memory.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_convert(self)
         check_range("eval_crop_ratio", self.eval_crop_ratio, 0, 1, open_low=True)
         if self.model_name_or_path is not None and self.config_name is not None:
@@ -223,7 +223,7 @@ def build_processor(arguments: ModelArguments, model: PreTrainedModel) -> ViTIma
                 f"--model_name_or_path {arguments.model_name_or_path!r} takes images of {num_channels} channels, and "
                 f"its image processor makes {form.num_channels}"
             )
-    given = {
+    given: dict[str, Any] = {
         "size": arguments.size,
         "mean": _per_channel(arguments.image_mean, num_channels),
         "std": _per_channel(arguments.image_std, num_channels),

@@ -20,7 +20,6 @@ from hf_vit.models.losses import distillation_loss
 from hf_vit.tasks.image_classification import figures
 from hf_vit.tasks.image_classification.arguments import (
     ClassOrderArguments,
-    DataArguments,
     ImageClassificationArguments,
     ScoredDataArguments,
 )
@@ -57,6 +56,8 @@ class ImageClassification(Task):
     scoring_groups: ClassVar = {"data": ScoredDataArguments, "classes": ClassOrderArguments}
     sample_unit = "images"
     best = ("accuracy", "max")
+    arguments: ImageClassificationArguments
+    data: LabelledImages
 
     def __init__(self, arguments: ImageClassificationArguments):
         self.arguments = arguments
@@ -78,7 +79,8 @@ class ImageClassification(Task):
                 for name in ("distillation_type", "distillation_alpha", "distillation_temperature"):
                     setattr(self.model.config, name, getattr(arguments.distillation, name))
             if arguments.distillation.teacher_cache_dir is not None:
-                self.teacher_logits = self._cached_teacher_logits()
+                folder = Path(arguments.distillation.teacher_cache_dir)
+                self.teacher_logits = self._cached_teacher_logits(self.teachers, folder)
 
         if self.teachers is not None and num_channels_of(self.model) != 3:
             raise ValueError("--teacher sees images in colour, and the model's have num_channels 1")
@@ -101,10 +103,13 @@ class ImageClassification(Task):
         return TrainTransform(self.arguments.augmentation, self.processor, self.seed)
 
     def _views(self, split: str, transform: TrainTransform | EvaluationTransform) -> ImageView:
-        options = {"keep_in_memory": self.arguments.data.keep_in_memory, "num_channels": num_channels_of(self.model)}
+        options: dict[str, Any] = {
+            "keep_in_memory": self.arguments.data.keep_in_memory,
+            "num_channels": num_channels_of(self.model),
+        }
         return ImageView(self.data.splits[split], transform, **options)
 
-    def _cached_teacher_logits(self) -> torch.Tensor | None:
+    def _cached_teacher_logits(self, teachers: TeacherEnsemble, folder: Path) -> torch.Tensor | None:
         if self.arguments.data.streaming:
             raise ValueError("--teacher_cache_dir does not go with --streaming: a stream's samples have no number")
         random_parts = self.arguments.augmentation.random_parts
@@ -116,9 +121,9 @@ class ImageClassification(Task):
             return None
         described = self.data.describe()["splits"]["train"]["fingerprint"]
         return cached_logits(
-            self.teachers.to(PartialState().device),
+            teachers.to(PartialState().device),
             ImageView(self.data.splits["train"], self._train_transform),
-            Path(self.arguments.distillation.teacher_cache_dir),
+            folder,
             {"train": described, "processor": self.processor.to_dict()},
             {
                 "batch_size": self.arguments.optimization.per_device_eval_batch_size,
@@ -144,11 +149,12 @@ class ImageClassification(Task):
         if self.arguments.augmentation.repeated_augmentation > 1:
             raise ValueError("--repeated_augmentation does not go with --streaming, which shows each sample once")
         batch_size = self.arguments.optimization.per_device_train_batch_size
+        data: Any = self.data  # `StreamedImages`
         stream = ImageStream(
-            self.data.stream,
-            self.data.class_index,
+            data.stream,
+            data.class_index,
             self._train_transform,
-            samples_per_epoch=self.data.samples_per_epoch,
+            samples_per_epoch=data.samples_per_epoch,
             batch_size=batch_size,
             batches_per_step=batches_per_step,
             buffer_size=self.arguments.data.shuffle_buffer_size,
@@ -240,7 +246,7 @@ class ImageClassification(Task):
 
 
 def load_scored_images(
-    model: PreTrainedModel, arguments: DataArguments, split: str, class_order: str
+    model: PreTrainedModel, arguments: ScoredDataArguments, split: str, class_order: str
 ) -> LabelledImages:
     """A split, its labels as the model's indices.
 
@@ -250,7 +256,8 @@ def load_scored_images(
     Raises:
         ValueError: the data has classes that the model does not know, or as many as it does not have.
     """
-    class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    config: Any = model.config
+    class_names = [config.id2label[index] for index in range(config.num_labels)]
     if class_order == "index":
         data = load_labelled_split(arguments, split, None)
         if len(data.class_names) != len(class_names):
