@@ -1,6 +1,7 @@
 """Translation on the command line: a text, or lines as they come, each token shown as soon as it is known."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TextStreamer
 
@@ -24,7 +25,7 @@ def load_translator(model: str, revision: str | None = None) -> TranslationPipel
     )
 
 
-def print_translations(translator: TranslationPipeline, texts: Iterable[str], **generate_kwargs) -> None:
+def print_translations(translator: TranslationPipeline, texts: Iterable[str], **generate_kwargs: Any) -> None:
     """Prints each text's translation on a line; with one beam token by token, while the model writes it.
 
     Args:

@@ -12,7 +12,7 @@ FLOORS = [
     {"models"},
     # Of `tasks` only what finds them
     {"config", "errors", "extras", "files", "fingerprint", "sample_keys", "tasks", "record", "unasked", "words"},
-    {"vision", "text", "conversion", "explain", "sources", "source_arguments", "fast_paths"},
+    {"vision", "text", "conversion", "explain", "cost", "sources", "source_arguments", "fast_paths"},
     {"isolated"},
     {"cards"},
     {"hub"},

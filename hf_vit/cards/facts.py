@@ -221,7 +221,8 @@ def metrics_of(measured: record.Metrics) -> list[Metric]:
     for name, field_info in type(measured).model_fields.items():
         value = getattr(measured, name)
         if isinstance(value, float):
-            kind = (field_info.json_schema_extra or {}).get("kind", "number")
+            extra: Any = field_info.json_schema_extra or {}
+            kind = extra.get("kind", "number")
             metrics.append(Metric(name, field_info.title or _sentence(name), value, kind))
     others = (measured.model_extra or {}).items()
     return metrics + [Metric(name, _sentence(name), value, "number") for name, value in others]

@@ -135,12 +135,12 @@ def _last_part(path: str) -> str:
     return PureWindowsPath(path).name if PureWindowsPath(path).drive else PurePosixPath(path).name
 
 
-def metric(measured) -> str:
+def metric(measured: Any) -> str:
     """The value of a `facts.Metric` in the unit of its kind."""
     return {"percent": percent, "number": number}[measured.kind](measured.value)
 
 
-def argument(value) -> str:
+def argument(value: Any) -> str:
     """The value of an argument as inline code, without the author's folders."""
     value = local(value)
     return code(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -43,7 +43,8 @@ class Records(Generic[AnyRecord]):
         Raises:
             ValueError: there is no `run.json`, it names no task, or a file is not what it should be.
         """
-        run, path = read_record(folder), folder / CONFIG_FILE
+        run: Any = read_record(folder)  # of the class that its task has
+        path = folder / CONFIG_FILE
         config = _measured_only(read_object(path)) if path.is_file() else {}
         return cls(folder, run, _measured_only(run.arguments), config, read_author(folder))
 
@@ -62,7 +63,7 @@ def amend_run(folder: Path, key: str, value: dict) -> None:
     write_atomically(folder / RUN_FILE, (text + "\n").encode("utf-8"))
 
 
-def _measured_only(value):
+def _measured_only(value: Any) -> Any:
     if isinstance(value, dict):
         cleaned = {key: _measured_only(item) for key, item in value.items()}
         return {key: item for key, item in cleaned.items() if item is not None}

@@ -33,6 +33,16 @@ def report(problems: list[str], all_well: str) -> NoReturn:
     raise typer.Exit(1 if problems else 0)
 
 
+def size(name: str, text: str | None) -> tuple[int, int] | None:
+    """(height, width) of `HEIGHTxWIDTH`, or of one side."""
+    if text is None:
+        return None
+    sides = text.split("x")
+    if not all(side.isdecimal() for side in sides) or len(sides) > 2 or not min(map(int, sides)):
+        raise ValueError(f"--{name} must be a number of pixels or HEIGHTxWIDTH, got {text!r}")
+    return int(sides[0]), int(sides[-1])
+
+
 def main() -> None:
     """Runs a command line. Errors are one line, `hf-vit COMMAND: error: ...`, and status 2, also of a wrong word."""
     with told():

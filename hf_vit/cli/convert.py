@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hf_vit.cli.app import app
+from hf_vit.cli.app import app, size
 from hf_vit.files import check_model_source
 
 
@@ -33,15 +33,5 @@ def convert(
     from hf_vit.conversion.models import Changes
 
     check_model_source("source", source)
-    changes = Changes(num_labels, _size("image-size", image_size), _size("patch-size", patch_size), num_channels)
+    changes = Changes(num_labels, size("image-size", image_size), size("patch-size", patch_size), num_channels)
     print(convert_checkpoint(source, folder, revision, to=to, changes=changes, allow_partial=allow_partial))
-
-
-def _size(name: str, text: str | None) -> tuple[int, int] | None:
-    """(height, width) of `HEIGHTxWIDTH`, or of one side."""
-    if text is None:
-        return None
-    sides = text.split("x")
-    if not all(side.isdecimal() for side in sides) or len(sides) > 2 or not min(map(int, sides)):
-        raise ValueError(f"--{name} must be a number of pixels or HEIGHTxWIDTH, got {text!r}")
-    return int(sides[0]), int(sides[-1])

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from torch import nn
 from transformers import PreTrainedConfig
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import cached_file
 
 from hf_vit.conversion.models import quiet
 from hf_vit.conversion.processors import timm_processor
+from hf_vit.conversion.rules import Peer
 from hf_vit.conversion.source import all_sources
 from hf_vit.conversion.timm_models import Skeleton, check_timm_name, make_timm_model, nearest_names
 from hf_vit.extras import extra
@@ -44,7 +44,7 @@ class Checkpoint:
         faults: weights that its own library misses, does not use, or finds of another shape, by these kinds.
     """
 
-    peer: nn.Module
+    peer: Peer
     weights: dict[str, torch.Tensor]
     processor: Any
     labels: list[str] | None = None
@@ -114,7 +114,7 @@ def _hub_name(source: str) -> str:
         import timm
     except ImportError:
         return source
-    configuration = timm.models.get_pretrained_cfg(source) if timm.is_model(source.partition(".")[0]) else None
+    configuration: Any = timm.models.get_pretrained_cfg(source) if timm.is_model(source.partition(".")[0]) else None
     repository = configuration.hf_hub_id if configuration else None
     return source if not repository else f"{repository}{configuration.architecture}.{configuration.tag}".rstrip(".")
 
@@ -181,7 +181,7 @@ def _read_timm(source: str, revision: str | None) -> Checkpoint:
     name = _hub_name(source)
     location = f"local-dir:{name}" if Path(name).is_dir() else f"hf-hub:{name}" + (f"@{revision}" if revision else "")
     with Skeleton():
-        peer = make_timm_model(location, {})
+        peer: Any = make_timm_model(location, {})
     weights = _weights_of(lambda file: cached_file(name, file, revision=revision), name)
     labels = (peer.pretrained_cfg or {}).get("label_names")
     if labels and len(labels) != peer.num_classes:
@@ -191,7 +191,7 @@ def _read_timm(source: str, revision: str | None) -> Checkpoint:
     return Checkpoint(peer, weights, _processor_of(peer), labels or None)
 
 
-def _processor_of(peer: nn.Module) -> Any:
+def _processor_of(peer: Peer) -> Any:
     with extra("convert"):
         import timm
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_vit.conversion.rules import Rule, fused, same
+from hf_vit.conversion.rules import Peer, Rule, fused, same
 from hf_vit.conversion.source import Source
 from hf_vit.conversion.vit_rules import learned_positions, patch_kernel
 from hf_vit.models.configuration_hf_vit import HfViTConfig
@@ -95,10 +95,10 @@ def encoder_rules(config: HfViTConfig, body: str) -> list[Rule]:
 
 class ViT(Source):
     library = "transformers"
-    peers = ("ViTForImageClassification", "ViTModel")
+    peers: ClassVar[tuple[str, ...]] = ("ViTForImageClassification", "ViTModel")
     ignored = (r"embeddings\.mask_token$",)
 
-    def config(self, peer: nn.Module) -> HfViTConfig:
+    def config(self, peer: Peer) -> HfViTConfig:
         return HfViTConfig(**fields_of(peer.config), pooling=pooling_of(peer))
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
@@ -107,10 +107,10 @@ class ViT(Source):
             return transformers.ViTModel(config, add_pooling_layer=model.config.pooling == "cls_tanh")
         return transformers.ViTForImageClassification(config)
 
-    def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:
+    def model_class(self, peer: Peer) -> type[PreTrainedModel]:
         return HfViTForImageClassification if hasattr(peer, "classifier") else HfViTModel
 
-    def rules(self, config: HfViTConfig, peer: nn.Module) -> list[Rule]:
+    def rules(self, config: HfViTConfig, peer: Peer) -> list[Rule]:
         return [*encoder_rules(config, "vit"), same("classifier.*", "classifier.*")]
 
 
@@ -121,7 +121,7 @@ class DeiT(Source):
     peers = ("DeiTForImageClassificationWithTeacher", "DeiTForImageClassification", "DeiTModel")
     ignored = (r"embeddings\.mask_token$",)
 
-    def config(self, peer: nn.Module) -> HfViTConfig:
+    def config(self, peer: Peer) -> HfViTConfig:
         has_two_heads = hasattr(peer, "distillation_classifier")
         return HfViTConfig(
             **fields_of(peer.config),
@@ -138,10 +138,10 @@ class DeiT(Source):
             return transformers.DeiTForImageClassificationWithTeacher(config)
         return transformers.DeiTForImageClassification(config)
 
-    def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:
+    def model_class(self, peer: Peer) -> type[PreTrainedModel]:
         return HfViTModel if type(peer).__name__ == "DeiTModel" else HfViTForImageClassification
 
-    def rules(self, config: HfViTConfig, peer: nn.Module) -> list[Rule]:
+    def rules(self, config: HfViTConfig, peer: Peer) -> list[Rule]:
         token = "distillation_token" if config.use_distillation_token else "register_tokens"
         return [
             *encoder_rules(config, "deit"),

@@ -229,7 +229,7 @@ class _Checker:
         kept: dict[str, list[Any]],
         category: int,
         box: tuple[float, float, float, float],
-        mask: dict[str, Any] | None,
+        mask: Any,
         each: Annotation,
         scale: tuple[float, float],
     ) -> None:
@@ -252,7 +252,7 @@ class _Checker:
     def _box(
         self,
         each: Annotation,
-        mask: dict[str, Any] | None,
+        mask: Any,
         scale: tuple[float, float],
         frame: tuple[int, int],
         where: str,
@@ -290,7 +290,7 @@ def _is_box(box: Any) -> bool:
         return False
 
 
-def _fitted_mask(mask: dict[str, Any] | None, frame: tuple[int, int]) -> dict[str, Any] | None:
+def _fitted_mask(mask: Any, frame: tuple[int, int]) -> dict[str, Any] | None:
     """The mask at the size of its image, None if it has no pixel."""
     if mask is None or not coco_masks.area(mask):
         return None
@@ -302,7 +302,7 @@ def _fitted_mask(mask: dict[str, Any] | None, frame: tuple[int, int]) -> dict[st
     return encode_mask(decoded[rows.astype(int)[:, None], columns.astype(int)[None]])
 
 
-def _turned_mask(mask: dict[str, Any] | None, size: ImageSize) -> dict[str, Any] | None:
+def _turned_mask(mask: Any, size: ImageSize) -> dict[str, Any] | None:
     if mask is None:
         return None
     decoded = coco_masks.decode(mask)
