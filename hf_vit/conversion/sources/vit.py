@@ -58,7 +58,7 @@ def check_activation(config: Any) -> None:
         raise ValueError(f"hidden_act must be one of transformers' activations, got {config.hidden_act!r}")
 
 
-def pooling_of(peer: nn.Module) -> str:
+def pooling_of(peer: Peer) -> str:
     """`pooling` of a model, which may have a head, a pooler or neither.
 
     Raises:
