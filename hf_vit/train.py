@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         from hf_vit.trainer.cpu import keep_freed_memory, use_all_cores
         from hf_vit.trainer.loop import TrainingLoop
-        from hf_vit.trainer.output_dir import check_text_encoding, prepare_output_dir
+        from hf_vit.trainer.output_dir import check_text_encoding, prepare_output_dir, unlock
         from hf_vit.trainer.plan import plan
 
     check_text_encoding()
@@ -102,10 +102,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     use_all_cores(accelerator, arguments.data.dataloader_num_workers)
     with accelerator.main_process_first(), unasked():
         task = build_task(arguments)
-    loop = TrainingLoop(accelerator, task, arguments)
-    accelerator.print(plan(loop), flush=True)
-    if not arguments.run.dry_run:
-        loop.train()
+    try:
+        loop = TrainingLoop(accelerator, task, arguments)
+        accelerator.print(plan(loop), flush=True)
+        if not arguments.run.dry_run:
+            loop.train()
+    finally:
+        unlock()
 
 
 def launch(argv: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from hf_vit.cards.format import FILTERS
 from hf_vit.files import read_utf8, write_atomically
 from hf_vit.fingerprint import fingerprint
 from hf_vit.record import RUN_FILE
+from hf_vit.words import printable
 
 CARD_FILE = "README.md"
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
@@ -114,7 +115,7 @@ def metadata(facts: CardFacts) -> ModelCardData:
         EvalResult(
             task_type=task,
             dataset_type=dataset or re.sub(r"[^a-z0-9_.-]+", "-", facts.data_name.lower()),
-            dataset_name=facts.data_name,
+            dataset_name=printable(facts.data_name),
             dataset_split=facts.split,
             dataset_revision=facts.data.revision,
             metric_type=metric.name,
