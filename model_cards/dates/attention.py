@@ -87,7 +87,7 @@ def attend(
     scaling = query.shape[-1] ** -0.5
     # Without samples, sdpa_attention_forward fails on a reshape. For a learnt bias, torch records a kernel of another
     # layout in an exported graph than it takes when it lowers the graph.
-    is_learnt = position_bias is not None or (attention_mask is not None and attention_mask.requires_grad)
+    is_learnt = position_bias is not None or getattr(attention_mask, "requires_grad", False)  # flex's masks have none
     is_exported_bias = is_learnt and _is_exporting()
     if output_attentions or query.shape[0] == 0 or is_exported_bias:
         implementation = "eager"
