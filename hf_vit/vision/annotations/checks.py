@@ -86,8 +86,11 @@ class CheckedImages:
     reports: dict[str, SplitReport]
 
 
-def check(source: AnnotatedImages) -> CheckedImages:
+def check(source: AnnotatedImages, *, needs_masks: bool = False) -> CheckedImages:
     """Splits of `source` with every annotation checked against its image.
+
+    Args:
+        needs_masks: an object without a mask is a fault, where others have some.
 
     Raises:
         ValueError: all faults of the data that no count can tell, in one message: unknown categories, boxes that are
@@ -98,7 +101,7 @@ def check(source: AnnotatedImages) -> CheckedImages:
     index_of = {category.name: index for index, category in enumerate(categories)}
     for name, split in source.splits.items():
         to_index = {each.id: index_of[each.name] for each in source.categories[name] if each.name in index_of}
-        checker = _Checker(name, to_index, len(categories), has_masks=source.has_masks)
+        checker = _Checker(name, to_index, len(categories), needs_masks=needs_masks and source.has_masks)
         splits[name] = checker.run(split)
         reports[name] = checker.report
         faults += checker.faults()
@@ -139,10 +142,10 @@ def _common_categories(source: AnnotatedImages) -> tuple[list[Category], list[st
 class _Checker:
     """One split on its way to rows."""
 
-    def __init__(self, name: str, to_index: Mapping[int, int], num_classes: int, *, has_masks: bool):
+    def __init__(self, name: str, to_index: Mapping[int, int], num_classes: int, *, needs_masks: bool):
         self.name = name
         self.to_index = to_index
-        self.has_masks = has_masks
+        self.needs_masks = needs_masks
         self.report = SplitReport(class_counts=[0] * num_classes)
         self.num_boxes = 0
         self.outside: list[str] = []
@@ -208,7 +211,7 @@ class _Checker:
             box = self._box(each, mask, scale, frame, where)
             if box is None:
                 continue
-            if self.has_masks and mask is None:
+            if self.needs_masks and mask is None:
                 self.maskless.append(where)
                 continue
             category = self.to_index[each.category_id]
