@@ -115,7 +115,7 @@ def metadata(facts: CardFacts) -> ModelCardData:
         EvalResult(
             task_type=task,
             dataset_type=dataset or re.sub(r"[^a-z0-9_.-]+", "-", facts.data_name.lower()),
-            dataset_name=printable(facts.data_name),
+            dataset_name=printable(facts.data_name, keep="\n\t"),
             dataset_split=facts.split,
             dataset_revision=facts.data.revision,
             metric_type=metric.name,
