@@ -192,11 +192,13 @@ def _mlp_copies(hidden_act: str) -> int:
 def _stem_saved_bytes(config: HfViTConfig, setup: Setup) -> int:
     """Of each of the stem's convolutions the input, of its norm the input, of ReLU the output: 2 numbers an output of
     a convolution, the image, and the patches of the last map."""
+    pixels = setup.batch_size * num_patches(config) * math.prod(config.patch_shape)
+    total = pixels * config.num_channels
+    if config.patch_embedding == "lvvit":  # three layers of 64 channels
+        return (total + (2 * 3 + 1) * 64 * pixels // 4) * setup.compute_bytes
     smallest = math.gcd(*config.patch_shape)
     halvings = (smallest & -smallest).bit_length() - 1
     layers = max(halvings, 1)
-    pixels = setup.batch_size * num_patches(config) * math.prod(config.patch_shape)
-    total = pixels * config.num_channels
     for i in range(layers):
         pixels //= 4 if halvings else 1
         width = max(config.hidden_size // 2 ** (layers - i), 8)

@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets
 from PIL import Image as PILImage
 from sklearn.model_selection import train_test_split
 
@@ -196,6 +196,8 @@ def labelled(
 ) -> LabelledImages:
     """Finds the columns in the first split, and the classes too when they are not given."""
     reference = next(iter(raw.values()))
+    if arguments.token_label_column_name in reference.column_names:  # masks are images, too
+        reference = reference.remove_columns([arguments.token_label_column_name])
     image_column = find_image_column(reference, arguments.image_column_name)
     label_column = find_label_column(reference, arguments.label_column_name, image_column)
     class_names = list(class_names or find_class_names(reference, label_column, arguments.class_names))
@@ -214,6 +216,8 @@ def labelled(
             for split, dataset in raw.items()
         },
     )
+    if arguments.token_label_column_name is not None and "train" in raw:
+        images.splits["train"] = _with_token_labels(images.splits["train"], raw["train"], arguments)
     if arguments.on_bad_sample == "skip":
         _leave_out_bad_samples(images, arguments.dataloader_num_workers)
     return images
@@ -272,6 +276,19 @@ def _with_class_indices(
     return images.add_column("label", np.asarray([index_of[name] for name in names], dtype=np.int64))
 
 
+def _with_token_labels(images: Dataset, raw: Dataset, arguments: DataArguments) -> Dataset:
+    """The images with the column `token_label`, masks not decoded."""
+    column = arguments.token_label_column_name
+    if column not in raw.column_names:
+        raise ValueError(f"--token_label_column_name {column!r} is no column; columns: {', '.join(raw.column_names)}")
+    labels = raw.select_columns([column])
+    if isinstance(labels.features[column], Image):
+        labels = labels.cast_column(column, Image(decode=False))
+    if column != "token_label":
+        labels = labels.rename_column(column, "token_label")
+    return concatenate_datasets([images, labels], axis=1)
+
+
 def _leave_out_bad_samples(images: LabelledImages, num_workers: int) -> None:
     for name, split in images.splits.items():
         bad = find_bad_samples(split, num_workers)
@@ -317,6 +334,8 @@ class ImageView(torch.utils.data.Dataset):
         transform: decoded images, (3, height, width) uint8 each, and their keys to as many (3, H, W) uint8.
         keep_in_memory: decode all images now and never again.
         num_channels: 3, or 1 of grey images.
+        token_labels: index, row and positions of a view (see `TrainTransform.with_positions`) to the `token_labels`
+            (patches, classes) that the items then have, too.
     """
 
     def __init__(
@@ -326,10 +345,12 @@ class ImageView(torch.utils.data.Dataset):
         *,
         keep_in_memory: bool = False,
         num_channels: int = 3,
+        token_labels: Callable[[int, Mapping[str, Any], torch.Tensor], torch.Tensor] | None = None,
     ):
+        self.token_labels = token_labels
         self.decoded = DecodedImages(split, num_channels) if keep_in_memory else None
         self.num_channels = num_channels
-        self.split = split.select_columns(["label"]) if keep_in_memory else split
+        self.split = split.remove_columns(["image"]) if keep_in_memory else split
         self.transform = transform
 
     def __len__(self) -> int:
@@ -345,10 +366,24 @@ class ImageView(torch.utils.data.Dataset):
             images = [decode_pixels(image, key.index, self.num_channels) for image, key in zip(rows["image"], full)]
         else:
             images = [self.decoded[key.index] for key in full]
+        if self.token_labels is not None:
+            return self._with_token_labels(images, rows, full)
         return [
             {"pixel_values": pixels, "labels": torch.tensor(label), "sample_key": torch.tensor(key)}
             for pixels, label, key in zip(self.transform(images, full), rows["label"], full)
         ]
+
+    def _with_token_labels(
+        self, images: list[torch.Tensor], rows: Mapping[str, list[Any]], keys: list[SampleKey]
+    ) -> list[dict[str, torch.Tensor]]:
+        items, label_patches = [], self.token_labels
+        assert label_patches is not None
+        transform: Any = self.transform
+        for i, (pixels, positions) in enumerate(transform.with_positions(images, keys)):
+            row = {**{name: values[i] for name, values in rows.items()}, "size": images[i].shape[-2:]}
+            item = {"pixel_values": pixels, "labels": torch.tensor(row["label"]), "sample_key": torch.tensor(keys[i])}
+            items.append({**item, "token_labels": label_patches(keys[i].index, row, positions)})
+        return items
 
 
 class DecodedImages:
