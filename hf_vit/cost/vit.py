@@ -108,7 +108,7 @@ def _stem(config: HfViTConfig, batch_size: int) -> tuple[int, int, int]:
 
 
 def _lvvit_stem(config: HfViTConfig, batch_size: int) -> tuple[int, int, int]:
-    """The same of LV-ViT's: 49 c 64 weights, then twice 9 64 64, and 2 64 of each batch norm, on a quarter of the
+    """The same of LV-ViT's: 49 c 64 weights, then twice 9 64 64, and 2 64 of each group norm, on a quarter of the
     pixels."""
     patches, patch_pixels = batch_size * num_patches(config), math.prod(config.patch_shape) // 4
     weights = 49 * config.num_channels * 64, 9 * 64 * 64, 9 * 64 * 64

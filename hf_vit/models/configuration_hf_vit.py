@@ -84,7 +84,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
             the other layers with the patches.
         patch_embedding (`str`): `"conv"`: one linear map of each patch. `"hybrid"`: a small convolutional stem
             (2106.14881), then the linear map. `"lvvit"`: the stem of LV-ViT (2104.10858), three convolutions of 64
-            channels, the first of 7 x 7 and stride 2, then the linear map; `patch_size` is even.
+            channels, the first of 7 x 7 and stride 2, with group norms, then the linear map; `patch_size` is even.
         patch_fit (`str`): what becomes of images whose height or width is no multiple of the patch size: `"exact"`
             (an error), `"pad"` (zeros on the right and below) or `"crop"` (what is left over there is not looked at,
             as a convolution does).

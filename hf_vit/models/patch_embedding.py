@@ -144,8 +144,8 @@ class ConvStem(_Stem):
 
 
 class LVViTStem(_Stem):
-    """The stem of LV-ViT (2104.10858): a convolution of 7 x 7 and stride 2, then two of 3 x 3, of 64 channels each,
-    with the batch norms of the paper.
+    """The stem of LV-ViT (2104.10858): a convolution of 7 x 7 and stride 2, then two of 3 x 3, of 64 channels each, with
+    group norms in place of the paper's batch norms.
 
     Args:
         config: gives `num_channels`.
@@ -156,8 +156,7 @@ class LVViTStem(_Stem):
         self.stride, self.out_channels = 2, 64
         layers: list[nn.Module] = []
         for in_channels, size, stride in ((config.num_channels, 7, 2), (64, 3, 1), (64, 3, 1)):
-            convolution = nn.Conv2d(in_channels, 64, size, stride=stride, padding=size // 2, bias=False)
-            layers += [convolution, nn.BatchNorm2d(64), nn.ReLU()]
+            layers += [*_convolution(in_channels, 64, size, stride), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
 
 
@@ -188,9 +187,9 @@ class ResidualBlock(nn.Module):
         return torch.relu(features + self.layers(features))
 
 
-def _convolution(in_channels: int, out_channels: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+def _convolution(in_channels: int, out_channels: int, size: int = 3, stride: int = 1) -> tuple[nn.Module, nn.Module]:
     return (
-        nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
+        nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=size // 2, bias=False),
         # Batch statistics would tie samples to each other and to the number of processes.
         nn.GroupNorm(math.gcd(out_channels, 8), out_channels),
     )

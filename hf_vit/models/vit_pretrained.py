@@ -63,12 +63,6 @@ class HfViTPreTrainedModel(InferenceModesMixin, OwnConversionsMixin, PreTrainedM
             init.ones_(module.weight)
             if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
         elif isinstance(module, LayerScale):
             init.constant_(module.scale, module.init_value)
         elif isinstance(module, ClassTokenMeanPooling) and module.weight_logit is not None:

@@ -81,9 +81,10 @@ def counted_flops(model, backward):
     height, width = model.config.image_shape
     images = torch.zeros(BATCH, 3, height, width, device="meta")
     with counter, torch.set_grad_enabled(backward):
-        logits = model(images).logits
+        outputs = model(images)
         if backward:
-            logits.sum().backward()
+            answers = [outputs.logits] if outputs.token_logits is None else [outputs.logits, outputs.token_logits]
+            sum(each.sum() for each in answers).backward()
     return counter.get_total_flops()
 
 

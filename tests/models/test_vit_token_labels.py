@@ -108,12 +108,12 @@ def test_mixtoken_takes_patches_of_the_image_before(tiny_model, images):
 
 
 def test_the_stem_is_that_of_the_paper(tiny_config):
-    """Three convolutions, the first of 7 x 7 and stride 2, with batch norm and ReLU, then one of half the patch."""
+    """Three convolutions, the first of 7 x 7 and stride 2, with a norm and ReLU, then one of half the patch."""
     embedding = PatchEmbedding(
         tiny_config(patch_embedding="lvvit", patch_size=4, image_size=16, hidden_size=32)
     ).eval()
     convolutions = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), *(nn.Conv2d(64, 64, 3, 1, 1, bias=False) for _ in "12")]
-    chain = nn.Sequential(*(part for conv in convolutions for part in (conv, nn.BatchNorm2d(64), nn.ReLU()))).eval()
+    chain = nn.Sequential(*(part for each in convolutions for part in (each, nn.GroupNorm(8, 64), nn.ReLU())))
     chain.load_state_dict(embedding.stem.layers.state_dict())
     last = nn.Conv2d(64, 32, 2, 2)
     last.load_state_dict(
