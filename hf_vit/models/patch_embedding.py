@@ -144,8 +144,8 @@ class ConvStem(_Stem):
 
 
 class LVViTStem(_Stem):
-    """The stem of LV-ViT (2104.10858): a convolution of 7 x 7 and stride 2, then two of 3 x 3, of 64 channels each, with
-    group norms in place of the paper's batch norms.
+    """The stem of LV-ViT (2104.10858): a convolution of 7 x 7 and stride 2, then two of 3 x 3, of 64 channels each,
+    with group norms in place of the paper's batch norms.
 
     Args:
         config: gives `num_channels`.
