@@ -37,7 +37,7 @@ AUTO_MAP = {
 PROCESSOR_AUTO_MAP = {"AutoImageProcessor": "image_processing_hf_vit.HfViTImageProcessor"}
 
 
-def _field_names(config_class: type) -> set[str]:
+def _field_names(config_class: Any) -> set[str]:
     return {*config_class.__dataclass_fields__, "num_labels", "out_features", "out_indices", "attn_implementation"}
 
 
@@ -251,7 +251,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     @property
     def output_attentions(self) -> bool:
         """Whether the models return attention weights; they can with any attention implementation."""
-        return self._output_attentions
+        return bool(self._output_attentions)
 
     @output_attentions.setter
     def output_attentions(self, value: bool) -> None:
@@ -283,7 +283,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     @property
     def position_grid(self) -> tuple[int, int]:
         """`position_grid_size`, or its default."""
-        return self.grid_size if self.position_grid_size is None else tuple(self.position_grid_size)
+        return self.grid_size if self.position_grid_size is None else pair(self.position_grid_size)
 
     @property
     def num_prefix_tokens(self) -> int:

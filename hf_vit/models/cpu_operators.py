@@ -58,7 +58,8 @@ class Guarded:
 
     def reset(self) -> None:
         """Look the private names up again at the next call."""
-        self._private, self._failure = None, None
+        self._private: Callable | None = None
+        self._failure: str | None = None
         self.warned.discard(self.names)
 
     def why_not(self) -> str | None:
@@ -75,8 +76,9 @@ class Guarded:
     def __call__(self, *args: Any) -> Any:
         if (self._private is None or Guarded.mode == "plain") and self.why_not() is not None:
             return self.public(*args)
+        private: Any = self._private
         try:
-            return self._private(*args)
+            return private(*args)
         except Exception as error:
             if _is_out_of_memory(error):
                 raise
@@ -310,7 +312,7 @@ def _find_int8_weight() -> Callable:
     return pack
 
 
-def _public_int8_linear(states: torch.Tensor, weight: torch.Tensor, reduce_range: bool) -> torch.Tensor:
+def _public_int8_linear(states: torch.Tensor, weight: Any, reduce_range: bool) -> torch.Tensor:
     if not isinstance(weight, tuple):
         packed, bias = torch.ops.quantized.linear_unpack(weight)
         weight = packed.int_repr(), packed.q_per_channel_scales().float(), bias

@@ -68,7 +68,7 @@ class HfViTModel(HfViTPreTrainedModel):
         config.check()
         super().__init__(config)
         self.embeddings = HfViTEmbeddings(config)
-        rotary_position = ROTARY_POSITIONS.get(config.rotary_position)
+        rotary_position = ROTARY_POSITIONS.get(config.rotary_position or "none")
         self.rotary_embedding = rotary_position(config) if rotary_position else None
         has_bias = "relative_bias" in config.position_embeddings
         self.relative_position_bias = RelativePositionBias(config) if has_bias else None

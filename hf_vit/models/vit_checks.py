@@ -1,5 +1,6 @@
 """Which values a configuration of the Vision Transformer may have, and with which others."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers.activations import ACT2FN
@@ -17,9 +18,10 @@ PATCH_FITS = ("exact", "pad", "crop")
 DISTILLATION_TYPES = ("soft", "hard")
 
 
-def pair(value: int | list[int] | tuple[int, ...]) -> tuple[int, ...]:
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
     """Return a size given as one number or as (height, width) as the latter."""
-    return (value, value) if isinstance(value, int) else tuple(value)
+    pair: Any = (value, value) if isinstance(value, int) else tuple(value)
+    return pair
 
 
 def check_config(config: Any) -> None:
