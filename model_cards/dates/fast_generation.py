@@ -120,7 +120,8 @@ class FastGenerationMixin(CheckedGenerationMixin):
         if unknown or has_own or not isinstance(states, torch.Tensor) or not is_plain_eager(states):
             found = sorted(unknown) or has_own or type(states).__name__
             raise LoopNotRun(f"for generate has prepared what it does not know, {found}")
-        self.get_decoder().embed(input_ids, None)  # refuses tokens that it does not know, as its steps do not
+        model: Any = self
+        model.get_decoder().embed(input_ids, None)  # refuses tokens that it does not know, as its steps do not
         # `generate` has repeated the sources for the beams.
         states, mask = states[::num_beams], model_kwargs.get("attention_mask")
         decoder = CachedDecoder(self, states, None if mask is None else mask[::num_beams], num_beams)
@@ -130,11 +131,11 @@ class FastGenerationMixin(CheckedGenerationMixin):
             streamer.put(input_ids)
         looks_for_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         pad = _pad_of(generation_config) if looks_for_eos else None
-        pad = None if pad is None else torch.tensor(pad)
-        return greedy_search(decoder, input_ids, logits_processor, stopping_criteria, pad, streamer)
+        padding = None if pad is None else torch.tensor(pad)
+        return greedy_search(decoder, input_ids, logits_processor, stopping_criteria, padding, streamer)
 
 
-def _is_sharded(model: nn.Module) -> bool:
+def _is_sharded(model: Any) -> bool:
     """Whether this process holds but parts of the model's weights, which all processes then gather together."""
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return False
@@ -227,7 +228,7 @@ class BeamSearch:
         self.is_result = torch.zeros(shape, dtype=torch.bool)
         self.can_improve = torch.ones(shape[0], 1, dtype=torch.bool)
         self.sources = torch.arange(shape[0])  # those that the tensors above are about
-        self.closed = []
+        self.closed: list[Any] = []
 
     def run(self) -> torch.Tensor:
         """The best `num_return_sequences` texts of each source, shape (batch * texts, tokens)."""
