@@ -29,8 +29,10 @@ _PROGRAM = """
 import json, sys, time
 from hf_vit.conversion.checkpoint import read_checkpoint
 from hf_vit.conversion.convert import convert
+from hf_vit.conversion.source import all_sources
 import timm, transformers
-from transformers import ViTForImageClassification, ViTImageProcessor
+from transformers import AutoImageProcessor, ViTForImageClassification, ViTImageProcessor
+all_sources()  # imports them
 def resident(name):  # not getrusage's, which begins with what the parent held when it forked
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024

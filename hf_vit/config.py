@@ -35,6 +35,9 @@ from typing import Any, ClassVar, NoReturn, TypeVar, cast, get_args, get_origin,
 import yaml
 from transformers import HfArgumentParser
 
+from hf_vit.errors import DEBUG_HELP
+from hf_vit.files import read_utf8
+
 DEFAULT_RECIPE = "digits"
 
 
@@ -210,6 +213,7 @@ class _Parser(HfArgumentParser):
     """`HfArgumentParser` whose help is short to read, whose errors are one line, and which tells what was given."""
 
     def __init__(self, groups: Iterable[type], **kwargs: Any):
+        kwargs.setdefault("epilog", DEBUG_HELP)
         kwargs.setdefault("usage", "%(prog)s [--recipe NAME] [--argument VALUE ...]")
         super().__init__(cast(Any, groups), allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
         self._types = {name: hint for group in self.dataclass_types for name, hint in get_type_hints(group).items()}
@@ -322,7 +326,7 @@ def load_recipe(path: Path) -> dict[str, Any]:
         ValueError: the file does not hold a YAML mapping, or names another recipe.
     """
     try:
-        content = read_yaml(path.read_text(encoding="utf-8")) or {}
+        content = read_yaml(read_utf8(path)) or {}
     except ValueError as error:
         raise ValueError(f"recipe {path}: {error}") from None
     if not isinstance(content, dict):

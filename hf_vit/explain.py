@@ -8,16 +8,18 @@ Shapes: B batch, L layers, H heads, T tokens, N patches, D hidden size, K head s
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from hf_vit.models.position_encoding import resample_table
 
 
 @torch.no_grad()
 def attention_maps(
-    model, pixel_values: torch.Tensor, query: int | torch.Tensor | None = None
+    model: PreTrainedModel, pixel_values: torch.Tensor, query: int | torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How much attention a query gives to each patch of the images, in each head and through all layers.
 
@@ -37,7 +39,7 @@ def attention_maps(
     Raises:
         ValueError: if the images do not fit the model or the query does not fit the tokens.
     """
-    body = model.base_model
+    body: Any = model.base_model
     grid_size = body.embeddings.patch_embedding.grid_size(pixel_values)
     outputs = body(pixel_values, output_attentions=True, return_dict=True)
     if query is None:
@@ -73,7 +75,7 @@ def attention_rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
         fp32 tensor of shape (batch, tokens, tokens): row i says how much of each input token is in output token i.
         Rows sum to one.
     """
-    rollout = None
+    rollout: Any = None
     for attention in attentions:
         mean = attention.float().mean(1)  # (B, T, T)
         mixed = (mean + torch.eye(mean.shape[-1], device=mean.device)) / 2
@@ -115,7 +117,7 @@ def attention_to_grid(attention: torch.Tensor, query: int | torch.Tensor, grid_s
 
 
 @torch.no_grad()
-def pooling_weights(model, last_hidden_state: torch.Tensor) -> torch.Tensor:
+def pooling_weights(model: PreTrainedModel, last_hidden_state: torch.Tensor) -> torch.Tensor:
     """The weight of each token in the pooled vector.
 
     Class token and means have the same weights for every image; weighted and attention pooling (mean over its heads)
@@ -130,7 +132,7 @@ def pooling_weights(model, last_hidden_state: torch.Tensor) -> torch.Tensor:
     Returns:
         fp32 tensor of shape (batch, tokens). Rows sum to one.
     """
-    body = model.base_model
+    body: Any = model.base_model
     num_prefix = body.config.num_prefix_tokens
     patches = last_hidden_state[:, num_prefix:]
     if body.pooler is None:
@@ -146,29 +148,29 @@ def pooling_weights(model, last_hidden_state: torch.Tensor) -> torch.Tensor:
     return weights / len(poolings)
 
 
-def _even_weights(module, patches: torch.Tensor) -> tuple[float, torch.Tensor]:
+def _even_weights(module: Any, patches: torch.Tensor) -> tuple[float, torch.Tensor]:
     return 0.0, patches.new_full(patches.shape[:2], 1 / patches.shape[1], dtype=torch.float32)
 
 
-def _class_token_weights(module, patches: torch.Tensor) -> tuple[float, torch.Tensor]:
+def _class_token_weights(module: Any, patches: torch.Tensor) -> tuple[float, torch.Tensor]:
     return 1.0, _even_weights(module, patches)[1]
 
 
-def _class_token_mean_weights(module, patches: torch.Tensor) -> tuple[float, torch.Tensor]:
+def _class_token_mean_weights(module: Any, patches: torch.Tensor) -> tuple[float, torch.Tensor]:
     share = module.weight if module.weight_logit is None else module.weight_logit.sigmoid().item()
     return share, _even_weights(module, patches)[1]
 
 
-def _max_weights(module, patches: torch.Tensor) -> tuple[float, torch.Tensor]:
+def _max_weights(module: Any, patches: torch.Tensor) -> tuple[float, torch.Tensor]:
     largest = patches.argmax(1)  # (B, D)
     return 0.0, nn.functional.one_hot(largest, patches.shape[1]).float().mean(1)
 
 
-def _learnt_weights(module, patches: torch.Tensor) -> tuple[float, torch.Tensor]:
+def _learnt_weights(module: Any, patches: torch.Tensor) -> tuple[float, torch.Tensor]:
     return 0.0, module.score(patches).float().softmax(1).squeeze(2)
 
 
-def _attention_weights(module, patches: torch.Tensor) -> tuple[float, torch.Tensor]:
+def _attention_weights(module: Any, patches: torch.Tensor) -> tuple[float, torch.Tensor]:
     heads = (module.num_attention_heads, -1)
     query = module.q_proj(module.query).unflatten(-1, heads)  # (1, 1, H, d)
     key = module.kv_proj(patches).chunk(2, dim=-1)[0].unflatten(-1, heads)  # (B, N, H, K)
@@ -180,6 +182,7 @@ def _attention_weights(module, patches: torch.Tensor) -> tuple[float, torch.Tens
 # of the patches in what is left of it.
 _WEIGHTS = {
     "cls": _class_token_weights,
+    "cls_tanh": _class_token_weights,
     "mean": _even_weights,
     "max": _max_weights,
     "cls_mean": _class_token_mean_weights,
@@ -189,7 +192,7 @@ _WEIGHTS = {
 
 
 @torch.no_grad()
-def position_similarity(model, grid_size: tuple[int, int] | None = None) -> torch.Tensor:
+def position_similarity(model: PreTrainedModel, grid_size: tuple[int, int] | None = None) -> torch.Tensor:
     """Cosine similarity of each patch's position embedding with every other's (ViT, 2010.11929, figure 7).
 
     Args:
@@ -211,7 +214,7 @@ def position_similarity(model, grid_size: tuple[int, int] | None = None) -> torc
 
 
 @torch.no_grad()
-def relative_position_bias(model, grid_size: tuple[int, int] | None = None) -> torch.Tensor:
+def relative_position_bias(model: PreTrainedModel, grid_size: tuple[int, int] | None = None) -> torch.Tensor:
     """The bias that relative positions add to the scores, by the offset of the query from the key.
 
     Args:
@@ -231,7 +234,7 @@ def relative_position_bias(model, grid_size: tuple[int, int] | None = None) -> t
 
 
 @torch.no_grad()
-def rotary_kernel(model, grid_size: tuple[int, int] | None = None) -> torch.Tensor:
+def rotary_kernel(model: PreTrainedModel, grid_size: tuple[int, int] | None = None) -> torch.Tensor:
     """Effect of rotary positions alone on the score of a query with a key equal to it: the mean, over the pairs of
     channels that turn together, of the cosine of the angle between the two.
 
@@ -248,7 +251,7 @@ def rotary_kernel(model, grid_size: tuple[int, int] | None = None) -> torch.Tens
     """
     body, (rows, columns) = _positions_of(model, grid_size, ("rope_2d", "rope_axial"))
     row, column = torch.arange(1 - rows, rows)[:, None], torch.arange(1 - columns, columns)[None, :]
-    kernel = 0
+    kernel: Any = 0
     for table in body.rotary_embedding((rows, columns)):  # cosines, then sines: ([P +] N, head size)
         table = table[-rows * columns :].float().unflatten(0, (rows, columns))
         queries = table[row.clamp(min=0), column.clamp(min=0)]  # (2 rows - 1, 2 columns - 1, head size)
@@ -256,12 +259,14 @@ def rotary_kernel(model, grid_size: tuple[int, int] | None = None) -> torch.Tens
     return kernel
 
 
-def _positions_of(model, grid_size: tuple[int, int] | None, kinds: Sequence[str]):
-    body = model.base_model
+def _positions_of(
+    model: PreTrainedModel, grid_size: tuple[int, int] | None, kinds: Sequence[str]
+) -> tuple[Any, tuple[int, int]]:
+    body: Any = model.base_model
     if not set(body.config.position_embeddings) & set(kinds):
         given = body.config.position_embedding
         raise ValueError(f"position_embedding of the model must be {' or '.join(kinds)}, got {given!r}")
-    grid_size = body.config.grid_size if grid_size is None else tuple(grid_size)
-    if len(grid_size) != 2 or min(grid_size) < 1:
-        raise ValueError(f"grid_size must be (rows, columns), at least 1 each, got {grid_size}")
-    return body, grid_size
+    grid: Any = body.config.grid_size if grid_size is None else tuple(grid_size)
+    if len(grid) != 2 or min(grid) < 1:
+        raise ValueError(f"grid_size must be (rows, columns), at least 1 each, got {grid}")
+    return body, grid

@@ -3,8 +3,8 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -18,6 +18,7 @@ from hf_vit.models.cpu_linear import PackedParameter
 from hf_vit.models.cpu_operators import Guarded
 from hf_vit.models.cpu_processor import processor_flags, processor_vendor
 from hf_vit.models.fast_generation import FastGenerationMixin
+from hf_vit.unasked import unasked
 
 # Decisions that a model makes as it runs: what they are about, and where they are made.
 _DECISIONS = {
@@ -54,31 +55,34 @@ def describe_machine() -> str:
     )
 
 
+@unasked()
 def fast_paths(folder: str | os.PathLike) -> list[FastPath]:
     """The paths of inference, training and generation in fp32 and bf16. Runs no code of the folder.
 
     Raises:
         ValueError: the model in it is not one of this package's.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     name = (config.architectures or [None])[0]
-    model_class = getattr(hf_vit, name or "", None)
+    model_class: Any = getattr(hf_vit, name or "", None)
     if name not in hf_vit.__all__ or not issubclass(model_class, PreTrainedModel):
         raise ValueError(f"folder: the model in {os.fspath(folder)!r} must be one of hf_vit, found {name}")
-    found = []
+    found: list[FastPath] = []
     for dtype in (torch.float32, torch.bfloat16):
-        model = model_class.from_pretrained(folder, dtype=dtype)
+        model: Any = model_class.from_pretrained(folder, dtype=dtype)
         kind = str(dtype).removeprefix("torch.")
         found += _run(f"{kind} inference", model.eval(), _DECISIONS, torch.no_grad())
         found += _run(f"{kind} training", model.train(), _TRAINING_DECISIONS, torch.enable_grad())
         if hasattr(model, "pack_weights"):
             found.append(_packing(f"{kind} inference", model.eval()))
-        if isinstance(model, FastGenerationMixin):
+        if issubclass(model_class, FastGenerationMixin):
             found += [_generation(f"{kind} generation", model.eval(), num_beams) for num_beams in (1, 4)]
     return found
 
 
-def _run(work: str, model: PreTrainedModel, decisions: dict, grad_mode) -> Iterator[FastPath]:
+def _run(
+    work: str, model: PreTrainedModel, decisions: dict, grad_mode: AbstractContextManager[Any]
+) -> Iterator[FastPath]:
     with _recorded(decisions) as reasons, grad_mode:
         model(**_inputs(model))
     for path, given in reasons.items():
@@ -89,7 +93,8 @@ def _run(work: str, model: PreTrainedModel, decisions: dict, grad_mode) -> Itera
 @contextmanager
 def _recorded(decisions: dict) -> Iterator[dict[str, Counter]]:
     """How often each reason was given for each decision; None where the path was taken."""
-    reasons, patches = {path: Counter() for path in decisions}, []
+    reasons: dict[str, Counter] = {path: Counter() for path in decisions}
+    patches = []
     for path, (module, name) in decisions.items():
         decide = getattr(module, name)
         patches.append(patch.object(module, name, _recording(decide, reasons[path])))
@@ -103,7 +108,7 @@ def _recorded(decisions: dict) -> Iterator[dict[str, Counter]]:
 
 
 def _recording(decide: Callable, reasons: Counter) -> Callable:
-    def recorded(*args):
+    def recorded(*args: Any) -> Any:
         reason = decide(*args)
         reasons[reason] += 1
         return reason
@@ -112,14 +117,14 @@ def _recording(decide: Callable, reasons: Counter) -> Callable:
 
 
 def _inputs(model: PreTrainedModel) -> dict:
-    config = model.config
+    config: Any = model.config
     if model.main_input_name == "pixel_values":
         return {"pixel_values": torch.zeros(2, config.num_channels, *config.image_shape, dtype=model.dtype)}
     tokens = torch.arange(8)[None] % config.vocab_size  # (1, 8)
     return {"input_ids": tokens, **({"decoder_input_ids": tokens} if config.is_encoder_decoder else {})}
 
 
-def _packing(work: str, model: PreTrainedModel) -> FastPath:
+def _packing(work: str, model: Any) -> FastPath:
     weights = cpu_linear.weights_to_pack(model)
     reasons = dict.fromkeys(reason for _, reason in weights if reason)
     model.pack_weights()
@@ -127,9 +132,15 @@ def _packing(work: str, model: PreTrainedModel) -> FastPath:
     return FastPath(work, "weights packed by pack_weights()", count, len(weights), tuple(reasons))
 
 
-def _generation(work: str, model: PreTrainedModel, num_beams: int) -> FastPath:
-    make, made = fast_generation.CachedDecoder, []
-    with patch.object(fast_generation, "CachedDecoder", lambda *args: made.append(1) or make(*args)):
+def _generation(work: str, model: Any, num_beams: int) -> FastPath:
+    make: Any = fast_generation.CachedDecoder
+    made: list[int] = []
+
+    def counted(*args: Any) -> Any:
+        made.append(1)
+        return make(*args)
+
+    with patch.object(fast_generation, "CachedDecoder", counted):
         model.generate(_inputs(model)["input_ids"], num_beams=num_beams, do_sample=False, max_new_tokens=2)
     reasons = why_not_cached(model)
     if not made and not reasons:

@@ -56,6 +56,32 @@ def write_folder(folder: Path, write: Callable[[Path], Any]) -> Path:
     return folder
 
 
+def read_utf8(path: Path) -> str:
+    """The text in a file.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}): save it with that encoding") from None
+
+
+def check_model_source(argument: str, name: str) -> None:
+    """Raises `ValueError` for a path without a folder, which transformers would take for an id on the Hub.
+
+    Args:
+        argument: what the user typed the name for.
+        name: a folder, or NAMESPACE/NAME on the Hub.
+    """
+    first, *others = Path(name).parts or (name,)
+    is_path = first in (".", "..", "~", os.sep) or name.startswith("./") or len(others) > 1
+    is_path = is_path or (bool(others) and Path(first).is_dir())  # outputs/my_model
+    if is_path and not Path(name).exists():
+        raise ValueError(f"{argument}: there is no folder {name!r}")
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object that a file holds.
 
@@ -63,7 +89,7 @@ def read_object(path: Path) -> dict[str, Any]:
         ValueError: it holds none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_utf8(path))
     except ValueError as error:
         raise ValueError(f"folder: {path} is not valid JSON ({error})") from None
     if not isinstance(content, dict):

@@ -8,7 +8,7 @@ leaves it out, and a reader finds None. `arguments`, `config` and `versions` are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,7 +77,7 @@ class Data(Part):
     name: Annotated[str | None, HOLDS_PATHS] = None
     revision: str | None = None
     license: str | None = None
-    splits: dict[str, Split] = {}
+    splits: Mapping[str, Split] = {}
 
 
 class Metrics(Part):
@@ -139,7 +139,7 @@ class Result(Part):
     split: str | None = None
     num_examples: int | None = None
     metrics: Metrics = Metrics()
-    samples: list[dict[str, Any]] = []
+    samples: Sequence[dict[str, Any] | Part] = []
 
 
 class ScheduleChange(Part):
@@ -190,7 +190,7 @@ class Record(Part):
     hardware: Hardware = Hardware()
     model: Model = Model()
     data: Data = Data()
-    epochs: list[Epoch] = []
+    epochs: Sequence[Epoch] = []
     schedule_changes: list[ScheduleChange] = []
     peak_memory_bytes: int | None = None
     result: Result = Result()

@@ -9,7 +9,7 @@ class SampleKey(NamedTuple):
     """Names one view of one sample; with the run's seed it decides the view's augmentation."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # which hides `tuple.index`
     repeat: int
 
 

@@ -12,18 +12,22 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from accelerate import Accelerator
+from transformers import PreTrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
 import hf_vit  # noqa: F401  registers our models
 from hf_vit import tasks
 from hf_vit.config import RunArguments, argument, check_range, parse_groups
-from hf_vit.files import write_atomically
+from hf_vit.errors import told
+from hf_vit.files import check_model_source, read_object, write_atomically
+from hf_vit.fingerprint import check_fingerprint
 from hf_vit.record import PREDICTIONS_FILE, RUN_FILE
 from hf_vit.tasks.task import Assessment, Task
 from hf_vit.trainer.evaluation import evaluate
 from hf_vit.trainer.loaders import prepare_evaluation_loader
 from hf_vit.trainer.output_dir import prepare_output_dir
 from hf_vit.trainer.run_record import environment, write_predictions
+from hf_vit.unasked import unasked
 from hf_vit.words import counted
 
 logger = logging.getLogger(__name__)
@@ -39,7 +43,7 @@ class ScoreArguments:
     model_revision: str | None = argument(None, help="Branch, tag or commit of model_name_or_path.")
     trust_remote_code: bool = argument(False, help="Allow the code that the model brings along.")
     task: str | None = argument(
-        None, help="What the model does; as its run's record says, else image_classification, when not given."
+        None, help="What the model does; as its run's record says, else its config, when not given."
     )
     split: str = argument("test", help="The split to score on.")
     predictions: bool = argument(False, help=f"Write what the model made of each sample into {PREDICTIONS_FILE}.")
@@ -48,7 +52,7 @@ class ScoreArguments:
     per_device_eval_batch_size: int = argument(64, help="Samples of one process in one batch.")
     mixed_precision: str | None = argument(None, help="Precision.", choices=["no", "bf16", "fp16"])
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.model_name_or_path:
             raise ValueError("--model_name_or_path is required")
         check_range("per_device_eval_batch_size", self.per_device_eval_batch_size, 1)
@@ -73,11 +77,16 @@ def score(assessment: Assessment, accelerator: Accelerator, arguments: ScoreArgu
 
 
 def _task_of(command: list[str]) -> type[Task]:
-    """The task that is named, or that a folder's record names, or that of old: classification of images."""
+    """The task that is named, or that a folder's record names, or that the model is for: one that writes texts is a
+    translator, any other classifies images."""
     name, folder = _flag(command, "task"), _flag(command, "model_name_or_path")
     record = Path(folder or "", RUN_FILE)
     if name is None and folder and record.is_file():
-        name = json.loads(record.read_text(encoding="utf-8")).get("task")
+        name = read_object(record).get("task")
+    elif name is None and folder:
+        check_model_source("--model_name_or_path", folder)
+        config, _ = PreTrainedConfig.get_config_dict(folder, revision=_flag(command, "model_revision"))
+        name = "translation" if config.get("is_encoder_decoder") else None
     return tasks.class_of(name or RunArguments.task, "task", Task)
 
 
@@ -96,17 +105,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     logger.setLevel(logging.INFO)
     disable_progress_bar()
     command = sys.argv[1:] if argv is None else argv
-    try:
-        task = _task_of(command)
-    except ValueError as error:
-        sys.exit(f"score.py: error: {error}")
+    task = _task_of(command)
     groups = {"score": ScoreArguments, **task.scoring_groups}
     parsed = parse_groups(list(groups.values()), command, "Scores a model.")
     given = SimpleNamespace(**dict(zip(groups, parsed)))
     arguments, folder = given.score, Path(given.score.output_dir)
     prepare_output_dir(folder, overwrite=arguments.overwrite_output_dir, resume=False)
+    check_fingerprint(arguments.model_name_or_path)
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
-    assessment = task.assess(given)
+    with unasked():
+        assessment = task.assess(given)
     result = score(assessment, accelerator, arguments, task.sample_unit)
     record = {
         "task": task.name,
@@ -136,4 +144,5 @@ def _write(folder: Path, record: dict[str, Any], assessment: Assessment, *, pred
 
 
 if __name__ == "__main__":
-    main()
+    with told():
+        main()

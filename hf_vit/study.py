@@ -24,7 +24,8 @@ from transformers import HfArgumentParser
 
 from hf_vit.cards.facts import metrics_of
 from hf_vit.config import argument, closest, read_yaml
-from hf_vit.files import write_atomically
+from hf_vit.errors import told
+from hf_vit.files import read_utf8, write_atomically
 from hf_vit.record import RUN_FILE, Record, read_record
 from hf_vit.train import parse
 from hf_vit.trainer.output_dir import CHECKPOINTS
@@ -59,7 +60,7 @@ def load_study(name_or_path: str, studies: Path | None = None) -> dict[str, Any]
     if not path.is_file():
         hint = closest(name_or_path, sorted(known)) if known else "give the path of a YAML file"
         raise ValueError(f"study {name_or_path!r} not found; {hint}")
-    study = read_yaml(path.read_text(encoding="utf-8"))
+    study = read_yaml(read_utf8(path))
     if not isinstance(study, dict):
         raise ValueError(f"study {path.name} must hold `name: value` lines, found {type(study).__name__}")
     allowed = sorted({*_NEEDED, "arguments"})
@@ -131,18 +132,20 @@ def train_one(study: dict[str, Any], variant: str, seed: int, folder: Path) -> R
     """Trains one run if it has not been trained yet; returns its record.
 
     Raises:
-        RuntimeError: the run failed; the message holds the end of its output.
+        ChildProcessError: the run failed; the message holds the last line of its output.
         ValueError: it was trained with other arguments.
     """
     run, words = finished_run(folder), run_words(study, variant, seed, folder)
     if run is not None:
         check_arguments(run, words, folder)
     else:
-        command = [sys.executable, "-m", "accelerate.commands.launch", "-m", "hf_vit.train", *words]
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "-m", "hf_vit.train", *words]
         done = subprocess.run(command, capture_output=True, text=True)
         run = finished_run(folder)
         if done.returncode or run is None:
-            raise RuntimeError(f"{variant}, seed {seed} failed:\n{(done.stdout + done.stderr)[-2000:]}")
+            print(done.stdout[-2000:] + done.stderr[-2000:], file=sys.stderr)
+            last = (done.stderr.strip() or done.stdout.strip()).rpartition("\n")[2]
+            raise ChildProcessError(f"{variant}, seed {seed} failed: {last}")
     return run
 
 
@@ -152,6 +155,7 @@ def row_of(study: dict[str, Any], variant: str, seed: int, run: Record) -> dict[
     Raises:
         ValueError: it has not measured one of the study's metrics.
     """
+    durations: Any = run.duration_s
     measured = {metric.name: metric.value for metric in metrics_of(run.result.metrics)}
     for name in study["metrics"]:
         if name not in measured:
@@ -161,7 +165,7 @@ def row_of(study: dict[str, Any], variant: str, seed: int, run: Record) -> dict[
         "seed": seed,
         **{name: measured[name] for name in study["metrics"]},
         "num_parameters": run.model.num_parameters,
-        "training_s": round(run.duration_s.training, 1),
+        "training_s": round(durations.training, 1),
         "split": run.result.split,
         "num_examples": run.result.num_examples,
         "versions": run.versions,
@@ -221,12 +225,16 @@ def draw(study: dict[str, Any], rows: list[dict[str, Any]], percent: Container[s
 
 
 def main(argv: Sequence[str] | None = None, studies: Path | None = None, results_dir: Path | None = None) -> None:
-    """Trains what is missing of a study and writes its results; exits with status 2 and one line if that fails.
+    """Trains what is missing of a study and writes its results.
 
     Args:
         argv: the command line, `sys.argv[1:]` when None.
         studies: see `load_study`.
         results_dir: where the results go unless the command line says it, the runs' folder when None.
+
+    Raises:
+        ValueError: the study or its arguments are wrong, or finished runs were made with others.
+        ChildProcessError: a run failed.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and not words[0].startswith("-"):
@@ -235,23 +243,20 @@ def main(argv: Sequence[str] | None = None, studies: Path | None = None, results
         cast(Any, StudyArguments), allow_abbrev=False, description="Compares variants of a recipe."
     )
     arguments, words = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
-    try:
-        study = load_study(arguments.study or "", studies)
-        study["arguments"] = merged(study["arguments"], run_arguments(words))
-        output_dir = Path(arguments.output_dir or Path("outputs/studies") / study["name"])
-        runs = {
-            (variant, seed): output_dir / variant / f"seed_{seed}"
-            for seed in study["seeds"]
-            for variant in study["variants"]
-        }
-        if arguments.dry_run:
-            for (variant, seed), folder in runs.items():
-                if finished_run(folder) is None:
-                    print(shlex.join(["hf-vit", "train", *run_words(study, variant, seed, folder)]))
-        else:
-            _run(study, runs, Path(arguments.results_dir or results_dir or output_dir))
-    except (RuntimeError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    study = load_study(arguments.study or "", studies)
+    study["arguments"] = merged(study["arguments"], run_arguments(words))
+    output_dir = Path(arguments.output_dir or Path("outputs/studies") / study["name"])
+    runs = {
+        (variant, seed): output_dir / variant / f"seed_{seed}"
+        for seed in study["seeds"]
+        for variant in study["variants"]
+    }
+    if arguments.dry_run:
+        for (variant, seed), folder in runs.items():
+            if finished_run(folder) is None:
+                print(shlex.join(["hf-vit", "train", *run_words(study, variant, seed, folder)]))
+    else:
+        _run(study, runs, Path(arguments.results_dir or results_dir or output_dir))
 
 
 def _run(study: dict[str, Any], runs: dict[tuple[str, int], Path], results_dir: Path) -> None:
@@ -274,4 +279,5 @@ def _run(study: dict[str, Any], runs: dict[tuple[str, int], Path], results_dir: 
 
 
 if __name__ == "__main__":
-    main()
+    with told():
+        main()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING
 
 from hf_vit import tasks
 from hf_vit.config import parse_arguments
+from hf_vit.errors import told
 from hf_vit.extras import extra
 from hf_vit.trainer.arguments import TrainingArguments
+from hf_vit.unasked import unasked
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -80,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         from hf_vit.trainer.cpu import keep_freed_memory, use_all_cores
         from hf_vit.trainer.loop import TrainingLoop
-        from hf_vit.trainer.output_dir import check_text_encoding, prepare_output_dir
+        from hf_vit.trainer.output_dir import check_text_encoding, prepare_output_dir, unlock
         from hf_vit.trainer.plan import plan
 
     check_text_encoding()
@@ -97,12 +100,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     accelerator = build_accelerator(arguments)
     use_all_cores(accelerator, arguments.data.dataloader_num_workers)
-    with accelerator.main_process_first():
+    with accelerator.main_process_first(), unasked():
         task = build_task(arguments)
-    loop = TrainingLoop(accelerator, task, arguments)
-    accelerator.print(plan(loop), flush=True)
-    if not arguments.run.dry_run:
-        loop.train()
+    try:
+        loop = TrainingLoop(accelerator, task, arguments)
+        accelerator.print(plan(loop), flush=True)
+        if not arguments.run.dry_run:
+            loop.train()
+    finally:
+        unlock()
 
 
 def launch(argv: Sequence[str]) -> None:
@@ -114,6 +120,7 @@ def launch(argv: Sequence[str]) -> None:
     """
     with extra("train"):
         from accelerate.commands.launch import launch_command, launch_command_parser
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     parser = launch_command_parser()
     options = {
@@ -126,10 +133,20 @@ def launch(argv: Sequence[str]) -> None:
     own = {field.name for group in groups for field in dataclasses.fields(group)}
     launcher, run = _split(argv, {flag: alone for flag, alone in options.items() if _name(flag) not in own})
     parse(run)
+    previous = signal.signal(signal.SIGINT, lambda *_: None)  # the run has got it too, and saves before it ends
     try:
         launch_command(parser.parse_args([*launcher, "--module", __name__, *run]))
     except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)
+        sys.exit(_status(error.returncode))
+    except ChildFailedError as error:
+        sys.exit(_status(error.get_first_failure()[1].exitcode))
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _status(code: int) -> int:
+    """A process's exit status as a shell has it, of one that a signal ended too."""
+    return code if code >= 0 else 128 - code
 
 
 def _name(flag: str) -> str:
@@ -153,4 +170,5 @@ def _split(argv: Sequence[str], options: dict[str, bool]) -> tuple[list[str], li
 
 
 if __name__ == "__main__":
-    main()
+    with told():
+        main()

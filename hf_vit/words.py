@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+
+_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def counted(number: int, plural: str) -> str:
@@ -13,7 +16,24 @@ def counted(number: int, plural: str) -> str:
 def listed(names: Sequence[str], most: int) -> str:
     """At most so many of the names, and how many more there are."""
     more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+    return ", ".join(map(printable, names[:most])) + (f" and {more:,} more" if more > 0 else "")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """A text of others for a terminal or a list of names: control characters, ends of lines and what reverses the
+    direction of writing are escaped, `\\n` for instance, so that it can neither move a cursor nor look like another.
+
+    Args:
+        keep: characters that stay as they are.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode() if _steers(character) and character not in keep else character
+        for character in text
+    )
+
+
+def _steers(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS
 
 
 def shortened(text: str, most: int = 80) -> str:

@@ -1,4 +1,4 @@
-"""Predictions, vectors and neighbours of images, against transformers' pipeline and plain numpy."""
+"""Predictions, vectors and neighbours, against transformers' pipelines and plain numpy."""
 
 import csv
 import json
@@ -7,13 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from pycocotools import mask as coco_masks
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from hf_vit import cli
+from hf_vit import (
+    HfDetrConfig,
+    HfDetrForObjectDetection,
+    HfDetrForSegmentation,
+    HfDetrImageProcessor,
+    HfViTConfig,
+    HfViTModel,
+    cli,
+    inputs,
+)
 from hf_vit.embed import embed, read_embeddings, search, write_embeddings
 from hf_vit.inputs import find_images
-from hf_vit.predict import predict, write_predictions
+from hf_vit.predict import predict, predict_to, write_predictions
+from hf_vit.translate import load_translator
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 DIGITS = str(CARDS / "digits")
@@ -88,9 +100,9 @@ def test_unreadable_images_are_named_and_skipped(tmp_path, caplog):
 
 def test_inputs_are_found_once(tmp_path):
     assert find_images([SAMPLES[1], f"{DIGITS}/sample_*.png"]) == [SAMPLES[1], SAMPLES[0], *SAMPLES[2:]]
-    for inputs in ([], [str(tmp_path)], [str(tmp_path / "*.png")], [str(tmp_path / "none.png")]):
+    for names in ([], [str(tmp_path)], [str(tmp_path / "*.png")], [str(tmp_path / "none.png")]):
         with pytest.raises(ValueError, match="inputs must"):
-            find_images(inputs)
+            find_images(names)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +115,10 @@ def test_values_out_of_range_are_refused(options, message):
 
 
 def test_models_of_other_kinds_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="hf-vit translate"):
-        list(predict(str(CARDS / "dates"), SAMPLES))
+    model = HfViTModel(HfViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16))
+    model.save_pretrained(tmp_path / "body")
+    with pytest.raises(ValueError, match="must classify images, detect or segment objects"):
+        list(predict(str(tmp_path / "body"), SAMPLES))
     with pytest.raises(ValueError, match="pools images"):
         embed(str(CARDS / "dates"), SAMPLES)
     foreign = {"model_type": "foreign", "auto_map": {"AutoConfig": "configuration_foreign.ForeignConfig"}}
@@ -122,3 +136,86 @@ def test_an_output_that_exists_is_refused(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert "--overwrite" in f"{ended.value} {capsys.readouterr().err}" and output.read_text() == "kept"
+
+
+# --- boxes, masks, texts ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[HfDetrForObjectDetection, HfDetrForSegmentation])
+def finder(request, tmp_path_factory):
+    """A detector or segmenter of random weights, sure of what it sees."""
+    torch.manual_seed(0)
+    backbone = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    backbone = HfViTConfig(**backbone, image_size=32, patch_size=8, use_class_token=False, pooling="mean")
+    sizes = {"d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16}
+    config = HfDetrConfig(backbone_config=backbone, **sizes, num_queries=1, id2label={0: "cat", 1: "dog"})
+    model = request.param(config)
+    torch.nn.init.constant_(model.class_labels_classifier.bias, 3.0)
+    folder = tmp_path_factory.mktemp("finder")
+    model.save_pretrained(folder)
+    HfDetrImageProcessor.from_model_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_boxes_and_masks_are_those_of_the_pipelines_and_drawn(finder, tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+    image.save(tmp_path / "scene.png")
+    draws_masks = "Segmentation" in json.loads(Path(finder, "config.json").read_text())["architectures"][0]
+    task = "image-segmentation" if draws_masks else "object-detection"
+    expected = pipeline(task, model=finder, trust_remote_code=False)(image, threshold=0.5)
+    output = predict_to(tmp_path / "found", finder, [str(tmp_path / "scene.png")], top_k=9)
+    (row,) = map(json.loads, (output / "predictions.jsonl").read_text().splitlines())
+    order = sorted(range(len(expected)), key=lambda index: -expected[index]["score"])
+    assert len(expected) and [each["label"] for each in row["predictions"]] == [expected[i]["label"] for i in order]
+    for each, peer in zip(row["predictions"], (expected[index] for index in order)):
+        assert each["score"] == pytest.approx(peer["score"], abs=1e-5)
+        if draws_masks:
+            mask = coco_masks.decode({**each["mask"], "counts": each["mask"]["counts"].encode()})
+            np.testing.assert_array_equal(mask, np.asarray(peer["mask"]) > 127)
+        else:
+            assert each["box"] == peer["box"]
+    drawn = np.asarray(Image.open(output / "scene.png"))
+    assert drawn.shape == (40, 60, 3) and (drawn != np.asarray(image)).any()
+
+
+def test_a_folder_of_pictures_is_for_objects(tmp_path):
+    with pytest.raises(ValueError, match="pictures are of what detectors find"):
+        predict_to(tmp_path / "out", DIGITS, SAMPLES)
+
+
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+    whole = predict_to(tmp_path / "whole.jsonl", DIGITS, SAMPLES, batch_size=1).read_bytes()
+    read, seen = inputs._read, []
+
+    def breaks(name):
+        seen.append(name)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return read(name)
+
+    monkeypatch.setattr(inputs, "_read", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        predict_to(tmp_path / "out.jsonl", DIGITS, SAMPLES, batch_size=1)
+    partial = tmp_path / "out.jsonl.partial"
+    assert not (tmp_path / "out.jsonl").exists() and len(partial.read_text().splitlines()) == 2
+    partial.write_text(partial.read_text() + '{"file": "half')  # as a crash leaves it
+    seen += [None]  # it breaks no more
+    assert predict_to(tmp_path / "out.jsonl", DIGITS, SAMPLES, batch_size=1).read_bytes() == whole
+    assert seen[4:] == SAMPLES[2:] and not partial.exists()
+
+
+def test_texts_are_translated_with_their_scores(tmp_path):
+    file = tmp_path / "texts.txt"
+    file.write_text("piatok 31. marca 2084\n\n3 mai 1999\n", encoding="utf-8")
+    rows = list(predict(str(CARDS / "dates"), [str(file)], top_k=2))
+    assert [row["file"] for row in rows] == [f"{file}:{line}" for line in (1, 2, 3)]
+    first = rows[0]["predictions"]
+    assert first[0]["translation_text"] == "2084-03-31" and len(first) == 2 and first[0]["score"] > first[1]["score"]
+    # The mean of what beam search adds up.
+    translator = load_translator(str(CARDS / "dates"))
+    source = translator.tokenizer(rows[0]["text"], return_tensors="pt")
+    options = {"num_beams": 2, "num_return_sequences": 2, "length_penalty": 1.0, "output_scores": True}
+    found = translator.model.generate(**source, **options, return_dict_in_generate=True)
+    assert [each["score"] for each in first] == pytest.approx(found.sequences_scores.exp().tolist(), rel=1e-3)
+    with pytest.raises(ValueError, match="inputs must be files of texts"):
+        list(predict(str(CARDS / "dates"), [str(tmp_path / "none.txt")]))

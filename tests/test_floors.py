@@ -10,8 +10,10 @@ import hf_vit
 PACKAGE = Path(hf_vit.__file__).parent
 FLOORS = [
     {"models"},
-    {"config", "extras", "files", "sample_keys", "tasks", "record", "words"},  # of `tasks` only what finds them
-    {"vision", "text", "conversion", "explain", "sources", "source_arguments", "fast_paths", "inputs"},
+    # Of `tasks` only what finds them
+    {"config", "errors", "extras", "files", "fingerprint", "sample_keys", "tasks", "record", "unasked", "words"},
+    {"vision", "text", "conversion", "explain", "cost", "sources", "source_arguments", "fast_paths"},
+    {"inputs", "drawing"},
     {"isolated"},
     {"cards"},
     {"hub"},

@@ -204,7 +204,7 @@ def test_what_a_translators_score_needs_is_said(tmp_path, translator, monkeypatc
         score.main([*flags, "--split=validation"])
     with pytest.raises(ValueError, match="--source_lang 'fr' is not in the test split; it has de, en"):
         score.main([*flags, "--source_lang=fr"])
-    with pytest.raises(SystemExit, match="--task 'translate' is unknown; did you mean 'translation'"):
+    with pytest.raises(ValueError, match="--task 'translate' is unknown; did you mean 'translation'"):
         score.main(["--task=translate", *flags[1:]])
 
 

@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
-from hf_vit.study import main
+from hf_vit.errors import told
+from hf_vit.extras import extra
 
 if __name__ == "__main__":
     clone = Path(__file__).resolve().parents[1]
-    main(studies=clone / "training" / "studies", results_dir=clone / "benchmarks" / "results")
+    with told(), extra("train"):
+        from hf_vit.study import main
+
+        main(studies=clone / "training" / "studies", results_dir=clone / "benchmarks" / "results")

@@ -1,6 +1,9 @@
 """Trains a model: `accelerate launch training/train.py [--recipe NAME] [--flag value ...]`, see `--help`."""
 
-from hf_vit.train import main
+from hf_vit.errors import told
 
 if __name__ == "__main__":
-    main()
+    with told():
+        from hf_vit.train import main
+
+        main()

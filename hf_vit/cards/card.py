@@ -15,8 +15,10 @@ from hf_vit.cards import measure, records
 from hf_vit.cards.facts import CardFacts
 from hf_vit.cards.figures import digest_of
 from hf_vit.cards.format import FILTERS
-from hf_vit.files import write_atomically
+from hf_vit.files import read_utf8, write_atomically
+from hf_vit.fingerprint import fingerprint
 from hf_vit.record import RUN_FILE
+from hf_vit.words import printable
 
 CARD_FILE = "README.md"
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
@@ -66,7 +68,7 @@ def check_card(folder: str | os.PathLike) -> list[str]:
         raise ValueError(f"folder: {folder} holds no {CARD_FILE}")
     problems = []
     has_weights = any(folder.glob("*.safetensors"))  # a card may be kept apart from its model
-    if has_weights and facts.measured.model_fields_set and facts.measured.files_sha256 != records.fingerprint(folder):
+    if has_weights and facts.measured.model_fields_set and facts.measured.files_sha256 != fingerprint(folder):
         problems.append("the model's files are not those that the card's snippets were executed with")
     for filename, draw in facts.figures.items():
         digest = draw.digest(facts)
@@ -74,7 +76,7 @@ def check_card(folder: str | os.PathLike) -> list[str]:
             problems.append(f"{filename} is missing")
         elif digest and digest_of(folder / filename) != digest:
             problems.append(f"{filename} was not drawn from these records")
-    return problems + _differences((folder / CARD_FILE).read_bytes().decode("utf-8"), render(facts))
+    return problems + _differences(read_utf8(folder / CARD_FILE), render(facts))
 
 
 def facts_of(folder: Path) -> CardFacts:
@@ -113,7 +115,7 @@ def metadata(facts: CardFacts) -> ModelCardData:
         EvalResult(
             task_type=task,
             dataset_type=dataset or re.sub(r"[^a-z0-9_.-]+", "-", facts.data_name.lower()),
-            dataset_name=facts.data_name,
+            dataset_name=printable(facts.data_name, keep="\n\t"),
             dataset_split=facts.split,
             dataset_revision=facts.data.revision,
             metric_type=metric.name,

@@ -1,6 +1,7 @@
 """The facts of a card: a dataclass filled from a run's records. This one is shared; each task adds its own to it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
@@ -91,7 +92,7 @@ class CardFacts(ABC):
 
     data_name: str | None
     data: record.Data
-    splits: dict[str, record.Split]
+    splits: Mapping[str, record.Split]
 
     split: str | None
     num_examples: int | None
@@ -220,7 +221,8 @@ def metrics_of(measured: record.Metrics) -> list[Metric]:
     for name, field_info in type(measured).model_fields.items():
         value = getattr(measured, name)
         if isinstance(value, float):
-            kind = (field_info.json_schema_extra or {}).get("kind", "number")
+            extra: Any = field_info.json_schema_extra or {}
+            kind = extra.get("kind", "number")
             metrics.append(Metric(name, field_info.title or _sentence(name), value, kind))
     others = (measured.model_extra or {}).items()
     return metrics + [Metric(name, _sentence(name), value, "number") for name, value in others]

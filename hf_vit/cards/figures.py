@@ -4,6 +4,8 @@ import functools
 import io
 import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -16,7 +18,7 @@ from hf_vit.record import Epoch
 
 # Okabe and Ito's palette: distinguishable with any common colour-vision deficiency.
 BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#5F6368", "#202124"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "font.family": "DejaVu Sans",
     "font.size": 11,
@@ -42,7 +44,7 @@ LOG_SCALE_FROM = 50  # a loss that falls by more than this factor is unreadable 
 _DIGEST = "Records"  # the PNG's text field with the digest of the numbers it shows
 
 
-def from_data(data: Callable[[CardFacts], object]) -> Callable:
+def from_data(data: Callable[[CardFacts], Any]) -> Callable:
     """Makes a function that plots numbers into one that draws a card's figure: `draw(facts)` is a PNG or None.
 
     `data` picks the JSON-like numbers to plot, or something empty when they were not measured. Their digest goes into
@@ -56,19 +58,19 @@ def from_data(data: Callable[[CardFacts], object]) -> Callable:
 
         @functools.wraps(plot)
         def draw(facts: CardFacts) -> bytes | None:
-            values = data(facts)
-            if not values:
+            values, numbers = data(facts), digest_for(facts)
+            if numbers is None:
                 return None
             with matplotlib.rc_context(STYLE):
-                return _png(plot(values), digest_for(facts))
+                return _png(plot(values), numbers)
 
-        draw.digest = digest_for
+        draw.digest = digest_for  # type: ignore[attr-defined]
         return draw
 
     return decorate
 
 
-def digest_of(path) -> str | None:
+def digest_of(path: str | Path) -> str | None:
     """The digest of the numbers that a figure's file shows, or None when the file holds none."""
     try:
         with Image.open(path) as image:
@@ -92,7 +94,9 @@ def _curves(facts: CardFacts) -> list[dict]:
     """Panels with their lines; a line is its points (epoch, value)."""
     evaluated = facts.evaluated_split or "evaluation"
     train = [(epoch.epoch, epoch.train_loss) for epoch in facts.epochs]
-    panels = [("Loss", "loss (nats)", {"train": train, evaluated: _points(facts.epochs, "loss")})]
+    panels: list[tuple[str, str, dict[str, Any]]] = [
+        ("Loss", "loss (nats)", {"train": train, evaluated: _points(facts.epochs, "loss")})
+    ]
     for curve in facts.curves:
         panels.append((curve.title, curve.label, {evaluated: _points(facts.epochs, curve.metric, curve.scale)}))
     found = []
@@ -103,7 +107,7 @@ def _curves(facts: CardFacts) -> list[dict]:
     return found
 
 
-def _points(epochs: list[Epoch], metric: str, scale: float = 1) -> list[tuple[int, float | None]]:
+def _points(epochs: list[Epoch], metric: str, scale: float = 1) -> list[tuple[int | None, float | None]]:
     values = [(epoch.epoch, epoch.metrics.number(metric)) for epoch in epochs]
     return [(epoch, None if value is None else scale * value) for epoch, value in values]
 

@@ -10,8 +10,11 @@ import re
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from hf_vit.words import printable
+
 MAX_NAME_LENGTH = 80
 NO_BREAK = "\u00a0"  # between a number and its unit
+_LAYOUT = "\n\t"  # of code
 _MARKDOWN = re.compile(r"([\\`*\[\]#~|$]|(?<![^\W_])_|_(?![^\W_]))")
 _AUTOLINK = re.compile(r"(?<=[a-z]):(?=//)|(?<=www)\.|@", re.IGNORECASE)
 
@@ -73,7 +76,7 @@ def mass(kilograms: float) -> str:
 
 def shorten(text: str, length: int = MAX_NAME_LENGTH) -> str:
     """One line of at most `length` characters, cut with an ellipsis."""
-    text = " ".join(str(text).split())
+    text = printable(" ".join(str(text).split()))
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
@@ -105,7 +108,7 @@ def code(text: str) -> str:
 def fence(text: str, language: str = "") -> str:
     """A fenced code block whose fence is longer than any in the text."""
     ticks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"
+    return f"{ticks}{language}\n{printable(text, keep=_LAYOUT).rstrip()}\n{ticks}"
 
 
 def local(value: Any) -> Any:
@@ -132,12 +135,12 @@ def _last_part(path: str) -> str:
     return PureWindowsPath(path).name if PureWindowsPath(path).drive else PurePosixPath(path).name
 
 
-def metric(measured) -> str:
+def metric(measured: Any) -> str:
     """The value of a `facts.Metric` in the unit of its kind."""
     return {"percent": percent, "number": number}[measured.kind](measured.value)
 
 
-def argument(value) -> str:
+def argument(value: Any) -> str:
     """The value of an argument as inline code, without the author's folders."""
     value = local(value)
     return code(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -12,7 +12,7 @@ from typing import Any
 
 from hf_vit import tasks
 from hf_vit.cards.facts import CardFacts
-from hf_vit.cards.records import fingerprint
+from hf_vit.fingerprint import fingerprint
 from hf_vit.isolated.fresh_process import ProcessError, fresh_process
 from hf_vit.models.tested_versions import range_of_code
 

@@ -4,14 +4,13 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import yaml
 
-from hf_vit.files import chunks, digest, read_object, write_atomically
+from hf_vit.files import read_object, read_utf8, write_atomically
 from hf_vit.record import RUN_FILE, Record, read_record, read_run, record_from
 
 CONFIG_FILE = "config.json"
@@ -19,8 +18,11 @@ AUTHOR_FILE = "card.yaml"
 AUTHOR_FIELDS = ("authors", "contact", "description", "intended_use", "out_of_scope_use", "limitations", "license")
 
 
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
 @dataclass(frozen=True)
-class Records:
+class Records(Generic[AnyRecord]):
     """The contents of the files a card is made from.
 
     `config` is that of the model and `arguments` those of the run, without what is null or not finite; `config` is
@@ -29,7 +31,7 @@ class Records:
     """
 
     folder: Path
-    run: Record
+    run: AnyRecord
     arguments: dict[str, Any]
     config: dict[str, Any]
     author: dict[str, str]
@@ -41,7 +43,8 @@ class Records:
         Raises:
             ValueError: there is no `run.json`, it names no task, or a file is not what it should be.
         """
-        run, path = read_record(folder), folder / CONFIG_FILE
+        run: Any = read_record(folder)  # of the class that its task has
+        path = folder / CONFIG_FILE
         config = _measured_only(read_object(path)) if path.is_file() else {}
         return cls(folder, run, _measured_only(run.arguments), config, read_author(folder))
 
@@ -60,18 +63,7 @@ def amend_run(folder: Path, key: str, value: dict) -> None:
     write_atomically(folder / RUN_FILE, (text + "\n").encode("utf-8"))
 
 
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over the files that decide what the model in `folder` answers: weights, configurations and code."""
-
-    def parts() -> Iterator[bytes]:
-        for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.py"), *folder.glob("*config.json")]):
-            yield f"{path.name}\0{path.stat().st_size}\0".encode()
-            yield from chunks(path)
-
-    return digest(parts())
-
-
-def _measured_only(value):
+def _measured_only(value: Any) -> Any:
     if isinstance(value, dict):
         cleaned = {key: _measured_only(item) for key, item in value.items()}
         return {key: item for key, item in cleaned.items() if item is not None}
@@ -100,12 +92,12 @@ def read_author_file(path: Path) -> dict[str, str]:
     """The fields of a `card.yaml`; none when there is no such file.
 
     Raises:
-        ValueError: it is not YAML, or holds anything but texts under the names of `AUTHOR_FIELDS`.
+        ValueError: it is not UTF-8 or not YAML, or holds anything but texts under the names of `AUTHOR_FIELDS`.
     """
     if not path.is_file():
         return {}
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(read_utf8(path)) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants
 from transformers.utils import cached_file
@@ -40,7 +41,8 @@ def _key(source: str, revision: str | None) -> str:
     path = Path(source)
     if not path.exists():
         try:
-            path = Path(cached_file(source, "config.json", revision=revision)).parent
+            found: Any = cached_file(source, "config.json", revision=revision)
+            path = Path(found).parent
         except OSError as error:
             raise ValueError(
                 f"{source!r} is neither a folder nor an id on the Hub that can be read: {error}"

@@ -11,19 +11,20 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from torch import nn
 from transformers import PreTrainedConfig
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import cached_file
 
 from hf_vit.conversion.models import quiet
 from hf_vit.conversion.processors import timm_processor
+from hf_vit.conversion.rules import Peer
 from hf_vit.conversion.source import all_sources
 from hf_vit.conversion.timm_models import Skeleton, check_timm_name, make_timm_model, nearest_names
 from hf_vit.extras import extra
 from hf_vit.models.modeling_hf_transformer import HfTransformerForConditionalGeneration
 from hf_vit.models.modeling_hf_vit import HfViTForImageClassification, HfViTModel
 from hf_vit.text.tokenization import load_tokenizers
+from hf_vit.unasked import unasked
 
 OWN_CLASSES = (HfViTModel, HfViTForImageClassification, HfTransformerForConditionalGeneration)
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -43,13 +44,14 @@ class Checkpoint:
         faults: weights that its own library misses, does not use, or finds of another shape, by these kinds.
     """
 
-    peer: nn.Module
+    peer: Peer
     weights: dict[str, torch.Tensor]
     processor: Any
     labels: list[str] | None = None
     faults: dict[str, list[str]] = field(default_factory=dict)
 
 
+@unasked()
 def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     """What a folder, a file of weights or a repository of the Hub holds.
 
@@ -75,6 +77,7 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         raise ValueError(f"source: the weights of {source!r} cannot be read: {error}") from error
 
 
+@unasked()
 def read_own(source: str, revision: str | None = None) -> Checkpoint | None:
     """A model of this package in a folder or on the Hub; None if the source is another's. No code of it runs."""
     own_class = _own_class(source, revision)
@@ -111,7 +114,7 @@ def _hub_name(source: str) -> str:
         import timm
     except ImportError:
         return source
-    configuration = timm.models.get_pretrained_cfg(source) if timm.is_model(source.partition(".")[0]) else None
+    configuration: Any = timm.models.get_pretrained_cfg(source) if timm.is_model(source.partition(".")[0]) else None
     repository = configuration.hf_hub_id if configuration else None
     return source if not repository else f"{repository}{configuration.architecture}.{configuration.tag}".rstrip(".")
 
@@ -168,7 +171,7 @@ def _tokenizers(source: str, revision: str | None) -> Any:
 
 
 def _image_processor(source: str, revision: str | None) -> Any:
-    return AutoImageProcessor.from_pretrained(source, revision=revision)
+    return AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
 
 
 # --- timm ------------------------------------------------------------------------------------------------------------
@@ -178,7 +181,7 @@ def _read_timm(source: str, revision: str | None) -> Checkpoint:
     name = _hub_name(source)
     location = f"local-dir:{name}" if Path(name).is_dir() else f"hf-hub:{name}" + (f"@{revision}" if revision else "")
     with Skeleton():
-        peer = make_timm_model(location, {})
+        peer: Any = make_timm_model(location, {})
     weights = _weights_of(lambda file: cached_file(name, file, revision=revision), name)
     labels = (peer.pretrained_cfg or {}).get("label_names")
     if labels and len(labels) != peer.num_classes:
@@ -188,7 +191,7 @@ def _read_timm(source: str, revision: str | None) -> Checkpoint:
     return Checkpoint(peer, weights, _processor_of(peer), labels or None)
 
 
-def _processor_of(peer: nn.Module) -> Any:
+def _processor_of(peer: Peer) -> Any:
     with extra("convert"):
         import timm
 

@@ -7,11 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from hf_vit.conversion.checkpoint import read_checkpoint, read_own
-from hf_vit.conversion.models import Changes, from_peer, to_peer, with_changes
+from hf_vit.conversion.models import Changes, from_peer, quiet, to_peer, with_changes
 from hf_vit.conversion.processors import adapted_processor, timm_data_config
 from hf_vit.conversion.source import LIBRARIES
 from hf_vit.conversion.timm_models import save_timm_model
@@ -56,7 +55,8 @@ def convert(
     peer = to_peer(model, to, dict(model.state_dict()))
     if to == "transformers":
         return write_folder(Path(folder), lambda stage: _save(stage, peer, processor))
-    labels = [model.config.id2label[i] for i in range(model.config.num_labels)] if peer.num_classes else None
+    config: Any = model.config
+    labels = [config.id2label[i] for i in range(config.num_labels)] if peer.num_classes else None
     return write_folder(Path(folder), lambda stage: save_timm_model(stage, peer, timm_data_config(processor), labels))
 
 
@@ -87,8 +87,9 @@ def load_as_ours(
     return model, processor
 
 
-def _save(stage: Path, model: nn.Module, processor: Any) -> None:
-    model.save_pretrained(stage)
+def _save(stage: Path, model: Any, processor: Any) -> None:
+    with quiet():
+        model.save_pretrained(stage)
     processor.save_pretrained(stage)
 
 

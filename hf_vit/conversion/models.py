@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from hf_vit.conversion.resize import adapt_channels, resample_kernel
-from hf_vit.conversion.rules import Rule, apply_rules, counterparts
+from hf_vit.conversion.rules import Peer, Rule, apply_rules, counterparts
 from hf_vit.conversion.source import Source, all_sources, meaning, source_of
 
 _FAULTS = ("missing", "unused", "of another shape")
@@ -51,7 +50,7 @@ class Changes:
 
 
 def from_peer(
-    peer: nn.Module,
+    peer: Peer,
     weights: dict[str, torch.Tensor] | None = None,
     changes: Changes | None = None,
     allow_partial: bool = False,
@@ -112,9 +111,10 @@ def _load(
     new_head: bool,
 ) -> PreTrainedModel:
     with quiet():
-        model, info = model_class.from_pretrained(
+        loaded: Any = model_class.from_pretrained(
             None, config=config, state_dict=weights, output_loading_info=True, ignore_mismatched_sizes=True
         )
+    model, info = loaded
     missing = [name for name in info["missing_keys"] if not (new_head and name.startswith(_HEADS))]
     own = {
         "missing": [theirs for name in missing for theirs in counterparts(name, rules) or [name]],
@@ -173,7 +173,7 @@ def _changed(
     return changed, weights, new_head
 
 
-def to_peer(model: PreTrainedModel, library: str, weights: dict[str, torch.Tensor] | None = None) -> nn.Module:
+def to_peer(model: PreTrainedModel, library: str, weights: dict[str, torch.Tensor] | None = None) -> Any:
     """The other library's model of what ours computes, in eval mode.
 
     Args:
@@ -191,9 +191,9 @@ def to_peer(model: PreTrainedModel, library: str, weights: dict[str, torch.Tenso
         weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     converted = apply_rules(weights, [rule.reversed() for rule in rules])
     if isinstance(peer, PreTrainedModel):
-        options = {"add_pooling_layer": False} if getattr(peer, "pooler", ...) is None else {}
+        options: dict[str, Any] = {"add_pooling_layer": False} if getattr(peer, "pooler", ...) is None else {}
         with quiet():
-            peer, info = type(peer).from_pretrained(
+            loaded: Any = type(peer).from_pretrained(
                 None,
                 config=peer.config,
                 state_dict=converted,
@@ -201,6 +201,7 @@ def to_peer(model: PreTrainedModel, library: str, weights: dict[str, torch.Tenso
                 ignore_mismatched_sizes=True,
                 **options,
             )
+        peer, info = loaded
         faults = {
             "missing": sorted(info["missing_keys"]),
             "unused": sorted([*weights, *info["unexpected_keys"]]),
@@ -217,7 +218,7 @@ def to_peer(model: PreTrainedModel, library: str, weights: dict[str, torch.Tenso
     return peer.eval()
 
 
-def _target(model: PreTrainedModel, library: str) -> tuple[Source, nn.Module]:
+def _target(model: PreTrainedModel, library: str) -> tuple[Source, Peer]:
     wanted, refusals = meaning(model.config), []
     candidates = [
         source for source in all_sources() if source.library == library and type(model.config) is source.ours

@@ -32,7 +32,7 @@ def timm_processor(form: dict[str, Any]) -> BaseImageProcessor:
     interpolation = _RANDOM_INTERPOLATION if form["interpolation"] == "random" else form["interpolation"]
     fields: dict[str, Any] = {
         "size": {"height": height, "width": width},
-        "resample": PILImageResampling[interpolation.upper()],
+        "resample": getattr(PILImageResampling, interpolation.upper()),
         "image_mean": mean,
         "image_std": std,
         "do_convert_rgb": channels == 3,
@@ -68,7 +68,7 @@ def timm_data_config(processor: Any) -> dict[str, Any]:
 
 
 def adapted_processor(
-    processor: BaseImageProcessor, image_size: tuple[int, int] | None, num_channels: int | None
+    processor: Any, image_size: tuple[int, int] | None, num_channels: int | None
 ) -> BaseImageProcessor:
     """The processor for images of another size or number of channels: mean and deviation of one channel are
     the means of all, those of others are repeated in turn, as kernels are."""

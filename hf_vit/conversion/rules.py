@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 Tensors = list[torch.Tensor]
+Peer = Any  # a model of another library: an `nn.Module` with the parts of its class
 
 
 @dataclass(frozen=True)

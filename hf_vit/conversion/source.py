@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_vit.conversion import sources
-from hf_vit.conversion.rules import Rule
+from hf_vit.conversion.rules import Peer, Rule
 from hf_vit.models.configuration_hf_vit import HfViTConfig
 
 LIBRARIES = ("timm", "transformers")
@@ -52,7 +52,7 @@ class Source(ABC):
     expressed: ClassVar[frozenset[str]] = frozenset()  # fields of ours that its weights, not its configuration, say
 
     @abstractmethod
-    def config(self, peer: nn.Module) -> PreTrainedConfig:
+    def config(self, peer: Peer) -> PreTrainedConfig:
         """Our configuration of what the peer computes. The peer may be on the meta device, without its values.
 
         Raises:
@@ -68,14 +68,14 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def rules(self, config: PreTrainedConfig, peer: nn.Module) -> Iterable[Rule]:
+    def rules(self, config: Any, peer: Peer) -> Iterable[Rule]:
         """Rules for all weights of models with our configuration and its peer."""
 
     @abstractmethod
-    def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:
+    def model_class(self, peer: Peer) -> type[PreTrainedModel]:
         """Our class for this peer: with a head if it has one."""
 
-    def prefix(self, peer: nn.Module) -> str:
+    def prefix(self, peer: Peer) -> str:
         """The beginning of the names in `rules` that this peer's weights lack: of bodies alone."""
         is_body = isinstance(peer, PreTrainedModel) and peer.base_model is peer
         return f"{peer.base_model_prefix}." if is_body else ""
@@ -85,7 +85,7 @@ class Source(ABC):
         if they are of another architecture. It may be called under the meta device."""
         return None
 
-    def bound_rules(self, config: PreTrainedConfig, peer: nn.Module, model_class: type[PreTrainedModel]) -> list[Rule]:
+    def bound_rules(self, config: PreTrainedConfig, peer: Peer, model_class: type[PreTrainedModel]) -> list[Rule]:
         """`rules` with the names that the weights of these two models have."""
         is_body = model_class.__name__.endswith("Model")
         prefix = f"{model_class.base_model_prefix}." if is_body else ""
@@ -100,7 +100,7 @@ def all_sources() -> list[Source]:
     return [source for module in modules for source in getattr(module, "SOURCES", [])]
 
 
-def source_of(peer: nn.Module) -> Source:
+def source_of(peer: Peer) -> Source:
     """The architecture of another library's model.
 
     Raises:
@@ -119,7 +119,7 @@ def source_of(peer: nn.Module) -> Source:
 _TRAINING_FIELDS = {
     *("initializer_range", "init_std", "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"),
     *("dropout", "attention_dropout", "activation_dropout", "label_smoothing", "learn_cls_mean_weight"),
-    "patch_dropout_prob",
+    *("patch_dropout_prob", "token_labeling_weight"),
     *("distillation_type", "distillation_alpha", "distillation_temperature", "apply_layernorm", "use_cache"),
 }
 # What a field means where None stands for a default, or where two values mean the same.

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
-from hf_vit.conversion.rules import Rule, fused, same
+from hf_vit.conversion.rules import Peer, Rule, fused, same
 
 # Of one name and meaning in the configurations of Marian, BART, mBART and ours.
 FIELDS = (
@@ -30,7 +29,7 @@ def is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(one, other)
 
 
-def is_tied(model: nn.Module) -> dict[str, bool]:
+def is_tied(model: Peer) -> dict[str, Any]:
     """Which embeddings of an encoder-decoder of transformers are one in fact: several switches of it decide that
     together."""
     target = model.model.decoder.embed_tokens.weight

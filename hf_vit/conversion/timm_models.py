@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from hf_vit.conversion.rules import Peer
 from hf_vit.extras import extra
 
 _INITIALISATIONS = ("add_", "clamp_", "erfinv_", "fill_", "mul_", "normal_", "uniform_", "zero_")
@@ -49,7 +50,7 @@ def make_timm_model(name: str, options: dict[str, Any]) -> nn.Module:
     with extra("convert"):
         import timm
     try:
-        peer = timm.create_model(name, pretrained=False, **options)
+        peer: Peer = timm.create_model(name, pretrained=False, **options)
     except (AssertionError, TypeError, ValueError, RuntimeError, KeyError, ZeroDivisionError) as error:
         raise ValueError(f"timm cannot make a {name} with {options}: {error or type(error).__name__}") from error
     peer.model_args = options
@@ -64,7 +65,7 @@ def check_timm_name(name: str) -> None:
         raise ValueError(f"timm has no architecture {name!r}{nearest_names(name)}")
 
 
-def save_timm_model(folder: Path, peer: nn.Module, data_config: dict[str, Any], labels: list[str] | None) -> None:
+def save_timm_model(folder: Path, peer: Peer, data_config: dict[str, Any], labels: list[str] | None) -> None:
     """A folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
 
     Args:
@@ -78,7 +79,7 @@ def save_timm_model(folder: Path, peer: nn.Module, data_config: dict[str, Any], 
     architecture = peer.pretrained_cfg["architecture"]
     peer.pretrained_cfg = {**data_config, "architecture": architecture, "num_classes": peer.num_classes}
     facts = {"label_names": labels} if labels else {}
-    save_for_hf(peer, folder, model_config=facts, model_args=peer.model_args, safe_serialization=True)
+    save_for_hf(peer, str(folder), model_config=facts, model_args=peer.model_args, safe_serialization=True)
 
 
 def nearest_names(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_vit.conversion.rules import Rule, fused, same
+from hf_vit.conversion.rules import Peer, Rule, fused, same
 from hf_vit.conversion.vit_rules import LAYER, patch_kernel
 from hf_vit.models.configuration_hf_vit import HfViTConfig
 
@@ -46,7 +46,7 @@ def is_there(part: nn.Module | None) -> bool:
     return part is not None and not isinstance(part, nn.Identity)
 
 
-def common_fields(peer: nn.Module) -> dict[str, Any]:
+def common_fields(peer: Peer) -> dict[str, Any]:
     """The fields of our configuration that a timm model with its usual patch embedding says in the same way in every
     family.
 
@@ -70,7 +70,7 @@ def common_fields(peer: nn.Module) -> dict[str, Any]:
     }
 
 
-def block_fields(peer: nn.Module) -> dict[str, Any]:
+def block_fields(peer: Peer) -> dict[str, Any]:
     """Those of them that its blocks, its pooling and its head say.
 
     Raises:
@@ -101,7 +101,7 @@ def block_fields(peer: nn.Module) -> dict[str, Any]:
     }
 
 
-def _check_attention_pool(pool: nn.Module, block: nn.Module) -> None:
+def _check_attention_pool(pool: Any, block: Any) -> None:
     """Raises `ValueError` unless the pooling has heads and an MLP like those of the layers, as ours has."""
     check_choices(
         {
@@ -113,13 +113,13 @@ def _check_attention_pool(pool: nn.Module, block: nn.Module) -> None:
     )
 
 
-def _patch_fit(patches: nn.Module) -> str:
+def _patch_fit(patches: Any) -> str:
     if patches.dynamic_img_pad:
         return "pad"
     return "crop" if any(map(int.__mod__, patches.img_size, patches.patch_size)) else "exact"
 
 
-def _mlp_fields(mlp: nn.Module) -> dict[str, Any]:
+def _mlp_fields(mlp: Any) -> dict[str, Any]:
     kind, activation = type(mlp).__name__, type(getattr(mlp, "act", None)).__name__
     gated = {"SwiGLU": "fc1_g", "GluMlp": "fc1"}
     activations = _GATES if kind in gated else ACTIVATIONS
@@ -139,7 +139,7 @@ def _mlp_fields(mlp: nn.Module) -> dict[str, Any]:
     }
 
 
-def norm_position(peer: nn.Module, before: str = "norm", after: str = "fc_norm") -> str:
+def norm_position(peer: Peer, before: str = "norm", after: str = "fc_norm") -> str:
     """`pooling_norm` of a timm model with norms of these names.
 
     Raises:
@@ -157,7 +157,7 @@ def common_options(config: HfViTConfig) -> dict[str, Any]:
     Raises:
         ValueError: timm has no such pooling or activation.
     """
-    poolings = dict(zip(POOLINGS.values(), POOLINGS))
+    poolings: dict[Any, str] = dict(zip(POOLINGS.values(), POOLINGS))
     check_choices(
         {
             "pooling": (config.pooling, tuple(poolings)),
@@ -187,7 +187,7 @@ def mlp_ratio(hidden_size: int, intermediate_size: int) -> float:
     return ratio if int(hidden_size * ratio) == intermediate_size else (intermediate_size + 0.5) / hidden_size
 
 
-def common_rules(config: HfViTConfig, peer: nn.Module) -> list[Rule]:
+def common_rules(config: HfViTConfig, peer: Peer) -> list[Rule]:
     """Rules for all that the families of timm call by the same names."""
     embeddings, pooler = "vit.embeddings", "vit.pooler.poolings.attention"
     return [

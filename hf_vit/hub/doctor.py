@@ -5,10 +5,12 @@ import functools
 import json
 import logging
 import os
+import pickletools
 import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from huggingface_hub import ModelCard, get_token
 from huggingface_hub.utils import filter_repo_objects
@@ -22,6 +24,7 @@ from hf_vit.cards import check_card
 from hf_vit.cards.records import read_author
 from hf_vit.models.tested_versions import fault_of_code
 from hf_vit.record import PREDICTIONS_FILE
+from hf_vit.words import printable
 
 logging.getLogger("picklescan").setLevel(logging.CRITICAL)  # it warns of every file that is no pickle
 
@@ -37,37 +40,60 @@ _ADDRESSES = re.compile(r"\b(?!git@)[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 _PATHS = re.compile(
     r"""(?<![^\s"'`=,(\[])(?:(?!/(?:dev|proc|sys|etc|usr|bin)/)(?:/[\w.@+-]+){2,}|[A-Za-z]:(?:\\{1,2}[\w. -]+){2,})"""
 )
+# What the scanner asks more of: the id of an AWS key without the key, the head of a private key without its body.
+_KEYS = re.compile(r"\b(?:AKIA|ASIA)[A-Z2-7]{16}\b|-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----")
 _CARD_IMAGES = re.compile(r"!\[[^\]]*\]\((?!https?:)([^)\s]+)\)")
 
 
-def published_files(folder: str | os.PathLike) -> list[str]:
+def published_files(folder: str | os.PathLike, origin: str | os.PathLike | None = None) -> list[str]:
     """The files of `folder` that belong into a model repository, as sorted POSIX paths relative to it.
 
-    Left out are hidden files, the checkpoints and tracking logs of a run (whose names tell the host), and what it
-    predicted of each sample (which may name files).
+    Left out are hidden files, the checkpoints and tracking logs of a run (whose names tell the host), what it
+    predicted of each sample (which may name files), and links that lead out of the folder.
+
+    Args:
+        origin: the folder that links may lead into, `folder` itself when None.
     """
-    folder = Path(folder)
-    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(filter_repo_objects(paths, ignore_patterns=list(NOT_PUBLISHED)))
+    folder, origin = Path(folder), Path(origin or folder)
+    return [name for name in _published(folder) if (folder / name).is_file() and not _leads_out(folder / name, origin)]
 
 
-def examine(folder: str | os.PathLike) -> list[str]:
+def _published(folder: Path) -> list[str]:
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    return sorted(filter_repo_objects(names, ignore_patterns=list(NOT_PUBLISHED)))
+
+
+def _leads_out(path: Path, folder: Path) -> bool:
+    """Whether a path is a link to something that is not in a folder. A snapshot in the Hub's cache is made of links to
+    the blobs beside it, which are its own."""
+    home = folder.resolve()
+    if home.parent.name == "snapshots" and home.parent.with_name("blobs").is_dir():
+        home = home.parent.parent
+    return path.is_symlink() and not path.resolve().is_relative_to(home)
+
+
+def examine(folder: str | os.PathLike, origin: str | os.PathLike | None = None) -> list[str]:
     """Everything that is missing or wrong in a folder, each in one sentence; empty when it can be published.
 
-    Looks at weights, configuration and `auto_map`, code, processor, model card and its records, pickles, and at what
-    should stay private: absolute paths, tokens, e-mail addresses (other than those in the author's words on the card).
+    Looks at names and links, weights, configuration and `auto_map`, code, processor, model card and its records,
+    pickles, and at what should stay private: absolute paths, tokens, e-mail addresses (other than those in the
+    author's words on the card).
+
+    Args:
+        origin: the folder that `folder` is the stage of, whose names and links are looked at in its place.
 
     Raises:
         ValueError: there is no such folder.
     """
-    folder = Path(folder)
+    folder, origin = Path(folder), Path(origin or folder)
     if not folder.is_dir():
         raise ValueError(f"folder: there is no folder {str(folder)!r}")
-    files = published_files(folder)
+    files = published_files(folder, origin)
     config, problems = _read_config(folder)
+    problems += _names(origin)
     for check in (_weights, _auto_map, _code, _inputs, _card, _pickles, _private):
         problems += check(folder, files, config)
-    return problems
+    return [printable(problem) for problem in problems]
 
 
 def _read_config(folder: Path) -> tuple[dict, list[str]]:
@@ -80,6 +106,14 @@ def _read_config(folder: Path) -> tuple[dict, list[str]]:
     except ValueError as error:
         return {}, [f"config.json is not valid JSON: {error}"]
     return {}, ["config.json names no model_type: save the model with save_pretrained"]
+
+
+def _names(folder: Path) -> Iterator[str]:
+    for name in _published(folder):
+        if _leads_out(folder / name, folder):
+            yield f"{name} is a link that leads out of the folder: put a copy in its place, or remove it"
+        if printable(name) != name:
+            yield f"{name} has a control character in its name: rename it"
 
 
 def _weights(folder: Path, files: list[str], config: dict) -> Iterator[str]:
@@ -196,7 +230,7 @@ def _card(folder: Path, files: list[str], config: dict) -> Iterator[str]:
 def _pickles(folder: Path, files: list[str], config: dict) -> Iterator[str]:
     for name in files:
         try:
-            if not name.startswith(f"{LAST_CHECKPOINT}/") and _is_pickle(folder / name):
+            if _is_pickle(folder / name):
                 yield f"{name} is a pickle, which can run any code when it is opened: remove it or use safetensors"
         except zipfile.BadZipFile as error:
             yield f"{name} is a damaged ZIP archive: {error}"
@@ -205,21 +239,38 @@ def _pickles(folder: Path, files: list[str], config: dict) -> Iterator[str]:
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether it is one by its name, or by what it holds: a pickle of protocols 0 and 1 is known by what it imports,
-    for one that imports nothing runs nothing."""
+    """Whether it is one by its name, or by what it holds, of any protocol."""
     if path.suffix in _PICKLE_SUFFIXES:
         return True
     with path.open("rb") as file:
-        head = file.read(4)
-    if head[:4] == b"PK\3\4":
-        with zipfile.ZipFile(path) as archive:
-            if any(PurePosixPath(name).suffix in _PICKLE_SUFFIXES for name in archive.namelist()):
+        if file.read(4) == b"PK\3\4":
+            with zipfile.ZipFile(path) as archive:
+                for member in archive.infolist():
+                    with archive.open(member) as content:
+                        if PurePosixPath(member.filename).suffix in _PICKLE_SUFFIXES or _holds_pickle(content):
+                            return True
+        else:
+            file.seek(0)
+            if _holds_pickle(file):
                 return True
-    elif head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
-        return True
     found = scan_file_path(path)
     # Many a text begins as a pickle would and then is none: "import os" imports what stands on the next line.
     return bool(found.issues_count or (found.globals and not found.scan_err))
+
+
+def _holds_pickle(file: IO[bytes]) -> bool:
+    """Whether a file begins as pickles do since protocol 2, or is one of protocols 0 or 1 from its first byte to its
+    last, which may hold any text between."""
+    head = file.read(2)
+    if head[:1] == b"\x80" and head[1:] in (b"\2", b"\3", b"\4", b"\5"):
+        return True
+    file.seek(0)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        try:
+            pickletools.dis(file, nowhere)  # follows the stack, which a text empties at once
+        except Exception:  # of whatever no pickle holds
+            return False
+    return not file.read(1024).strip()
 
 
 @functools.cache
@@ -244,6 +295,10 @@ def _private(folder: Path, files: list[str], config: dict) -> Iterator[str]:
             place = f"{name} line {number}"
             if own_token and own_token in line and own_token not in secrets:
                 yield f"{place} holds your Hub token"
+            for key in set(_KEYS.findall(line)):
+                if not any(key in secret for secret in secrets):
+                    kind = "private-key" if "PRIVATE" in key else "aws-key-id"
+                    yield f"{place} holds what looks like a secret token: {key[:7]}… ({kind})"
             if PurePosixPath(name).name in _VOCABULARIES:
                 continue
             for found in set(_ADDRESSES.findall(line)) - public_addresses:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from hf_vit.files import write_atomically
 from hf_vit.models import tested_versions
 from hf_vit.models.tested_versions import TESTED_TRANSFORMERS, range_of_code
+from hf_vit.unasked import unasked
 
 MODELS = Path(tested_versions.__file__).parent
 
@@ -27,6 +28,7 @@ def is_older(folder: str | os.PathLike) -> bool:
     return tested is None or _number(tested[1]) < _number(TESTED_TRANSFORMERS[1])
 
 
+@unasked()
 def refresh_code(folder: str | os.PathLike) -> list[str]:
     """Put this package's code in the place of that in a folder. Its other files stay as they are, but for the
     configuration, which is saved anew. Runs nothing of the folder.
@@ -41,7 +43,7 @@ def refresh_code(folder: str | os.PathLike) -> list[str]:
     fresh = _config_of(folder)
     if fresh is None:
         raise ValueError(f"folder: {folder} holds no model of this package: its config.json names no such model_type")
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     old = _reached(folder, _entries(config))
     config.auto_map = {**(config.auto_map or {}), **fresh.auto_map}
     if hasattr(fresh, "custom_pipelines"):

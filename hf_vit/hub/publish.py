@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from hf_vit.fingerprint import check_fingerprint
 from hf_vit.hub.doctor import examine, published_files
 from hf_vit.hub.own_code import is_older
 from hf_vit.hub.staging import name_in_card, staged
@@ -66,7 +67,7 @@ class Destination:
     collection: str | None = None
     token: str | None = field(default=None, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         try:
             validate_repo_id(self.repo_id)
         except HFValidationError as error:
@@ -106,11 +107,11 @@ def push(
         HubError: the Hub said no, or was not reached; the message ends with the command that finishes the job.
     """
     with staged(folder, refresh=True) as stage:
-        if problems := examine(stage):
+        if problems := examine(stage, folder):
             raise ValueError(_listed(folder, problems))
         if not load:
             with explained(destination, folder):
-                return _publish(stage, destination, commit_message)
+                return _publish(stage, folder, destination, commit_message)
         with explained(destination, folder):
             _repeated(_api(destination).whoami)  # a wrong token is known before the model is loaded
         with fresh_process(token=destination.token) as process:
@@ -121,7 +122,7 @@ def push(
             except RuntimeError as error:
                 raise ValueError(_listed(folder, [f"it does not load without this package: {error}"])) from None
             with explained(destination, folder):
-                return _publish(stage, destination, commit_message, process)
+                return _publish(stage, folder, destination, commit_message, process)
 
 
 def _compare_codes(process: FreshProcess, folder: str | os.PathLike, stage: Path) -> None:
@@ -156,7 +157,8 @@ def pull(
 
     Raises:
         ValueError: the id is no repository's, or `local_dir` holds files of something else.
-        HubError: there is no such repository or revision, it is private, or the Hub was not reached.
+        HubError: there is no such repository or revision, it is private, the Hub was not reached, or the model is not
+            the one that its record keeps a digest of.
     """
     destination = Destination(repo_id, token=token)
     if local_dir is not None and Path(local_dir).exists():
@@ -164,7 +166,10 @@ def pull(
         if not folder.is_dir() or (any(folder.iterdir()) and not (folder / _PULLED).is_dir()):
             raise ValueError(f"local_dir: {local_dir} must be a new or an empty folder, or one of an earlier pull")
     with explained(destination):
-        return Path(_api(destination).snapshot_download(repo_id, revision=revision, local_dir=local_dir))
+        folder_or_cache = None if local_dir is None else Path(local_dir)
+        folder = Path(_api(destination).snapshot_download(repo_id, revision=revision, local_dir=folder_or_cache))
+        check_fingerprint(folder)
+        return folder
 
 
 def _api(destination: Destination) -> HfApi:
@@ -188,51 +193,59 @@ def create_repository(destination: Destination) -> str:
 
 
 def _publish(
-    stage: Path, destination: Destination, commit_message: str, process: FreshProcess | None = None
+    stage: Path,
+    folder: str | os.PathLike,
+    destination: Destination,
+    commit_message: str,
+    process: FreshProcess | None = None,
 ) -> CommitInfo:
     """Card, commit, comparison by `process`, tag and collection."""
     api = _api(destination)
     repo_id = create_repository(destination)
-    if destination.revision not in (None, "main"):
-        _repeated(lambda: api.create_branch(repo_id, branch=destination.revision, exist_ok=True))
+    branch, tag = destination.revision, destination.tag
+    if branch is not None and branch != "main":
+        _repeated(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
     tags = {}
-    if destination.tag is not None:
+    if tag is not None:
         refs = _repeated(lambda: api.list_repo_refs(repo_id))
-        tags = {tag.name: tag.target_commit for tag in refs.tags}
-        tips = {branch.name: branch.target_commit for branch in refs.branches}
-        _check_tag(destination, tags, tips.get(destination.revision or "main"))
+        tags = {each.name: each.target_commit for each in refs.tags}
+        tips = {each.name: each.target_commit for each in refs.branches}
+        _check_tag(tag, tags, tips.get(destination.revision or "main"))
     name_in_card(stage, repo_id)
 
     def commit() -> CommitInfo:
         # upload_folder may spread a folder over several commits. New operations each time: if an answer was lost, the
         # files are found to be there already, and no second commit is made.
-        names = published_files(stage)
+        names = published_files(stage, folder)
         # Weights of an earlier push, such as shards, would be taken for this model's. Other files may be anyone's.
         there = api.list_repo_files(repo_id, revision=destination.revision)
         stale = [name for name in there if fnmatch(name, "*.safetensors*") and name not in names]
-        operations = [CommitOperationAdd(name, stage / name) for name in names]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(name, stage / name) for name in names
+        ]
         operations += [CommitOperationDelete(name) for name in stale if "/" not in name]
-        options = {"revision": destination.revision, "create_pr": destination.create_pr}
+        options: dict[str, Any] = {"revision": destination.revision, "create_pr": destination.create_pr}
         return api.create_commit(repo_id, operations, commit_message=commit_message, **options)
 
     info = _repeated(commit)
     if process is not None:
         _compare(process, repo_id, info)
-    if destination.tag is not None:
-        _check_tag(destination, tags, info.oid)
-        _repeated(lambda: api.create_tag(repo_id, tag=destination.tag, revision=info.oid, exist_ok=True))
-    if destination.collection is not None:
+    if tag is not None:
+        _check_tag(tag, tags, info.oid)
+        _repeated(lambda: api.create_tag(repo_id, tag=tag, revision=info.oid, exist_ok=True))
+    title = destination.collection
+    if title is not None:
         namespace = repo_id.split("/")[0]
-        options = {"namespace": namespace, "private": bool(destination.private), "exists_ok": True}
-        collection = _repeated(lambda: api.create_collection(destination.collection, **options))
+        options: dict[str, Any] = {"namespace": namespace, "private": bool(destination.private), "exists_ok": True}
+        collection = _repeated(lambda: api.create_collection(title, **options))
         _repeated(lambda: api.add_collection_item(collection.slug, repo_id, "model", exists_ok=True))
     return info
 
 
-def _check_tag(destination: Destination, tags: dict[str, str], commit: str) -> None:
+def _check_tag(tag: str, tags: dict[str, str], commit: str | None) -> None:
     """A tag may be there from a push that was cut short, but only on the same commit."""
-    if tags.get(destination.tag, commit) != commit:
-        raise ValueError(f"it has a tag {destination.tag!r} already, on another commit: choose another name")
+    if tags.get(tag, commit) != commit:
+        raise ValueError(f"it has a tag {tag!r} already, on another commit: choose another name")
 
 
 def _compare(process: FreshProcess, repo_id: str, info: CommitInfo) -> None:

@@ -91,9 +91,10 @@ class FreshProcess:
         Raises:
             ProcessError: it raised something, or the process ended.
         """
+        output: Any = self._process.stdout
         try:
             print(json.dumps({"code": code, "variables": variables}), file=self._process.stdin, flush=True)
-            answer = json.loads(self._process.stdout.readline() or '{"ended": true}')
+            answer = json.loads(output.readline() or '{"ended": true}')
         except BrokenPipeError:
             answer = {"ended": True}
         if "result" not in answer:
@@ -167,7 +168,7 @@ def fresh_process(
             **({"HF_TOKEN": token} if token else {}),
             **environment,
         }
-        options = {"hidden": ("hf_vit", *hidden), "timeout_s": timeout_s}
+        options: dict[str, Any] = {"hidden": ("hf_vit", *hidden), "timeout_s": timeout_s}
         with FreshProcess(work, environment, **options) as process:
             yield process
 

@@ -1,6 +1,7 @@
 """Loads models and compares their outputs: what `FreshProcess.load` has the other process execute."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -11,7 +12,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 reference: dict[str, torch.Tensor] = {}  # outputs of the first source, by Auto class
 
 
-def inputs_for(model, source: str, revision: str | None) -> dict:
+def inputs_for(model: Any, source: str, revision: str | None) -> dict:
     if model.main_input_name == "pixel_values":
         picture = Image.linear_gradient("L").convert("RGB")
         return dict(AutoImageProcessor.from_pretrained(source, revision=revision)(picture, return_tensors="pt"))
@@ -19,7 +20,7 @@ def inputs_for(model, source: str, revision: str | None) -> dict:
     return {"input_ids": tokens, **({"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {})}
 
 
-def first_tensor(output) -> torch.Tensor:
+def first_tensor(output: Any) -> torch.Tensor:
     values = (value[0] if isinstance(value, tuple) else value for value in output.values())
     return next(value for value in values if isinstance(value, torch.Tensor))
 
@@ -33,7 +34,7 @@ def outputs_of(source: str, revision: str | None) -> dict:
     named = [name for name in auto_map if "Model" in name or name == "AutoBackbone"]
     if Path(source).is_dir():  # AutoBackbone takes ids of the Hub alone
         named = [name for name in named if name != "AutoBackbone"]
-    outputs = {}
+    outputs: dict[str, torch.Tensor | None] = {}
     for name in named or config.architectures:
         loader = getattr(transformers, name)
         model, report = loader.from_pretrained(source, output_loading_info=True, dtype=torch.float32, **options)

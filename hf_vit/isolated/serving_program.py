@@ -13,7 +13,7 @@ answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 os.dup2(2, 1)
 for name in sys.argv[1:]:
-    sys.modules[name] = None  # importing it fails, as it does for those who do not have it
+    sys.modules[name] = None  # type: ignore[assignment]  # importing it fails, as it does for those who do not have it
 
 
 def output_of(code: str) -> str:

@@ -1,5 +1,7 @@
 """`generate` of transformers that takes the cache under either name and never goes on without it."""
 
+from typing import Any
+
 import torch
 from transformers.generation import GenerationMixin
 
@@ -15,7 +17,9 @@ class CheckedGenerationMixin(GenerationMixin):
     """See `transformers.GenerationMixin`. Each step is looked at before the model takes it: whatever tokens of the
     text are left out must be in the cache."""
 
-    def generate(self, *args, **kwargs):
+    config: Any
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
         """See `GenerationMixin.generate`.
 
         Raises:
@@ -23,7 +27,9 @@ class CheckedGenerationMixin(GenerationMixin):
         """
         return super().generate(*args, **with_cache_name(kwargs))
 
-    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, inputs_embeds=None, **kwargs) -> dict:
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
+    ) -> dict:
         """See `GenerationMixin.prepare_inputs_for_generation`. A translator is told its tokens' positions, so that
         its decoder too can tell if the cache is lost on the way.
 

@@ -1,6 +1,9 @@
 """Conversion of checkpoints on loading: tables of positions follow the model's grid, old names become today's."""
 
+from typing import Any
+
 import torch
+from torch import nn
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
@@ -22,7 +25,7 @@ _OLD_HEAD, _HEAD = "distillation_classifier", "distillation_head"
 class _Keep(ConversionOps):
     """On saving, a table stays as it is."""
 
-    def convert(self, input_dict, source_patterns, target_patterns, **kwargs):
+    def convert(self, input_dict: Any, source_patterns: Any, target_patterns: Any, **kwargs: Any) -> Any:
         return input_dict
 
 
@@ -30,7 +33,16 @@ class _ResampleToModel(ConversionOps):
     """On loading, a table of shape (rows, columns, size) takes the rows and columns it has in the model."""
 
     @torch.no_grad()
-    def convert(self, input_dict, source_patterns, target_patterns, *, model, full_layer_name, **kwargs):
+    def convert(
+        self,
+        input_dict: Any,
+        source_patterns: Any,
+        target_patterns: Any,
+        *,
+        model: Any = None,
+        full_layer_name: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         ((name, tables),) = input_dict.items()
         rows, columns, _ = model.get_parameter(full_layer_name).shape
         return {name: resample_table(tables[0], (rows, columns))}
@@ -59,22 +71,26 @@ class OwnConversionsMixin:
     """A model that is loaded by the conversions of its own code. transformers keeps them by `model_type`, for all
     versions of the code alike that a process may have imported from folders."""
 
-    def __init__(self, config, *args, **kwargs):
-        super().__init__(config, *args, **kwargs)
+    config_class: Any
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        model: Any = super()
+        model.__init__(config, *args, **kwargs)
         register_checkpoint_conversion_mapping(config.model_type, checkpoint_conversions(), overwrite=True)
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """See `PreTrainedModel.from_pretrained`."""
         others = get_checkpoint_conversion_mapping(cls.config_class.model_type)
+        model: Any = super()
         try:
-            return super().from_pretrained(*args, **kwargs)
+            return model.from_pretrained(*args, **kwargs)
         finally:
             if others is not None:  # older code registered its own once, when it was imported
                 register_checkpoint_conversion_mapping(cls.config_class.model_type, others, overwrite=True)
 
 
-def rename_heads(module, state_dict: dict, prefix: str, *args):
+def rename_heads(module: nn.Module, state_dict: dict, prefix: str, *args: Any) -> None:
     """Give the second head of an old state dict, in place, today's name: a hook of `load_state_dict`."""
     for name in [name for name in state_dict if name.startswith(f"{prefix}{_OLD_HEAD}.")]:
         state_dict[name.replace(_OLD_HEAD, _HEAD)] = state_dict.pop(name)

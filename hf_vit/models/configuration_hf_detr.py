@@ -134,7 +134,7 @@ class HfDetrConfig(CodeVersionMixin, PreTrainedConfig):
     mask_upsampling_blocks: int = 2
     stuff_class_ids: list[int] | tuple[int, ...] = ()
 
-    def __post_init__(self, **kwargs: Any):
+    def __post_init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         self.backbone_config = _backbone_config(self.backbone_config)
         super().__post_init__(**kwargs)
@@ -148,7 +148,7 @@ class HfDetrConfig(CodeVersionMixin, PreTrainedConfig):
     @property
     def num_class_outputs(self) -> int:
         """Class logits of a query: the classes and, with `class_loss="softmax"`, no object."""
-        return self.num_labels + (self.class_loss == "softmax")
+        return int(self.num_labels or 0) + (self.class_loss == "softmax")
 
     @property
     def has_reference_boxes(self) -> bool:
@@ -180,7 +180,7 @@ class HfDetrConfig(CodeVersionMixin, PreTrainedConfig):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for index in self.stuff_class_ids:
-            if not 0 <= index < self.num_labels:
+            if not 0 <= index < int(self.num_labels or 0):
                 raise ValueError(f"stuff_class_ids must be in [0, {self.num_labels}), got {index}")
 
     def _check_sizes(self) -> None:

@@ -1,6 +1,6 @@
 """Configuration of the encoder-decoder Transformer."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
@@ -137,7 +137,7 @@ class HfTransformerConfig(CodeVersionMixin, PreTrainedConfig):
     eos_token_id: int | list[int] | None = 2
     decoder_start_token_id: int | None = 1
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         kwargs.setdefault("custom_pipelines", {task: dict(entry) for task, entry in CUSTOM_PIPELINES.items()})
         self.check()
@@ -151,7 +151,7 @@ class HfTransformerConfig(CodeVersionMixin, PreTrainedConfig):
         return self.encoder_layers if self.is_encoder_decoder else self.decoder_layers
 
     @num_hidden_layers.setter
-    def num_hidden_layers(self, value: int):
+    def num_hidden_layers(self, value: int) -> None:
         setattr(self, "encoder_layers" if self.is_encoder_decoder else "decoder_layers", value)
 
     @property
@@ -160,7 +160,7 @@ class HfTransformerConfig(CodeVersionMixin, PreTrainedConfig):
         return self.encoder_attention_heads if self.is_encoder_decoder else self.decoder_attention_heads
 
     @num_attention_heads.setter
-    def num_attention_heads(self, value: int):
+    def num_attention_heads(self, value: int) -> None:
         setattr(self, f"{'encoder' if self.is_encoder_decoder else 'decoder'}_attention_heads", value)
 
     @property
@@ -169,7 +169,7 @@ class HfTransformerConfig(CodeVersionMixin, PreTrainedConfig):
         eos = self.eos_token_id if isinstance(self.eos_token_id, (list, tuple)) else [self.eos_token_id]
         return (-100,) if self.pad_token_id is None or self.pad_token_id in eos else (-100, self.pad_token_id)
 
-    def check(self):
+    def check(self) -> None:
         """Raise a `ValueError` for the first value that is out of range or does not fit the others. Called at
         construction, and by the models for values that were overridden while loading."""
         self._check_sizes()
@@ -182,7 +182,7 @@ class HfTransformerConfig(CodeVersionMixin, PreTrainedConfig):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
-    def _check_sizes(self):
+    def _check_sizes(self) -> None:
         sizes = ["vocab_size", "encoder_vocab_size", "d_model", "max_position_embeddings"]
         sizes += [f"{stack}_{name}" for stack in ("encoder", "decoder") for name in ("attention_heads", "ffn_dim")]
         for name in sizes:
@@ -217,7 +217,7 @@ class HfTransformerConfig(CodeVersionMixin, PreTrainedConfig):
                 f"got {self.relative_attention_max_distance}"
             )
 
-    def _check_names(self):
+    def _check_names(self) -> None:
         choices = {
             "position_embedding": POSITION_EMBEDDINGS,
             "norm_position": NORM_POSITIONS,
@@ -228,7 +228,7 @@ class HfTransformerConfig(CodeVersionMixin, PreTrainedConfig):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
-    def _check_tokens(self):
+    def _check_tokens(self) -> None:
         has_both = self.is_encoder_decoder and self.share_encoder_decoder_embeddings
         if has_both and self.encoder_vocab_size not in (None, self.vocab_size):
             raise ValueError(

@@ -5,7 +5,7 @@ Shapes: B batch, Q queries of all groups, N tokens of the image, D hidden size, 
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -92,7 +92,7 @@ class FeatureMix(nn.Module):
         config: gives `d_model` and the norm.
     """
 
-    def __init__(self, channels: Sequence[int], config):
+    def __init__(self, channels: Sequence[int], config: Any):
         super().__init__()
         self.projections = nn.ModuleList([nn.Linear(count, config.d_model) for count in channels])
         self.weights = nn.Parameter(torch.zeros(len(channels)))
@@ -137,7 +137,8 @@ class BoxRelativeBias(nn.Module):
         """Signed logarithms of distances, which tell near from very near: (B, Q, 2) -> (B, Q, tokens, 2)."""
         distances = sides[:, :, None] - centers[:, None]
         scaled = distances.sign() * (1 + 64 * distances.abs()).log2() / 6
-        return scaled.to(self.columns.layers[0].weight.dtype)
+        first: Any = self.columns.layers[0]
+        return scaled.to(first.weight.dtype)
 
 
 class Queries(nn.Module):
@@ -148,7 +149,7 @@ class Queries(nn.Module):
         config: gives `num_queries`, `group_detr`, `two_stage`, `has_reference_boxes`, `num_class_outputs`.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.num_queries, self.num_groups, self.config = config.num_queries, config.group_detr, config
         total = config.num_queries * config.group_detr
@@ -189,7 +190,7 @@ class Queries(nn.Module):
         num_groups = self.num_groups if self.training else 1
         count = self.num_queries if chosen_boxes is None else chosen_boxes.shape[1]
 
-        def learnt(table: nn.Embedding) -> torch.Tensor:
+        def learnt(table: Any) -> torch.Tensor:
             groups = table.weight.unflatten(0, (self.num_groups, self.num_queries))[:num_groups, :count]
             return groups.flatten(0, 1).expand(batch_size, -1, -1)
 
@@ -208,7 +209,7 @@ class HfDetrDecoder(nn.Module):
         config: the configuration.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.refines = config.with_box_refine
         rates = drop_path_rates(config.drop_path_rate, config.decoder_layers)
@@ -219,9 +220,13 @@ class HfDetrDecoder(nn.Module):
         # The first prediction is the reference box itself.
         has_reference = config.has_reference_boxes
         self.box_head = FeedForwardHead(config.d_model, config.d_model, 4, num_layers=3, starts_at_zero=has_reference)
-        self.d_model, self.position_head, self.biases = config.d_model, None, None
+        self.d_model = config.d_model
+        self.position_head: Any = None
+        self.biases: Any = None
         if has_reference:
-            self.position_head = FeedForwardHead(*[config.d_model] * 3, num_layers=2, starts_at_zero=False)
+            self.position_head = FeedForwardHead(
+                config.d_model, config.d_model, config.d_model, num_layers=2, starts_at_zero=False
+            )
         if config.box_relative_bias:
             heads = config.decoder_attention_heads
             self.biases = nn.ModuleList([BoxRelativeBias(heads, config.d_model // 4) for _ in self.layers])
@@ -248,7 +253,9 @@ class HfDetrDecoder(nn.Module):
             grid_size: rows and columns of the tokens.
         """
         mask = group_mask(num_groups, contents.shape[1], contents.device) if num_groups > 1 else None
-        states, boxes, refined = contents, reference_boxes, reference_boxes
+        states = contents
+        boxes: Any = reference_boxes
+        refined: Any = reference_boxes
         all_states, all_boxes = [], []
         for i, layer in enumerate(self.layers):
             if boxes is not None:

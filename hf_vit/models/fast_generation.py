@@ -1,6 +1,7 @@
 """Greedy and beam search over [`CachedDecoder`]: the texts of transformers' `generate`, sooner."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -36,7 +37,7 @@ class FastGenerationMixin(CheckedGenerationMixin):
     those of this file. All that `generate` does before (limits, logits processors, stopping criteria, the encoder)
     stays as it is; whatever this file does not know goes to transformers."""
 
-    def generate(self, inputs=None, generation_config=None, *args, **kwargs):
+    def generate(self, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         """See `GenerationMixin.generate`.
 
         Raises:
@@ -53,13 +54,13 @@ class FastGenerationMixin(CheckedGenerationMixin):
                 criteria = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or ()), criterion])
                 arguments.update(stop_strings=None, stopping_criteria=criteria)
 
-        def search(input_ids, **prepared):
+        def search(input_ids: torch.Tensor, **prepared: Any) -> Any:
             return self._search(input_ids, streamer, **prepared)
 
         generate = super().generate
         return generate_with_loop(search, lambda: generate(inputs, generation_config, **kwargs), generate, arguments)
 
-    def _options(self, inputs, generation_config, kwargs: dict):
+    def _options(self, inputs: Any, generation_config: Any, kwargs: dict) -> Any:
         """The options that hold, if a search of this file is what is asked for; else None."""
         if not isinstance(generation_config, (GenerationConfig, type(None))):
             return None
@@ -91,7 +92,7 @@ class FastGenerationMixin(CheckedGenerationMixin):
         return options if is_plain else None
 
     @staticmethod
-    def _takes(inputs, arguments: dict) -> bool:
+    def _takes(inputs: Any, arguments: dict) -> bool:
         mask, outputs = arguments.get("attention_mask"), arguments.get("encoder_outputs")
         tensors = [inputs, *(arguments.get(name) for name in ("input_ids", "attention_mask", "decoder_input_ids"))]
         if outputs is not None:
@@ -103,7 +104,15 @@ class FastGenerationMixin(CheckedGenerationMixin):
             and (mask is None or (mask.ndim == 2 and bool((mask != 0).any(1).all())))
         )
 
-    def _search(self, input_ids, streamer, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+    def _search(
+        self,
+        input_ids: torch.Tensor,
+        streamer: Any,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **model_kwargs: Any,
+    ) -> Any:
         states = getattr(model_kwargs.get("encoder_outputs"), "last_hidden_state", None)
         unknown = {name for name, value in model_kwargs.items() if value is not None} - _PREPARED_ARGUMENTS
         num_beams = generation_config.num_beams
@@ -111,7 +120,8 @@ class FastGenerationMixin(CheckedGenerationMixin):
         if unknown or has_own or not isinstance(states, torch.Tensor) or not is_plain_eager(states):
             found = sorted(unknown) or has_own or type(states).__name__
             raise LoopNotRun(f"for generate has prepared what it does not know, {found}")
-        self.get_decoder().embed(input_ids, None)  # refuses tokens that it does not know, as its steps do not
+        model: Any = self
+        model.get_decoder().embed(input_ids, None)  # refuses tokens that it does not know, as its steps do not
         # `generate` has repeated the sources for the beams.
         states, mask = states[::num_beams], model_kwargs.get("attention_mask")
         decoder = CachedDecoder(self, states, None if mask is None else mask[::num_beams], num_beams)
@@ -121,11 +131,11 @@ class FastGenerationMixin(CheckedGenerationMixin):
             streamer.put(input_ids)
         looks_for_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         pad = _pad_of(generation_config) if looks_for_eos else None
-        pad = None if pad is None else torch.tensor(pad)
-        return greedy_search(decoder, input_ids, logits_processor, stopping_criteria, pad, streamer)
+        padding = None if pad is None else torch.tensor(pad)
+        return greedy_search(decoder, input_ids, logits_processor, stopping_criteria, padding, streamer)
 
 
-def _is_sharded(model: nn.Module) -> bool:
+def _is_sharded(model: Any) -> bool:
     """Whether this process holds but parts of the model's weights, which all processes then gather together."""
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return False
@@ -136,17 +146,24 @@ def _is_sharded(model: nn.Module) -> bool:
     )
 
 
-def _eos_of(generation_config) -> list[int]:
+def _eos_of(generation_config: Any) -> list[int]:
     eos = generation_config.eos_token_id
     return [] if eos is None else torch.as_tensor(eos).flatten().tolist()
 
 
-def _pad_of(generation_config) -> int | None:
+def _pad_of(generation_config: Any) -> int | None:
     eos, pad = _eos_of(generation_config), generation_config.pad_token_id
     return eos[0] if pad is None and eos else pad
 
 
-def greedy_search(decoder, input_ids, logits_processor, stopping_criteria, pad=None, streamer=None) -> torch.Tensor:
+def greedy_search(
+    decoder: Any,
+    input_ids: torch.Tensor,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    pad: Any = None,
+    streamer: Any = None,
+) -> torch.Tensor:
     """Take the likeliest token again and again: texts of shape (batch, tokens), beginning with `input_ids`.
 
     Args:
@@ -193,7 +210,7 @@ class BeamSearch:
         logits_processor, generation_config: as `generate` has prepared them.
     """
 
-    def __init__(self, decoder, input_ids, logits_processor, generation_config):
+    def __init__(self, decoder: Any, input_ids: torch.Tensor, logits_processor: Any, generation_config: Any) -> None:
         self.decoder, self.logits_processor, self.config = decoder, logits_processor, generation_config
         self.num_beams, self.max_length = generation_config.num_beams, generation_config.max_length
         self.length = self.prompt_length = input_ids.shape[1]
@@ -211,7 +228,7 @@ class BeamSearch:
         self.is_result = torch.zeros(shape, dtype=torch.bool)
         self.can_improve = torch.ones(shape[0], 1, dtype=torch.bool)
         self.sources = torch.arange(shape[0])  # those that the tensors above are about
-        self.closed = []
+        self.closed: list[Any] = []
 
     def run(self) -> torch.Tensor:
         """The best `num_return_sequences` texts of each source, shape (batch * texts, tokens)."""
@@ -238,7 +255,7 @@ class BeamSearch:
         results = results[sources.argsort(), :, : self.prompt_length + int(lengths.max())]
         return results.flatten(0, 1)
 
-    def _close(self, is_closed: torch.Tensor):
+    def _close(self, is_closed: torch.Tensor) -> None:
         """Put the results of sources aside and forget them, shape (sources,)."""
         texts = self.config.num_return_sequences
         parts = (self.sources, self.results[:, :texts], self.result_lengths[:, :texts])
@@ -271,7 +288,7 @@ class BeamSearch:
         self.decoder.keep(beams)
         return next_ids.view(-1, 1)
 
-    def _add_results(self, scores, beams, next_ids, is_finished):
+    def _add_results(self, scores: torch.Tensor, beams: Any, next_ids: Any, is_finished: Any) -> None:
         is_full = self.is_result.all(1, keepdim=True) & (self.config.early_stopping is True)
         num_tokens = self.length - self.prompt_length
         scores = scores / num_tokens**self.config.length_penalty

@@ -1,6 +1,8 @@
 """Image processor for photographs of any shape, as timm evaluates its models."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,24 +77,41 @@ class HfViTImageProcessor(PilBackend):
     crop_mode = "center"
     do_convert_grey = False
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         _check(self.size, self.crop_pct, self.crop_mode)
         if self.do_convert_grey and not len(self.image_mean) == len(self.image_std) == 1:
             raise ValueError(f"image_mean and image_std of grey images have one number each, got {self.image_mean}")
 
-    def process_image(self, image, do_convert_rgb=None, **kwargs):
+    def process_image(
+        self, image: Any, do_convert_rgb: Any = None, input_data_format: Any = None, **kwargs: Any
+    ) -> Any:
+        kwargs["input_data_format"] = input_data_format
         if not self.do_convert_grey:
             return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
         if isinstance(image, Image.Image):
             return _grey(image)
         return _luma(super().process_image(image, do_convert_rgb=False, **kwargs))
 
-    def _validate_preprocess_kwargs(self, *, size, crop_pct, crop_mode, **kwargs):
+    def _validate_preprocess_kwargs(  # type: ignore[override]  # called with keywords
+        self, *, size: Any, crop_pct: Any, crop_mode: Any, **kwargs: Any
+    ) -> None:
         _check(size, crop_pct, crop_mode)
         super()._validate_preprocess_kwargs(size=size, **kwargs)
 
-    def _preprocess(self, images, *, do_resize, size, resample, crop_pct, crop_mode, do_rescale, image_mean, **kwargs):
+    def _preprocess(  # type: ignore[override]  # called with keywords
+        self,
+        images: Any,
+        *,
+        do_resize: Any,
+        size: Any,
+        resample: Any,
+        crop_pct: Any,
+        crop_mode: Any,
+        do_rescale: Any,
+        image_mean: Any,
+        **kwargs: Any,
+    ) -> Any:
         kwargs.pop("do_convert_grey", None)
         if do_resize:
             fill = [0] * len(image_mean)
@@ -112,7 +131,7 @@ class HfViTImageProcessor(PilBackend):
         )
 
 
-def _check(size, crop_pct: float, crop_mode: str):
+def _check(size: Any, crop_pct: float, crop_mode: str) -> None:
     if not (size and size.height and size.width):
         raise ValueError(f"size must have height and width, got {size}")
     if not crop_pct > 0:
@@ -138,9 +157,11 @@ def _luma(image: np.ndarray) -> np.ndarray:
     return (grey if np.issubdtype(image.dtype, np.floating) else np.rint(grey)).astype(image.dtype)
 
 
-def _fit(image, target: tuple[int, int], resample: int, crop_pct: float, crop_mode: str, fill: list[float]):
+def _fit(
+    image: Any, target: tuple[int, int], resample: Any, crop_pct: float, crop_mode: str, fill: Sequence[float]
+) -> Any:
     """A numpy array of shape (channels, height, width), resized and cropped to (channels, *target)."""
-    scaled = tuple(math.floor(length / crop_pct) for length in target)
+    scaled = math.floor(target[0] / crop_pct), math.floor(target[1] / crop_pct)
     new_size = resized(image.shape[-2:], scaled, crop_mode)
     first = ChannelDimension.FIRST
     image = resize(image, new_size, resample=resample, data_format=first, input_data_format=first)

@@ -4,6 +4,7 @@ Shapes: B batch, Q queries, D hidden size, T objects of the largest image, P pai
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,10 +23,12 @@ class MaskHead(nn.Module):
         config: gives `d_model` and `mask_upsampling_blocks`.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*[_upsampling_block(config.d_model) for _ in range(config.mask_upsampling_blocks)])
-        self.query_head = FeedForwardHead(*[config.d_model] * 3, num_layers=3, starts_at_zero=False)
+        self.query_head = FeedForwardHead(
+            config.d_model, config.d_model, config.d_model, num_layers=3, starts_at_zero=False
+        )
         self.scale = config.d_model**-0.5
 
     def forward(self, hidden_states: torch.Tensor, feature_map: torch.Tensor) -> torch.Tensor:
@@ -61,7 +64,7 @@ def _focal_terms(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
-def mask_costs(pred_masks: torch.Tensor, masks: Sequence[torch.Tensor], config) -> torch.Tensor | None:
+def mask_costs(pred_masks: torch.Tensor, masks: Sequence[torch.Tensor], config: Any) -> torch.Tensor | None:
     """Return what it costs to give each query the mask of each object of its image, at the resolution of the
     predictions; None where `config.mask_cost` and `config.dice_cost` are zero.
 

@@ -4,7 +4,7 @@ Shapes: L predictions of the same queries (decoder layers), B batch, G groups, Q
 T objects of the largest image.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,7 +13,7 @@ from .box_ops import box_iou, center_to_corners
 try:
     from scipy.optimize import linear_sum_assignment
 except ImportError:  # needed in training alone
-    linear_sum_assignment = None
+    linear_sum_assignment: Any = None  # type: ignore[no-redef]
 
 # Of the focal loss (1708.02002), by whose difference between "object" and "no object" a sigmoid's cost is told.
 _ALPHA, _GAMMA = 0.25, 2.0
@@ -38,7 +38,7 @@ def class_cost(logits: torch.Tensor, is_softmax: bool) -> torch.Tensor:
 
 @torch.no_grad()
 def matching_costs(
-    logits: torch.Tensor, boxes: torch.Tensor, class_labels: torch.Tensor, object_boxes: torch.Tensor, config
+    logits: torch.Tensor, boxes: torch.Tensor, class_labels: torch.Tensor, object_boxes: torch.Tensor, config: Any
 ) -> torch.Tensor:
     """Return what each pair of a query and an object of its image costs.
 

@@ -4,6 +4,7 @@ Shapes: B batch, N patches.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from .layers import MLP, make_norm
 class MeanPooling(nn.Module):
     """Mean over the patches: (batch, tokens, hidden_size) -> (batch, hidden_size)."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.num_prefix_tokens = config.num_prefix_tokens
 
@@ -34,7 +35,7 @@ class MaxPooling(MeanPooling):
 class ClassTokenPooling(nn.Module):
     """The class token: (batch, tokens, hidden_size) -> (batch, hidden_size)."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.class_token_index = config.class_token_index
 
@@ -42,10 +43,22 @@ class ClassTokenPooling(nn.Module):
         return tokens[:, self.class_token_index]
 
 
+class ClassTokenTanhPooling(ClassTokenPooling):
+    """The class token through a linear layer and tanh, the pooler of BERT (1810.04805) that ViT's first checkpoints
+    have: (batch, tokens, hidden_size) -> (batch, hidden_size), in (-1, 1)."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return linear(self.dense, super().forward(tokens)).tanh()
+
+
 class ClassTokenMeanPooling(MeanPooling):
     """w * class token + (1 - w) * mean over the patches; w is `cls_mean_weight`, fixed, or learnt as a sigmoid."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.class_token_index = config.class_token_index
         self.weight = config.cls_mean_weight
@@ -68,7 +81,7 @@ class WeightedPooling(nn.Module):
     (batch, tokens, hidden_size) -> (batch, hidden_size)
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.num_prefix_tokens = config.num_prefix_tokens
         self.score = nn.Linear(config.hidden_size, 1)
@@ -88,7 +101,7 @@ class AttentionPooling(nn.Module):
 
     is_causal = False
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
         self.num_prefix_tokens = config.num_prefix_tokens
@@ -116,6 +129,7 @@ class AttentionPooling(nn.Module):
 
 _POOLINGS = {
     "cls": ClassTokenPooling,
+    "cls_tanh": ClassTokenTanhPooling,
     "mean": MeanPooling,
     "max": MaxPooling,
     "cls_mean": ClassTokenMeanPooling,
@@ -127,7 +141,7 @@ _POOLINGS = {
 class Pooler(nn.Module):
     """The poolings that `config.pooling` names: (batch, tokens, hidden_size) -> (batch, poolings, hidden_size)."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.poolings = nn.ModuleDict({name: _POOLINGS[name](config) for name in config.poolings})
 

@@ -104,7 +104,7 @@ class Masks:
         size: tuple[int, int] | None,
     ):
         self.logits, self.queries, self.content_box = logits, queries, content_box
-        self.size = tuple(logits.shape[1:]) if size is None else size
+        self.size = (logits.shape[1], logits.shape[2]) if size is None else size
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         for query in self.queries:

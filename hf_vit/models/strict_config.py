@@ -1,5 +1,7 @@
 """Parts shared by the configurations."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 
@@ -9,7 +11,7 @@ GATED_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pyto
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
 
-def strict_config(cls: type) -> type:
+def strict_config(cls: Any) -> Any:
     """`huggingface_hub.dataclasses.strict`, whose complaint about a field's type is a `ValueError` too.
 
     Raises:
@@ -18,7 +20,7 @@ def strict_config(cls: type) -> type:
     cls = strict(cls)
     assign = cls.__setattr__
 
-    def __setattr__(self, name, value):
+    def __setattr__(self: Any, name: str, value: Any) -> None:
         try:
             assign(self, name, value)
         except StrictDataclassFieldValidationError as error:

@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, S keys, R distances, H heads, K head size.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,13 +44,13 @@ def holds_several_texts(position_ids: torch.Tensor | None, attention_mask: torch
 
 
 def check_position_ids(
-    config,
+    config: Any,
     position_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
     slots: torch.Tensor,
     batch_size: int,
     input_name: str,
-):
+) -> None:
     """Check that given positions are of the tokens' shape and that `config.position_embedding` can express them.
 
     Args:
@@ -87,15 +88,16 @@ def check_position_ids(
         )
 
 
-def _go_on_by_one(position_ids, attention_mask, slots) -> bool:
+def _go_on_by_one(position_ids: torch.Tensor, attention_mask: torch.Tensor | None, slots: Any) -> bool:
     """Whether positions differ as the slots of the tokens do, or as many tokens as the mask keeps between them; or
     whether they are those of several texts, each of which does."""
     if holds_several_texts(position_ids, attention_mask):
         return True
     if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
         return _differ_as_slots(position_ids, attention_mask, slots)
-    has_rows = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
-    is_padding = attention_mask[:, slots] == 0 if has_rows else torch.zeros_like(position_ids, dtype=torch.bool)
+    is_padding = torch.zeros_like(position_ids, dtype=torch.bool)
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        is_padding = attention_mask[:, slots] == 0
     for expected in (slots[None], text_position_ids(attention_mask, slots)):
         shift = (position_ids - expected).float()  # (B, T), padding aside the same for all tokens of a text
         low, high = shift.masked_fill(is_padding, torch.inf), shift.masked_fill(is_padding, -torch.inf)
@@ -104,7 +106,7 @@ def _go_on_by_one(position_ids, attention_mask, slots) -> bool:
     return False
 
 
-def _differ_as_slots(position_ids, attention_mask, slots) -> bool:
+def _differ_as_slots(position_ids: torch.Tensor, attention_mask: torch.Tensor, slots: Any) -> bool:
     """Whether every token is as far from each that it attends to as their slots are; of tokens in a cache nothing is
     known but their slots."""
     shift = position_ids - slots  # (B, T)
@@ -117,7 +119,7 @@ def _differ_as_slots(position_ids, attention_mask, slots) -> bool:
 class SinusoidalTextPosition(nn.Module):
     """Sines and cosines of the position (1706.03762): (batch, tokens) -> (batch, tokens, d_model)."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.d_model = config.d_model
 
@@ -128,7 +130,7 @@ class SinusoidalTextPosition(nn.Module):
 class LearnedTextPosition(nn.Embedding):
     """One learnt vector per position: (batch, tokens) -> (batch, tokens, d_model)."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config.max_position_embeddings + config.position_offset, config.d_model)
         self.offset = config.position_offset
 
@@ -143,7 +145,7 @@ class RotaryTextPosition(nn.Module):
         `rotary_embedding`: cosines and sines, each (batch, 1, tokens, head size).
     """
 
-    def __init__(self, config, num_attention_heads: int, is_causal: bool):
+    def __init__(self, config: Any, num_attention_heads: int, is_causal: bool):
         super().__init__()
         self.head_dim = config.d_model // num_attention_heads
 
@@ -161,7 +163,7 @@ class RelativeTextPosition(nn.Module):
         `position_bias`: (1, heads, tokens, keys).
     """
 
-    def __init__(self, config, num_attention_heads: int, is_causal: bool):
+    def __init__(self, config: Any, num_attention_heads: int, is_causal: bool):
         super().__init__()
         self.is_causal = is_causal
         self.num_buckets = config.relative_attention_num_buckets
@@ -194,7 +196,7 @@ class RelativeXLTextPosition(nn.Module):
         pair of token and key, shape (tokens, keys).
     """
 
-    def __init__(self, config, num_attention_heads: int, is_causal: bool):
+    def __init__(self, config: Any, num_attention_heads: int, is_causal: bool):
         super().__init__()
         self.d_model = config.d_model
         self.is_causal = is_causal
@@ -212,13 +214,15 @@ class RelativeXLSelfAttention(SelfAttention):
     offset of the query: (q + u) k + (q + v) r, where r is a linear map of the sinusoidal encoding of the distance
     (Transformer-XL, 1901.02860). Arguments as for [`SelfAttention`]."""
 
-    def __init__(self, config, *args, **kwargs):
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.r_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.content_bias = nn.Parameter(torch.zeros(self.num_attention_heads, 1, self.head_dim))
         self.position_bias = nn.Parameter(torch.zeros(self.num_attention_heads, 1, self.head_dim))
 
-    def _attend(self, query, key, value, position_bias, **kwargs):
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, position_bias: Any = None, **kwargs: Any
+    ) -> Any:
         encodings, rows = position_bias
         positions = linear(self.r_proj, encodings.to(query.dtype)).unflatten(
             1, (self.num_attention_heads, -1)

@@ -1,26 +1,30 @@
 """Which values a configuration of the Vision Transformer may have, and with which others."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from transformers.activations import ACT2FN
 
 from .strict_config import GATED_ACTIVATIONS, PROBLEM_TYPES
 
-POOLINGS = ("cls", "mean", "max", "cls_mean", "weighted", "attention", "none")
+POOLINGS = ("cls", "cls_tanh", "mean", "max", "cls_mean", "weighted", "attention", "none")
 # Added to the tokens, to the attention scores, or turning queries and keys.
 ABSOLUTE = ("learned", "learned_2d", "sincos_1d", "sincos_2d")
 RELATIVE = ("relative_bias", "relative_bias_per_layer")
 ROTARY = ("rope_2d", "rope_axial", "rope_mixed")
 POSITION_EMBEDDINGS = (*ABSOLUTE, *RELATIVE, *ROTARY, "none")
-PATCH_EMBEDDINGS = ("conv", "hybrid")
+PATCH_EMBEDDINGS = ("conv", "hybrid", "lvvit")
 PATCH_FITS = ("exact", "pad", "crop")
 DISTILLATION_TYPES = ("soft", "hard")
 
 
-def pair(value: int | list[int] | tuple[int, ...]) -> tuple[int, ...]:
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
     """Return a size given as one number or as (height, width) as the latter."""
-    return (value, value) if isinstance(value, int) else tuple(value)
+    pair: Any = (value, value) if isinstance(value, int) else tuple(value)
+    return pair
 
 
-def check_config(config) -> None:
+def check_config(config: Any) -> None:
     """Raise a `ValueError` for the first value that is out of range or does not fit the others."""
     _check_sizes(config)
     _check_names(config)
@@ -39,14 +43,23 @@ def check_config(config) -> None:
         "initializer_range",
         "layer_norm_eps",
         "layer_scale_init_value",
+        "residual_scale",
         "rope_theta",
     ):
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be above 0, got {value}")
 
+    if config.token_labeling_weight < 0:
+        raise ValueError(f"token_labeling_weight must be at least 0, got {config.token_labeling_weight}")
+    if config.use_token_labeling_head and config.patch_dropout_prob:
+        raise ValueError(
+            f"patch_dropout_prob must be 0 with use_token_labeling_head, which classifies every patch, got "
+            f"{config.patch_dropout_prob}"
+        )
 
-def _check_sizes(config):
+
+def _check_sizes(config: Any) -> None:
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
@@ -64,6 +77,8 @@ def _check_sizes(config):
         value = getattr(config, name)
         if value is not None and (len(pair(value)) != 2 or min(pair(value)) < 1):
             raise ValueError(f"{name} must be a positive integer or a pair (height, width) of them, got {value}")
+    if config.patch_embedding == "lvvit" and any(patch % 2 for patch in config.patch_shape):
+        raise ValueError(f"patch_size must be even for patch_embedding 'lvvit', got {config.patch_size}")
     if config.patch_fit == "crop":
         if any(size < patch for size, patch in zip(config.image_shape, config.patch_shape)):
             raise ValueError(f"image_size must be at least patch_size ({config.patch_size}), got {config.image_size}")
@@ -71,7 +86,7 @@ def _check_sizes(config):
         raise ValueError(f"image_size must be a multiple of patch_size ({config.patch_size}), got {config.image_size}")
 
 
-def _check_names(config):
+def _check_names(config: Any) -> None:
     choices = {
         "patch_embedding": PATCH_EMBEDDINGS,
         "patch_fit": PATCH_FITS,
@@ -89,11 +104,11 @@ def _check_names(config):
         raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, or a list of them, got {config.pooling!r}")
     if len(set(config.poolings)) != len(config.poolings) or ("none" in config.poolings and config.pooling != "none"):
         raise ValueError(f"pooling must not have 'none' or a name twice in a list, got {config.pooling!r}")
-    if {"cls", "cls_mean"} & set(config.poolings) and not config.use_class_token:
+    if {"cls", "cls_tanh", "cls_mean"} & set(config.poolings) and not config.use_class_token:
         raise ValueError(f"pooling {config.pooling!r} needs use_class_token=True, got False")
 
 
-def _check_positions(config):
+def _check_positions(config: Any) -> None:
     names, given = config.position_embeddings, config.position_embedding
     if not names or any(name not in POSITION_EMBEDDINGS for name in names):
         raise ValueError(
@@ -124,7 +139,7 @@ def _check_positions(config):
         _refuse_together(config, "position_embedding_on_prefix", "class", registers_first=True)
 
 
-def _check_layers(config):
+def _check_layers(config: Any) -> None:
     """Parts that know nothing of each other."""
     if config.num_class_layers:
         if not config.use_class_token:
@@ -137,7 +152,7 @@ def _check_layers(config):
             _refuse_together(config, "num_class_layers", given, key_bias=False)
 
 
-def _refuse_together(config, name: str, value: object, **others: object):
+def _refuse_together(config: Any, name: str, value: object, **others: object) -> None:
     for other, refused in others.items():
         if getattr(config, other) == refused:
             raise ValueError(f"{other} must not be {refused!r} with {name} {value!r}")

@@ -1,5 +1,7 @@
 """Base of all Vision Transformer models: initialisation, capabilities, conversions on loading."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -34,9 +36,9 @@ class HfViTPreTrainedModel(InferenceModesMixin, OwnConversionsMixin, PreTrainedM
     config_class = HfViTConfig
     base_model_prefix = "vit"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities: Any = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ("HfViTEmbeddings", "HfViTLayer", "HfViTClassLayer", "Pooler")
+    _no_split_modules: Any = ("HfViTEmbeddings", "HfViTLayer", "HfViTClassLayer", "Pooler")
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -47,20 +49,21 @@ class HfViTPreTrainedModel(InferenceModesMixin, OwnConversionsMixin, PreTrainedM
         "attentions": [SelfAttention, ClassAttention],
     }
 
-    def __init__(self, config: HfViTConfig, *args, **kwargs):
+    def __init__(self, config: HfViTConfig, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)
         say_if_untested()
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             self._init_trunc_normal(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)):
             init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
+            bias: Any = getattr(module, "bias", None)
+            if bias is not None:
+                init.zeros_(bias)
         elif isinstance(module, LayerScale):
             init.constant_(module.scale, module.init_value)
         elif isinstance(module, ClassTokenMeanPooling) and module.weight_logit is not None:
@@ -72,7 +75,9 @@ class HfViTPreTrainedModel(InferenceModesMixin, OwnConversionsMixin, PreTrainedM
                 init.zeros_(table)
         elif isinstance(module, MixedRotaryPosition):
             init.copy_(module.frequencies, module.initial_frequencies())
-        elif isinstance(module, HfViTSelfAttention) and module.query_bias is not None:
+        elif (
+            isinstance(module, HfViTSelfAttention) and module.query_bias is not None and module.value_bias is not None
+        ):
             init.zeros_(module.query_bias)
             init.zeros_(module.value_bias)
         elif isinstance(module, AttentionPooling):
@@ -86,7 +91,7 @@ class HfViTPreTrainedModel(InferenceModesMixin, OwnConversionsMixin, PreTrainedM
             for parameter in module.parameters(recurse=False):
                 self._init_trunc_normal(parameter)
 
-    def _init_trunc_normal(self, parameter: nn.Parameter):
+    def _init_trunc_normal(self, parameter: torch.Tensor) -> None:
         """Normal distribution cut off at two deviations, widened so that what is left has std `initializer_range`."""
         std = self.config.initializer_range / _TRUNCATED_STD
         init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)

@@ -36,7 +36,8 @@ def folder_of(name: str) -> Path:
         ValueError: there is no such task.
     """
     for parent in __path__:
-        if Path(parent, name, "task.py").is_file():
+        # A record may hold any text as its task: a path leads nowhere.
+        if name.isidentifier() and Path(parent, name, "task.py").is_file():
             return Path(parent, name)
     near = difflib.get_close_matches(name, names(), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"valid names: {', '.join(names())}"

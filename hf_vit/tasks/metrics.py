@@ -21,7 +21,7 @@ class Counter(ABC):
     state: dict[str, Any]
 
     @abstractmethod
-    def update(self, **columns: Any) -> None:
+    def update(self, *columns: Any, **named_columns: Any) -> None:
         """Count the samples of a batch, given as equally long columns."""
 
     @abstractmethod

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from hf_vit.config import closest
 from hf_vit.conversion.cached import converted
+from hf_vit.files import check_model_source
 from hf_vit.models.configuration_hf_transformer import HfTransformerConfig
 from hf_vit.models.configuration_hf_vit import HfViTConfig
 
@@ -26,11 +27,12 @@ def checkpoint(arguments: CheckpointArguments) -> tuple[str, str | None]:
     process of each machine makes.
 
     Raises:
-        ValueError: the checkpoint cannot be converted.
+        ValueError: there is no such folder, or the checkpoint cannot be converted.
     """
     name = arguments.model_name_or_path
     if name is None:
         raise ValueError("--model_name_or_path is required")
+    check_model_source("--model_name_or_path", name)
     if not arguments.convert:
         return name, arguments.model_revision
     with PartialState().local_main_process_first():

@@ -37,7 +37,7 @@ class TokenizerArguments:
         None, help="Tokens of the target's tokenizer where the two are separate; vocab_size when not given."
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("vocab_size", "target_vocab_size"):
             check_range(name, getattr(self, name), len(_BYTES) + 3)
         if self.target_vocab_size is not None and not self.separate_tokenizers:

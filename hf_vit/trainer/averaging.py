@@ -28,7 +28,7 @@ class EmaArguments:
     )
     use_ema_weights: bool = argument(True, help="Evaluate and save the averaged weights when there are some.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range("ema_decay", self.ema_decay, 0, 1)
         check_range("num_averaged_epochs", self.num_averaged_epochs, 1)
         if self.ema_decay is not None and self.num_averaged_epochs is not None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch.utils.data import DataLoader
 
-from hf_vit.config import Arguments, argument, check_range
+from hf_vit.config import argument, check_range
 from hf_vit.trainer.loaders import dealt_by
+
+if TYPE_CHECKING:
+    from hf_vit.trainer.arguments import TrainingArguments
 
 STATE_FILE = "trainer_state.json"
 
@@ -31,7 +34,7 @@ class CheckpointArguments:
         const="latest",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.checkpointing_steps != "epoch" and not (
             self.checkpointing_steps.isdigit() and int(self.checkpointing_steps) > 0
         ):
@@ -115,7 +118,11 @@ class TrainingState:
 
 
 def run_facts(
-    described: Mapping[str, Any], schedule: Any, train_loader: DataLoader, arguments: Arguments, sharding: str | None
+    described: Mapping[str, Any],
+    schedule: Any,
+    train_loader: DataLoader,
+    arguments: TrainingArguments,
+    sharding: str | None,
 ) -> dict[str, Any]:
     """Facts that a checkpoint must share with the run that resumes it; see `Checkpointer`.
 

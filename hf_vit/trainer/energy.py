@@ -31,7 +31,7 @@ class EnergyMeter:
         if country is not None:
             from codecarbon import OfflineEmissionsTracker
 
-            options = {"save_to_file": False, "log_level": "error", "allow_multiple_runs": True}
+            options: dict[str, Any] = {"save_to_file": False, "log_level": "error", "allow_multiple_runs": True}
             self._tracker = OfflineEmissionsTracker(country_iso_code=country, **options)
             self._tracker.start()
 
@@ -39,6 +39,6 @@ class EnergyMeter:
         """The run record's `cost`: `energy_kwh` and `co2_kg` of CO2 equivalents; empty if nothing was measured."""
         if self._tracker is None:
             return {}
-        co2 = self._tracker.stop()
+        co2: Any = self._tracker.stop()
         energy = self._tracker.final_emissions_data.energy_consumed
         return {"cost": {"energy_kwh": float(energy), "co2_kg": float(co2)}}

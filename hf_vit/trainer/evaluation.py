@@ -28,7 +28,8 @@ def evaluate(
         loader: prepared by `prepare_evaluation_loader`.
         after_batch: called after each, on every process; what it raises ends the evaluation.
     """
-    num_samples, counted = len(loader.dataset), 0
+    dataset: Any = loader.dataset
+    num_samples, counted = len(dataset), 0
     for number, batch in enumerate(loader):
         own = _own_samples(batch, number, accelerator, num_samples)
         with accelerator.autocast():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -31,7 +32,7 @@ def parameter_depths(model: nn.Module) -> dict[int, int]:
     Raises:
         ValueError: nothing says so for this model.
     """
-    timm_model = getattr(model, "timm_model", model)
+    timm_model: Any = getattr(model, "timm_model", model)
     if hasattr(timm_model, "group_matcher"):
         return _timm_depths(model, timm_model)
     groups = _groups(model)
@@ -44,7 +45,7 @@ def parameter_depths(model: nn.Module) -> dict[int, int]:
     return depths
 
 
-def _groups(model: nn.Module) -> list[list[nn.Module]]:
+def _groups(model: Any) -> list[list[nn.Module]]:
     for owner in (model, getattr(model, "base_model", model)):
         if hasattr(owner, "layer_groups"):
             return owner.layer_groups()
@@ -77,14 +78,14 @@ def _stack(
     """The stem's modules and those of each layer."""
     for name in layers:
         try:
-            found = body.get_submodule(name)
+            found: Any = body.get_submodule(name)
         except AttributeError:
             continue
         return [body.get_submodule(part) for part in stem], [[layer] for layer in found]
     raise AttributeError(f"{type(body).__name__} has no {' or '.join(layers)}")
 
 
-def _timm_depths(model: nn.Module, timm_model: nn.Module) -> dict[int, int]:
+def _timm_depths(model: nn.Module, timm_model: Any) -> dict[int, int]:
     from timm.models import group_parameters
 
     depth_of = group_parameters(timm_model, timm_model.group_matcher(coarse=False), reverse=True)

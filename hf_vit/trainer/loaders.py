@@ -28,8 +28,9 @@ def tell_deepspeed(accelerator: Accelerator, schedule: Any, max_grad_norm: float
 
 def dealt_by(loader: DataLoader) -> dict[str, int]:
     """Settings that decide, beside the sizes of batches and steps, which samples come within an epoch."""
+    dataset: Any = loader.dataset
     if isinstance(loader.dataset, IterableDataset):
-        return {"num_processes": loader.dataset.process[1], "dataloader_num_workers": loader.num_workers}
+        return {"num_processes": dataset.process[1], "dataloader_num_workers": loader.num_workers}
     return {}
 
 
@@ -62,9 +63,10 @@ def prepare_train_loader(accelerator: Accelerator, loader: DataLoader) -> DataLo
     return accelerator.prepare(loader)
 
 
-def loader_from(loader: DataLoader, epoch: int, batch: int) -> DataLoader:
+def loader_from(loader: Any, epoch: int, batch: int) -> DataLoader:
     """The prepared loader from that batch of that epoch on."""
     loader.set_epoch(epoch)
+    dataset: Any = loader.dataset
     if isinstance(loader.dataset, IterableDataset):
-        loader.dataset.first_batch = batch
+        dataset.first_batch = batch
     return skip_first_batches(loader, batch) if batch else loader

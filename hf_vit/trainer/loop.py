@@ -11,12 +11,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from hf_vit.config import Arguments
+from hf_vit.trainer.arguments import TrainingArguments
 from hf_vit.trainer.averaging import averaged_model
 from hf_vit.trainer.checkpoint import TrainingState, run_facts
 from hf_vit.trainer.checkpointer import Checkpointer, Resumable, sharding_of
@@ -56,7 +55,7 @@ class TrainingLoop:
         ValueError: the checkpoint to resume from is missing or of another run.
     """
 
-    def __init__(self, accelerator: Accelerator, task: Task, arguments: Arguments):
+    def __init__(self, accelerator: Accelerator, task: Task, arguments: TrainingArguments):
         self.started = time.perf_counter()
         self.accelerator, self.task, self.arguments = accelerator, task, arguments
         self.output_dir = Path(arguments.run.output_dir)
@@ -166,7 +165,7 @@ class TrainingLoop:
                 limit = self.arguments.optimization.max_grad_norm or float("inf")
                 norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
                 number, rate = self.state.step + 1, self.scheduler.get_last_lr()[-1]
-                self.watch.close(number, rate, norm, self._interruption.received)
+                self.watch.close(number, rate, norm, self._interruption.received)  # type: ignore[arg-type]
             self.optimizer.step()
             self.optimizer.zero_grad()
         if self.accelerator.sync_gradients:
@@ -231,7 +230,7 @@ class TrainingLoop:
         evaluator = self.task.evaluator(split, final=False)
         metrics, _ = self.evaluate(split, evaluator)
         state.share(gather_object([state.losses]))
-        row = {
+        row: dict[str, Any] = {
             "epoch": state.epoch + 1,
             "step": state.step,
             "learning_rate": self.scheduler.get_last_lr()[-1],
@@ -261,7 +260,7 @@ class TrainingLoop:
         self._heed()
 
     @property
-    def final_model(self) -> torch.nn.Module:
+    def final_model(self) -> Any:
         """The model that is evaluated and saved: the averaged weights where there are some and they are wanted."""
         if self.ema is not None and self.arguments.ema.use_ema_weights:
             return self.ema.module

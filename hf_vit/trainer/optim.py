@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import SchedulerType, get_scheduler
 
 from hf_vit.config import Options, argument, check_range
@@ -49,7 +50,7 @@ class OptimizationArguments:
         None, help="Precision; as `accelerate launch` was told when not given.", choices=["no", "bf16", "fp16"]
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in (
             "num_train_epochs",
             "max_train_steps",
@@ -128,7 +129,7 @@ def build_optimizer(
     )
 
 
-def build_scheduler(optimizer: torch.optim.Optimizer, arguments: OptimizationArguments, num_steps: int):
+def build_scheduler(optimizer: torch.optim.Optimizer, arguments: OptimizationArguments, num_steps: int) -> LambdaLR:
     """The learning rate's schedule over `num_steps` optimizer steps."""
     return get_scheduler(
         arguments.lr_scheduler_type,

@@ -18,16 +18,6 @@ CHECKPOINTS = "checkpoints"
 _locks: dict[Path, int] = {}  # descriptors of the folders that this process has locked
 
 
-def _forget_locks() -> None:
-    """In a fork, such as a loader's worker, which must not hold them longer than its parent lives."""
-    while _locks:
-        os.close(_locks.popitem()[1])
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_locks)
-
-
 def fsync_tree(folder: Path) -> None:
     """Every file and folder below `folder`, and itself, to the disk."""
     for directory, _, files in os.walk(folder, topdown=False):
@@ -108,6 +98,16 @@ def lock(output_dir: Path) -> None:
         os.close(descriptor)
         return
     _locks[path] = descriptor
+
+
+def unlock() -> None:
+    """Give up the folders that this process has locked."""
+    while _locks:
+        os.close(_locks.popitem()[1])
+
+
+if hasattr(os, "register_at_fork"):  # a loader's worker must not hold them longer than its parent lives
+    os.register_at_fork(after_in_child=unlock)
 
 
 def check_text_encoding() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hf_vit.cards.records import read_author_file
 from hf_vit.trainer.authors import author_file
 from hf_vit.trainer.loop import TrainingLoop
-from hf_vit.words import counted
+from hf_vit.words import counted, printable
 
 
 def plan(loop: TrainingLoop) -> str:
@@ -13,9 +15,10 @@ def plan(loop: TrainingLoop) -> str:
     model, data, hardware = loop.record.content.model, loop.record.content.data, loop.record.content.hardware
     options = loop.arguments.optimization
     unit = loop.task.sample_unit
-    numbers = [f"{name} {split.num_examples:,}" for name, split in data.splits.items()]
-    name, last = list(data.splits.items())[-1]
-    splits = ", ".join([*numbers[:-1], f"{name} {counted(last.num_examples, unit)}"])
+    sizes: list[tuple[str, Any]] = [(name, split.num_examples) for name, split in data.splits.items()]
+    numbers = [f"{name} {size:,}" for name, size in sizes]
+    name, last = sizes[-1]
+    splits = ", ".join([*numbers[:-1], f"{name} {counted(last, unit)}"])
     # Of the highest layer, where they differ.
     highest, factor = loop.scheduler.base_lrs[-1], loop.scheduler.lr_lambdas[-1]
     rates = [highest * factor(step) for step in (0, loop.num_steps // 4, loop.num_steps // 2, loop.num_steps - 1)]
@@ -35,4 +38,4 @@ def plan(loop: TrainingLoop) -> str:
         "licence": author.get("license", "none given (--card_license)"),
         "output": str(loop.output_dir),
     }
-    return "\n".join(f"{name:>9}: {text}" for name, text in rows.items())
+    return "\n".join(f"{name:>9}: {printable(text)}" for name, text in rows.items())

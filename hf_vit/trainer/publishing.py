@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -28,7 +29,7 @@ class HubArguments:
         "end", help="Publish the trained model; after every epoch too; and with it the checkpoint to resume from."
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.hub_model_id is not None:
             _validate(self.hub_model_id)
 
@@ -66,7 +67,7 @@ class Publisher:
             self._push = BackgroundPush(destination, output_dir)
             options.hub_model_id = self._push.repo_id
 
-    def after_epoch(self, epoch: int, save, checkpoint: Path) -> None:
+    def after_epoch(self, epoch: int, save: Callable[[Path], None], checkpoint: Path) -> None:
         """Publishes the model as it is if the strategy says so.
 
         Args:
@@ -78,8 +79,8 @@ class Publisher:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 save(Path(folder))
-                checkpoint = checkpoint if self.strategy == "checkpoint" else None
-                self._push.push(folder, commit_message=f"Epoch {epoch}", checkpoint=checkpoint)
+                beside = checkpoint if self.strategy == "checkpoint" else None
+                self._push.push(folder, commit_message=f"Epoch {epoch}", checkpoint=beside)
         except Exception as error:  # such as a full disk: what is trained is worth more than a push
             logger.warning("Epoch %d: not pushed: %s", epoch, error)
 

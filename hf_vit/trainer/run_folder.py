@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate import Accelerator
+from transformers import PreTrainedModel
 
 from hf_vit.cards import write_card
-from hf_vit.config import Arguments
+from hf_vit.trainer.arguments import TrainingArguments
 from hf_vit.trainer.authors import author_file, copy_author_file
 from hf_vit.trainer.checkpoint import TrainingState
 from hf_vit.trainer.output_dir import CHECKPOINTS, clear_temporary, lock, move_files, staging_folder
@@ -36,7 +36,7 @@ class RunFolder:
         self,
         accelerator: Accelerator,
         task: Task,
-        arguments: Arguments,
+        arguments: TrainingArguments,
         described: dict[str, Any],
         *,
         is_sharded: bool,
@@ -69,7 +69,7 @@ class RunFolder:
             self.record.update(status=status, epochs=state.epochs, **values)
             self.record.write(self.path)
 
-    def publish_epoch(self, epoch: int, model: torch.nn.Module, checkpoint: Path) -> None:
+    def publish_epoch(self, epoch: int, model: PreTrainedModel, checkpoint: Path) -> None:
         """Publish the model as it is, where that is wanted."""
 
         def save(folder: Path) -> None:
@@ -80,7 +80,7 @@ class RunFolder:
 
     def finish(
         self,
-        model: torch.nn.Module,
+        model: PreTrainedModel,
         state: TrainingState,
         evaluator: Evaluator,
         result: dict[str, Any],
@@ -106,6 +106,6 @@ class RunFolder:
         write_card(staging)
         move_files(staging, self.path)
 
-    def _save_model(self, model: torch.nn.Module, folder: Path, state_dict: dict | None = None) -> None:
+    def _save_model(self, model: PreTrainedModel, folder: Path, state_dict: dict | None = None) -> None:
         self.task.save_pretrained(model, folder, state_dict)
         copy_author_file(self.arguments.recipe_path, self.path, folder)

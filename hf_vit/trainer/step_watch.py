@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ class StepWatch:
         self._batches: list[_Batch] = []
         self._steps: deque[_Step] = deque()
         if accelerator.distributed_type != DistributedType.DEEPSPEED and accelerator.scaler is None:
-            optimizer.found_inf = self.skip
+            optimizer.found_inf = self.skip  # type: ignore[attr-defined]
 
     def add(self, output: StepOutput, sample_key: np.ndarray) -> None:
         """Note a batch of the step under way.
@@ -85,10 +85,10 @@ class StepWatch:
         if gradient_norm is None or self.accelerator.scaler is not None:
             gradient_norm = torch.zeros_like(self.skip)
         # That of weights that are shared out may be so itself, and DeepSpeed's is a number.
-        gradient_norm = getattr(gradient_norm, "full_tensor", lambda: gradient_norm)()
-        if not isinstance(gradient_norm, torch.Tensor):
-            gradient_norm = torch.full_like(self.skip, gradient_norm)
-        numbers = torch.stack([value.float() for value in (*values, gradient_norm)])
+        norm: Any = getattr(gradient_norm, "full_tensor", lambda: gradient_norm)()
+        if not isinstance(norm, torch.Tensor):
+            norm = torch.full_like(self.skip, norm)
+        numbers = torch.stack([value.float() for value in (*values, norm)])
         found = torch.logical_not(torch.isfinite(numbers).all()).float()[None]
         if self.accelerator.num_processes > 1:  # all must stop together, for whatever reason
             signals = [torch.full_like(found, float(received == signal)) for signal in SIGNALS]

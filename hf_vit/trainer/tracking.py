@@ -29,7 +29,7 @@ class TrackingArguments:
     )
     logging_steps: int = argument(10, help="Report the training loss every so many optimizer steps.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range("logging_steps", self.logging_steps, 1)
         installed = sorted(str(name) for name in get_available_trackers())
         missing = [name for name in self.report_to if name != "all" and name not in installed]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
@@ -13,7 +15,7 @@ _BATCH_SIZE = 256
 class _Decodable:
     """Whether each image of a split decodes."""
 
-    def __init__(self, split: Dataset):
+    def __init__(self, split: Dataset) -> None:
         self.split = split
 
     def __len__(self) -> int:
@@ -30,6 +32,7 @@ class _Decodable:
 def find_bad_samples(split: Dataset, num_workers: int) -> dict[int, str]:
     """Indices of the images that cannot be decoded, each with its file, or its number where it has none; decodes all
     of them once."""
-    loader = DataLoader(_Decodable(split), batch_size=_BATCH_SIZE, num_workers=num_workers, collate_fn=list)
+    decodable: Any = _Decodable(split)
+    loader: DataLoader[Any] = DataLoader(decodable, batch_size=_BATCH_SIZE, num_workers=num_workers, collate_fn=list)
     bad = [index for index, good in enumerate(good for batch in loader for good in batch) if not good]
     return {index: (split[index]["image"] or {}).get("path") or f"sample {index}" for index in bad}

@@ -63,7 +63,7 @@ def average_precision(
         which the F1 of all classes together is largest at IoU 0.5, with that `best_f1`.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
-        reference = COCO()
+        reference: Any = COCO()
         reference.dataset = dict(truth)
         reference.createIndex()
         scored = COCOeval(reference, _loaded(reference, predictions), kind)

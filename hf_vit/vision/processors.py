@@ -85,7 +85,7 @@ class InputFormat(NamedTuple):
             form.update({"size": {"height": height, "width": width}, "crop_pct": 1.0, **crop})
             return HfViTImageProcessor(**form, do_convert_rgb=False, do_convert_grey=True)
         size: dict[str, Any] = {"size": {"height": height, "width": width}}
-        if crops:
+        if self.crop_ratio is not None and crops:
             size = {
                 "size": {"shortest_edge": round(min(self.size) / self.crop_ratio)},
                 "do_center_crop": True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -16,10 +18,11 @@ def change_image_size(model: nn.Module, size: tuple[int, int]) -> None:
     Raises:
         ValueError: the model cannot take images of this size.
     """
-    timm_model = getattr(model, "timm_model", None)
+    timm_model: Any = getattr(model, "timm_model", None)
     if hasattr(timm_model, "set_input_size"):
         timm_model.set_input_size(img_size=size)
-        model.config.model_args = {**(model.config.model_args or {}), "img_size": list(size)}
+        config: Any = model.config
+        config.model_args = {**(config.model_args or {}), "img_size": list(size)}
     mode = model.training
     try:
         for module in model.modules():
@@ -36,7 +39,7 @@ def change_image_size(model: nn.Module, size: tuple[int, int]) -> None:
         model.train(mode)
 
 
-def _interpolate(model: nn.Module, embeddings: nn.Module, size: tuple[int, int]) -> None:
+def _interpolate(model: Any, embeddings: Any, size: tuple[int, int]) -> None:
     patches = embeddings.patch_embeddings
     patch = patches.patch_size if isinstance(patches.patch_size, (tuple, list)) else (patches.patch_size,) * 2
     grid = (size[0] // patch[0], size[1] // patch[1])

@@ -114,7 +114,8 @@ class ObjectViews(torch.utils.data.Dataset):
                 pixels = tv_tensors.Image(decode_pixels(image, key.index))
                 target = self._target(objects, (pixels.shape[-2], pixels.shape[-1]))
                 torch.default_generator.manual_seed(seed_of(self.seed, *key))
-                items.append(self._item(*steps(pixels, target), key))
+                pixels, target = steps(pixels, target)
+                items.append(self._item(pixels, target, key))
         return items
 
     def _canvas(self, key: SampleKey) -> tuple[int, int]:
@@ -150,7 +151,7 @@ class ObjectViews(torch.utils.data.Dataset):
         counted = [index for index, is_crowd in enumerate(objects["iscrowd"]) if not is_crowd]
         boxes = torch.tensor([objects["bbox"][index] for index in counted], dtype=torch.float32).reshape(-1, 4)
         target = {
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYWH", canvas_size=size),  # type: ignore[call-overload]
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYWH", canvas_size=size),
             "class_labels": torch.tensor([objects["category"][index] for index in counted], dtype=torch.int64),
         }
         if self.has_masks:

@@ -3,6 +3,8 @@
 Shapes: B batch, H heads, Q queries, S keys, T tokens, K head size.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, EncoderDecoderCache
@@ -24,7 +26,7 @@ def eager_attention_forward(
     scaling: float,
     dropout: float = 0.0,
     position_bias: torch.Tensor | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention in plain matmuls, the one implementation that returns its weights.
 
@@ -61,7 +63,7 @@ def attend(
     dropout: float = 0.0,
     position_bias: torch.Tensor | None = None,
     output_attentions: bool = False,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Scaled dot-product attention by the implementation that fits: the eager one when its weights are asked for,
     batched matmuls where they beat the fused kernel, else `implementation` from transformers' attention interface.
@@ -85,7 +87,7 @@ def attend(
     scaling = query.shape[-1] ** -0.5
     # Without samples, sdpa_attention_forward fails on a reshape. For a learnt bias, torch records a kernel of another
     # layout in an exported graph than it takes when it lowers the graph.
-    is_learnt = position_bias is not None or (attention_mask is not None and attention_mask.requires_grad)
+    is_learnt = position_bias is not None or getattr(attention_mask, "requires_grad", False)  # flex's masks have none
     is_exported_bias = is_learnt and _is_exporting()
     if output_attentions or query.shape[0] == 0 or is_exported_bias:
         implementation = "eager"
@@ -137,20 +139,20 @@ class MultiHeadAttention(nn.Module):
 
     is_causal = False
 
-    def __init__(self, config, num_attention_heads: int, layer_idx: int | None = None):
+    def __init__(self, config: Any, num_attention_heads: int, layer_idx: int | None = None):
         super().__init__()
         self.config = config
         self.num_attention_heads = num_attention_heads
         self.head_dim = config.hidden_size // num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
-        self.layer_idx = layer_idx
+        self.layer_idx: Any = layer_idx  # an index wherever there is a cache
 
-    def _add_norms_and_output(self, config, bias: bool):
+    def _add_norms_and_output(self, config: Any, bias: bool) -> None:
         self.q_norm = self._head_norm(config) if config.qk_norm else nn.Identity()
         self.k_norm = self._head_norm(config) if config.qk_norm else nn.Identity()
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=bias)
 
-    def _head_norm(self, config) -> nn.Module:
+    def _head_norm(self, config: Any) -> nn.Module:
         return nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps)
 
     def _heads(self, projected: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
@@ -159,11 +161,15 @@ class MultiHeadAttention(nn.Module):
         heads = projected.view(batch_size, num_tokens, count, self.num_attention_heads, self.head_dim)
         return heads.permute(2, 0, 3, 1, 4).unbind(0)
 
-    def _attend(self, query, key, value, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         output, weights = self._weigh(query, key, value, **kwargs)
         return self._output(output.flatten(2)), weights
 
-    def _weigh(self, query, key, value, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _weigh(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         implementation = self.config._attn_implementation
         return attend(self, query, key, value, implementation=implementation, dropout=self.dropout, **kwargs)
 
@@ -184,7 +190,7 @@ class SelfAttention(MultiHeadAttention):
 
     def __init__(
         self,
-        config,
+        config: Any,
         num_attention_heads: int | None = None,
         layer_idx: int | None = None,
         is_causal: bool = False,
@@ -240,7 +246,7 @@ class CrossAttention(MultiHeadAttention):
     """Multi-head attention to the encoder's output, whose keys and values are one matmul, made once per sentence when
     there is a cache to keep them. Arguments as for [`SelfAttention`]."""
 
-    def __init__(self, config, num_attention_heads: int, layer_idx: int | None = None, output_bias: bool = True):
+    def __init__(self, config: Any, num_attention_heads: int, layer_idx: int | None = None, output_bias: bool = True):
         super().__init__(config, num_attention_heads, layer_idx)
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
         self.kv_proj = nn.Linear(config.hidden_size, 2 * config.hidden_size, bias=config.qkv_bias)
@@ -275,19 +281,19 @@ class CrossAttention(MultiHeadAttention):
         )
 
     def _keys_and_values(
-        self, encoder_hidden_states, past_key_values, key_position=None
+        self, encoder_hidden_states: torch.Tensor, past_key_values: Cache | None, key_position: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        has_cache = isinstance(past_key_values, EncoderDecoderCache)
-        if has_cache and past_key_values.is_updated.get(self.layer_idx):
-            layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
+        cache = past_key_values if isinstance(past_key_values, EncoderDecoderCache) else None
+        if cache is not None and cache.is_updated.get(self.layer_idx):
+            layer: Any = cache.cross_attention_cache.layers[self.layer_idx]
             return layer.keys, layer.values
         key, value = self._heads(linear(self.kv_proj, encoder_hidden_states), 2)  # (B, H, S, K) each
         if key_position is not None:
             key, _ = self._heads(linear(self.kv_proj, encoder_hidden_states + key_position), 2)
         key = self.k_norm(key)
-        if has_cache:
-            key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
-            past_key_values.is_updated[self.layer_idx] = True
+        if cache is not None:
+            key, value = cache.cross_attention_cache.update(key, value, self.layer_idx)
+            cache.is_updated[self.layer_idx] = True
         return key, value
 
 

@@ -2,6 +2,7 @@
 from 5.24 on. The models take either; what they hand to transformers bears the name of the version that runs."""
 
 import dataclasses
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
@@ -39,7 +40,7 @@ def with_cache_name(arguments: dict) -> dict:
     return rest if cache is None else {**rest, CACHE_NAME: cache}
 
 
-def check_mask(name: str, mask: torch.Tensor | None, *num_keys: int):
+def check_mask(name: str, mask: torch.Tensor | None, *num_keys: int) -> None:
     """Raise a `ValueError` if a mask is of other keys than there are.
 
     Args:
@@ -54,7 +55,14 @@ def check_mask(name: str, mask: torch.Tensor | None, *num_keys: int):
         )
 
 
-def check_past(prefix: str, attention_mask, position_ids, num_tokens: int, past_length, num_keys: int):
+def check_past(
+    prefix: str,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    num_tokens: int,
+    past_length: Any,
+    num_keys: int,
+) -> None:
     """Raise a `ValueError` if mask or positions tell of more past than the cache holds, where looking costs no
     synchronisation: on the CPU, outside a compiled graph.
 

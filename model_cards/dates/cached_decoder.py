@@ -5,6 +5,7 @@ Shapes: B batch, H heads, S keys, K head size.
 
 from functools import lru_cache
 from types import FunctionType
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,11 +37,11 @@ class CachedDecoder:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         encoder_hidden_states: torch.Tensor,
         encoder_attention_mask: torch.Tensor | None = None,
         num_beams: int = 1,
-    ):
+    ) -> None:
         self.decoder, self.lm_head = model.get_decoder(), _direct_linear(model.lm_head)
         self.num_beams, self.num_slots = num_beams, 0
         self.dtype = encoder_hidden_states.dtype
@@ -61,11 +62,11 @@ class CachedDecoder:
             states = self._step(token)
         return self.lm_head(states)
 
-    def keep(self, beams: torch.Tensor):
+    def keep(self, beams: torch.Tensor) -> None:
         """Let the texts go on from these beams, shape (batch, beams)."""
         self.ancestors = self.ancestors.gather(1, beams[:, :, None].expand_as(self.ancestors))
 
-    def drop(self, is_kept: torch.Tensor):
+    def drop(self, is_kept: torch.Tensor) -> None:
         """Forget the sources that are not kept, shape (batch,)."""
         self.ancestors = self.ancestors[is_kept]
         for layer in self.layers:
@@ -102,7 +103,9 @@ class _CachedLayer:
     """A layer of the decoder with the keys and values it attends to. With few rows the time goes into calling
     operators, so it calls as few as it can."""
 
-    def __init__(self, layer, encoder_hidden_states, encoder_mask, num_beams):
+    def __init__(
+        self, layer: Any, encoder_hidden_states: torch.Tensor, encoder_mask: torch.Tensor | None, num_beams: int
+    ) -> None:
         own, cross, mlp = layer.attention, layer.cross_attention, layer.mlp
         self.norm_first, self.activate = layer.norm_first, mlp.activate if mlp.is_gated else mlp.activation
         self.norms = [_direct(norm) for norm in (layer.attention_norm, layer.cross_attention_norm, layer.mlp_norm)]
@@ -121,7 +124,7 @@ class _CachedLayer:
         self.cache = self.source[0].new_empty(2, len(self.source[0]), _FIRST_CAPACITY * num_beams, self.head_dim)
         self.nothing = self.cache.new_zeros(1, 1, 1)
 
-    def drop(self, is_kept: torch.Tensor):
+    def drop(self, is_kept: torch.Tensor) -> None:
         """Forget the sources that are not kept, shape (batch,)."""
         self.batch_size = int(is_kept.sum())
         rows = is_kept.repeat_interleave(self.num_heads)
@@ -130,7 +133,7 @@ class _CachedLayer:
             self.source_mask = self.source_mask[rows]
         self.cache = self.cache[:, rows]
 
-    def __call__(self, states, slot, mask, rotary_embedding):
+    def __call__(self, states: torch.Tensor, slot: int, mask: torch.Tensor | None, rotary_embedding: Any) -> Any:
         """(batch * beams, d_model) -> the same shape"""
         attention_norm, cross_attention_norm, mlp_norm = self.norms
         if self.norm_first:
@@ -141,7 +144,7 @@ class _CachedLayer:
         states = cross_attention_norm(states + self._attend_source(states))
         return mlp_norm(states + self.fc2(self.activate(self.fc1(states))))
 
-    def _attend_own(self, states, slot, mask, rotary_embedding):
+    def _attend_own(self, states: torch.Tensor, slot: int, mask: torch.Tensor | None, rotary_embedding: Any) -> Any:
         projected = self._heads(self.qkv_proj(states), 3)
         query, new = projected[0], projected[1:]
         if self.qk_norm or rotary_embedding is not None:
@@ -153,40 +156,42 @@ class _CachedLayer:
         if end > self.cache.shape[2]:
             self.cache = torch.cat((self.cache, torch.empty_like(self.cache)), dim=2)
         self.cache.narrow(2, end - self.num_beams, self.num_beams).copy_(new)
-        return self.out_proj(self._attend(query, *self.cache.narrow(2, 0, end).unbind(), mask))
+        keys, values = self.cache.narrow(2, 0, end).unbind()
+        return self.out_proj(self._attend(query, keys, values, mask))
 
-    def _attend_source(self, states):
+    def _attend_source(self, states: torch.Tensor) -> Any:
         query = self._heads(self.q_proj(states), 1)[0]
         if self.qk_norm:
             query = self.cross_q_norm(query)
-        return self.cross_out_proj(self._attend(query, *self.source, self.source_mask))
+        keys, values = self.source
+        return self.cross_out_proj(self._attend(query, keys, values, self.source_mask))
 
-    def _heads(self, projected, count):
+    def _heads(self, projected: torch.Tensor, count: int) -> Any:
         """(batch * beams, count * d_model) -> (count, batch * heads, beams, head size)."""
         heads = projected.view(self.batch_size, self.num_beams, count, self.num_heads, self.head_dim)
         return heads.permute(2, 0, 3, 1, 4).flatten(1, 2)
 
-    def _attend(self, query, key, value, mask):
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> Any:
         """(B * H, beams, K), twice (B * H, S, K), (B * H, beams, S) -> (B * beams, H * K)"""
         if query.dtype == torch.float32:  # for so few queries matmuls are faster than the fused kernel
             added, share = (self.nothing, 0) if mask is None else (mask, 1)
             scores = torch.baddbmm(added, query, key.transpose(1, 2), beta=share, alpha=self.head_dim**-0.5)
             output = torch.bmm(scores.softmax(-1), value)
         else:
-            batch = (tensor[None] for tensor in (query, key, value))
-            output = nn.functional.scaled_dot_product_attention(*batch, attn_mask=None if mask is None else mask[None])
+            mask = None if mask is None else mask[None]
+            output = nn.functional.scaled_dot_product_attention(query[None], key[None], value[None], attn_mask=mask)
         if self.num_beams == 1:
             return output.view(self.batch_size, self.num_heads * self.head_dim)
         output = output.view(self.batch_size, self.num_heads, self.num_beams, self.head_dim)
         return output.transpose(1, 2).reshape(self.batch_size * self.num_beams, self.num_heads * self.head_dim)
 
 
-def _direct_linear(layer: nn.Module):
+def _direct_linear(layer: nn.Module) -> Any:
     """Return the fastest function for a linear layer, (rows, in_features) -> (rows, out_features)."""
     return layer.as_function() if type(layer) is Int8Linear else direct(layer)
 
 
-def _direct(norm: nn.Module):
+def _direct(norm: nn.Module) -> Any:
     """Return the fastest function for the norm: calling a module takes longer than norming a few rows."""
     if type(norm) is not nn.LayerNorm:
         return norm
@@ -218,12 +223,12 @@ _METHODS = {
 _SKIPPED = (nn.Dropout, nn.Identity, DropPath)
 
 
-def can_be_cached(model: nn.Module) -> bool:
+def can_be_cached(model: Any) -> bool:
     """Whether [`CachedDecoder`] computes what the model computes."""
     return not why_not_cached(model)
 
 
-def why_not_cached(model: nn.Module) -> list[str]:
+def why_not_cached(model: Any) -> list[str]:
     """The reasons why [`CachedDecoder`] may not compute what the model computes, of which there are none if the model
     is on a CPU, in eval mode, its parts those of this package, watched or changed by nothing."""
     if Guarded.mode == "plain":
@@ -242,7 +247,7 @@ def why_not_cached(model: nn.Module) -> list[str]:
     prepare = type(model).prepare_inputs_for_generation
     if not (_is_own(type(model).forward) and _is_own(prepare)):
         reasons.append(f"{type(model).__name__} computes in its own way")
-    found = {}  # the first module with each reason
+    found: dict[str, str] = {}  # the first module with each reason
     for name, module in [("model", model), ("model", model.base_model), *_decoding_modules(model)]:
         for reason in _why_not_module(module):
             found.setdefault(reason, name)
@@ -252,12 +257,12 @@ def why_not_cached(model: nn.Module) -> list[str]:
     return [*reasons, *(f"{name} {reason}" for reason, name in found.items())]
 
 
-def _decoding_modules(model: nn.Module):
+def _decoding_modules(model: Any) -> Any:
     yield from model.get_decoder().named_modules(prefix="decoder")
     yield from model.lm_head.named_modules(prefix="lm_head")
 
 
-def _parts(decoder: nn.Module):
+def _parts(decoder: Any) -> Any:
     """The parts that are replaced or skipped: name, module, classes that it may be of."""
     yield "decoder", decoder, [HfTransformerDecoder]
     yield "decoder.dropout", decoder.dropout, _SKIPPED
@@ -274,7 +279,8 @@ def _parts(decoder: nn.Module):
 
 
 def _why_not_module(module: nn.Module) -> list[str]:
-    reasons = [f"has {name} replaced" for name in _method_names(type(module)) & vars(module).keys()]
+    own: Any = type(module)
+    reasons = [f"has {name} replaced" for name in _method_names(own) & vars(module).keys()]
     if module.training:
         reasons.append("is in training mode")
     # transformers leaves hooks behind that record attentions and hidden states when they are asked for.
@@ -284,11 +290,11 @@ def _why_not_module(module: nn.Module) -> list[str]:
 
 
 @lru_cache
-def _method_names(module_class: type) -> frozenset[str]:
+def _method_names(module_class: Any) -> frozenset[str]:
     return frozenset(name for name in dir(module_class) if callable(getattr(module_class, name, None)))
 
 
-def _is_own(method) -> bool:
+def _is_own(method: Any) -> bool:
     """Whether a method is this package's, and not that of somebody's subclass."""
     return method.__module__.rpartition(".")[0] == __name__.rpartition(".")[0]
 

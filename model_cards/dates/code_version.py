@@ -3,6 +3,7 @@
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
@@ -39,30 +40,30 @@ class CodeVersionMixin:
 
     # The Auto classes read the dictionary themselves, and the class's own `from_pretrained` gives no name.
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """See `PreTrainedConfig.get_config_dict`."""
-        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
         cls._tell_of_other_code(config_dict, pretrained_model_name_or_path)
         return config_dict, kwargs
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict: Any, **kwargs: Any) -> Any:
         """See `PreTrainedConfig.from_dict`."""
         if "name_or_path" in kwargs:
             cls._tell_of_other_code(config_dict, kwargs["name_or_path"])
-        return super().from_dict(config_dict, **kwargs)
+        return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
-    def save_pretrained(self, *args, **kwargs):
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         """See `PreTrainedConfig.save_pretrained`."""
         self.code_digest = code_digest(self._code_file())
-        return super().save_pretrained(*args, **kwargs)
+        return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
 
     @classmethod
     def _code_file(cls) -> Path:
         return Path(__file__).with_name(f"{cls.__module__.rpartition('.')[2]}.py")
 
     @classmethod
-    def _tell_of_other_code(cls, config_dict: dict, folder: str | Path):
+    def _tell_of_other_code(cls, config_dict: dict, folder: str | Path) -> None:
         package = __name__.partition(".")[0]
         if package == TRANSFORMERS_DYNAMIC_MODULE_NAME or "AutoConfig" not in (config_dict.get("auto_map") or {}):
             return

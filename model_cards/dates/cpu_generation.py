@@ -8,7 +8,9 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+import torch
 import transformers
 from transformers.generation import GenerationMixin
 
@@ -22,7 +24,7 @@ class LoopNotRun(Exception):
     """The loop has not begun, nothing was generated, and no object of the user's has been called."""
 
 
-def generate_with_loop(loop: Callable, plainly: Callable, generate: Callable, arguments: dict):
+def generate_with_loop(loop: Callable, plainly: Callable, generate: Callable, arguments: dict) -> Any:
     """Return what `generate` of transformers does, with its loop replaced, or by its own where that is not possible.
 
     Args:
@@ -42,15 +44,15 @@ def generate_with_loop(loop: Callable, plainly: Callable, generate: Callable, ar
     return result
 
 
-def say_slow(reason: str):
+def say_slow(reason: str) -> None:
     """Log once why transformers' own loops run."""
     say_once(f"fast decoding is not possible, {reason}; transformers' own loop decodes (hf_vit was {tested_with()})")
 
 
-def _hooked(loop: Callable, generate: Callable, arguments: dict):
+def _hooked(loop: Callable, generate: Callable, arguments: dict) -> Any:
     has_begun = False
 
-    def run(model, input_ids, **prepared):
+    def run(model: Any, input_ids: torch.Tensor, **prepared: Any) -> Any:
         nonlocal has_begun
         if missing := [name for name in _PREPARED if prepared.get(name) is None]:
             raise LoopNotRun(f"for custom_generate is given no {' and no '.join(missing)}")
@@ -70,11 +72,12 @@ def _hooked(loop: Callable, generate: Callable, arguments: dict):
     return result
 
 
-def _raised_by_transformers(traceback: TracebackType) -> bool:
+def _raised_by_transformers(traceback: TracebackType | None) -> bool:
     """Whether an error is of a line in transformers itself, and not of what it has called."""
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback.tb_frame.f_code.co_filename.startswith(_ROOT)
+    frames: Any = traceback
+    while frames.tb_next is not None:
+        frames = frames.tb_next
+    return frames.tb_frame.f_code.co_filename.startswith(_ROOT)
 
 
 __all__ = ["LoopNotRun", "generate_with_loop", "say_slow"]

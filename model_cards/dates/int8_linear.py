@@ -1,11 +1,12 @@
 """Linear layers for inference on a CPU whose weights are rounded to 8 bits."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
-from .cpu_operators import int8_linear, int8_weight
+from .cpu_int8_operators import int8_linear, int8_weight
 from .cpu_processor import processor_flags
 
 
@@ -38,11 +39,11 @@ class Int8Linear(nn.Module):
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
-    def _save_to_state_dict(self, *args, **kwargs):
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         refuse_quantized(self, "saved")
 
 
-def refuse_quantized(model: nn.Module, verb: str):
+def refuse_quantized(model: nn.Module, verb: str) -> None:
     """Raise a `ValueError` if a layer is an [`Int8Linear`].
 
     Args:
@@ -52,7 +53,7 @@ def refuse_quantized(model: nn.Module, verb: str):
         raise ValueError(f"a model quantized to int8 cannot be {verb}: take the model it was made from")
 
 
-def quantize_linear_layers(model: nn.Module):
+def quantize_linear_layers(model: nn.Module) -> None:
     """Put an [`Int8Linear`] in the place of every linear layer.
 
     Raises:

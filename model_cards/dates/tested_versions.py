@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import nn
+
 # The oldest and the newest minor; all between were tested too. Everything that states the range reads it here.
 TESTED_TRANSFORMERS = ("5.17", "5.24")
 
@@ -42,7 +44,7 @@ def _minor(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
 
 
-def say_once(message: str):
+def say_once(message: str) -> None:
     """Log a warning of one line, unless this process has logged it already."""
     # On the logger, which all copies of this file share that a process may have loaded from folders.
     said = vars(logger).setdefault("said", set())
@@ -51,7 +53,7 @@ def say_once(message: str):
         logger.warning(message)
 
 
-def say_if_untested():
+def say_if_untested() -> None:
     """Log once if transformers is newer than any version that was tested."""
     if is_newer(running()):
         say_once(
@@ -94,7 +96,7 @@ def fault_of_code(folder: str | os.PathLike | None) -> str | None:
     )
 
 
-def refuse_unknown(module, arguments: Mapping, known: tuple[str, ...] = ()):
+def refuse_unknown(module: nn.Module, arguments: Mapping, known: tuple[str, ...] = ()) -> None:
     """Raise a `TypeError` for the first argument of a `forward` that the model would ignore. One that is None says
     nothing and is let pass.
 

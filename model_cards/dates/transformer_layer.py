@@ -1,5 +1,7 @@
 """The layer of the Transformer's encoder and decoder."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, EncoderDecoderCache
@@ -28,13 +30,13 @@ class HfTransformerLayer(GradientCheckpointingLayer):
 
     def __init__(
         self,
-        config,
+        config: Any,
         stack: str,
         layer_idx: int,
         drop_path_rate: float,
         has_cross_attention: bool,
         is_causal: bool | None = None,
-    ):
+    ) -> None:
         super().__init__()
         num_heads, ffn_dim = getattr(config, f"{stack}_attention_heads"), getattr(config, f"{stack}_ffn_dim")
         attention = RelativeXLSelfAttention if config.position_embedding == "relative_xl" else SelfAttention
@@ -42,7 +44,8 @@ class HfTransformerLayer(GradientCheckpointingLayer):
         is_causal = stack == "decoder" if is_causal is None else is_causal
         self.attention = attention(config, num_heads, layer_idx, is_causal=is_causal, output_bias=config.use_bias)
         self.attention_norm = make_norm(config)
-        self.cross_attention, self.cross_attention_norm = None, None
+        self.cross_attention: Any = None
+        self.cross_attention_norm: Any = None
         if has_cross_attention:
             self.cross_attention = CrossAttention(config, num_heads, layer_idx, output_bias=config.use_bias)
             self.cross_attention_norm = make_norm(config)
@@ -64,7 +67,7 @@ class HfTransformerLayer(GradientCheckpointingLayer):
         cache: Cache | None = None,
         query_position: torch.Tensor | None = None,
         encoder_position: torch.Tensor | None = None,
-        **attention_kwargs,
+        **attention_kwargs: Any,
     ) -> torch.Tensor:
         """(batch, tokens, d_model) -> the same shape.
 
@@ -79,8 +82,11 @@ class HfTransformerLayer(GradientCheckpointingLayer):
             attention_kwargs: the rest for the self-attention.
         """
         past_key_values = one_cache(past_key_values, cache)
-        has_two_caches = isinstance(past_key_values, EncoderDecoderCache)
-        own_cache = past_key_values.self_attention_cache if has_two_caches else past_key_values
+        own_cache = (
+            past_key_values.self_attention_cache
+            if isinstance(past_key_values, EncoderDecoderCache)
+            else past_key_values
+        )
         hidden_states = self._residual(
             hidden_states,
             self.attention_norm,
@@ -109,7 +115,7 @@ class HfTransformerLayer(GradientCheckpointingLayer):
             )
         return self._residual(hidden_states, self.mlp_norm, self.mlp)
 
-    def _residual(self, hidden_states: torch.Tensor, norm: nn.Module, branch) -> torch.Tensor:
+    def _residual(self, hidden_states: torch.Tensor, norm: nn.Module, branch: Any) -> torch.Tensor:
         if self.norm_first:
             return hidden_states + self.drop_path(self.dropout(branch(norm(hidden_states))))
         return norm(hidden_states + self.drop_path(self.dropout(branch(hidden_states))))

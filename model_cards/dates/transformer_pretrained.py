@@ -1,7 +1,7 @@
 """Base of all Transformer models: initialisation, tied weights, saving, resizing."""
 
 from collections import defaultdict
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ class HfTransformerPreTrainedModel(InferenceModesMixin, PreTrainedModel):
     config_class = HfTransformerConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("HfTransformerLayer",)
+    _no_split_modules: Any = ("HfTransformerLayer",)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -38,7 +38,7 @@ class HfTransformerPreTrainedModel(InferenceModesMixin, PreTrainedModel):
         say_if_untested()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """See `PreTrainedModel.from_pretrained`. Says so if the code in a folder, which does not run, is at fault."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         if fault := fault_of_code(pretrained_model_name_or_path):
@@ -46,7 +46,7 @@ class HfTransformerPreTrainedModel(InferenceModesMixin, PreTrainedModel):
         return loaded
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             self._init_matrix(module.weight, std=None)
             if module.bias is not None:
@@ -55,13 +55,14 @@ class HfTransformerPreTrainedModel(InferenceModesMixin, PreTrainedModel):
             self._init_matrix(module.weight, std=module.embedding_dim**-0.5)
         elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
             init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
+            bias: Any = getattr(module, "bias", None)
+            if bias is not None:
+                init.zeros_(bias)
         elif isinstance(module, RelativeXLSelfAttention):
             init.zeros_(module.content_bias)
             init.zeros_(module.position_bias)
 
-    def _init_matrix(self, weight: nn.Parameter, std: float | None):
+    def _init_matrix(self, weight: torch.Tensor, std: float | None) -> None:
         std = self.config.init_std or std
         if std is None:
             init.xavier_uniform_(weight)
@@ -69,14 +70,16 @@ class HfTransformerPreTrainedModel(InferenceModesMixin, PreTrainedModel):
             init.normal_(weight, std=std)
 
     @property
-    def _tied_weights_keys(self) -> dict[str, str]:
+    def _tied_weights_keys(self) -> dict[str, str]:  # type: ignore[override]  # transformers only reads it
         return dict(self._ties) if getattr(self.config, self._tying_switch) else {}
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """See `PreTrainedModel.get_expanded_tied_weights_keys`, which knows one switch where here are two."""
         return super().get_expanded_tied_weights_keys(all_submodels=True) if all_submodels else self._tied_weights_keys
 
-    def save_pretrained(self, save_directory, is_main_process: bool = True, state_dict: dict | None = None, **kwargs):
+    def save_pretrained(  # type: ignore[override]  # what is not named here is handed on
+        self, save_directory: Any, is_main_process: bool = True, state_dict: dict | None = None, **kwargs: Any
+    ) -> Any:
         """See `PreTrainedModel.save_pretrained`. Weights that share their memory though the configuration does not tie
         them (which changed since, by hand or by an adapter) are each saved: a model that is loaded lacks none.
 
@@ -104,7 +107,7 @@ class HfTransformerPreTrainedModel(InferenceModesMixin, PreTrainedModel):
                 copies.update({name: copy for name in names if sources[name] == source})
         return copies
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resize the vocabulary, of an encoder and its decoder both; see `PreTrainedModel.resize_token_embeddings`.
 
         Raises:

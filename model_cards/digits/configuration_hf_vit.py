@@ -1,7 +1,7 @@
 """Configuration of the Vision Transformer."""
 
 import difflib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
@@ -37,7 +37,7 @@ AUTO_MAP = {
 PROCESSOR_AUTO_MAP = {"AutoImageProcessor": "image_processing_hf_vit.HfViTImageProcessor"}
 
 
-def _field_names(config_class: type) -> set[str]:
+def _field_names(config_class: Any) -> set[str]:
     return {*config_class.__dataclass_fields__, "num_labels", "out_features", "out_indices", "attn_implementation"}
 
 
@@ -62,6 +62,8 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
             from 0 in the first.
         layer_scale_init_value (`float`, *optional*): initial value, above 0, of the learnt scale of each residual
             branch (LayerScale, 2103.17239). `None`: no scale.
+        residual_scale (`float`): constant, above 0, that multiplies each residual branch (residual scaling of LV-ViT,
+            2104.10858, which divides by 1 or 2).
         initializer_range (`float`): standard deviation of the initial weights, after truncation at two deviations.
         layer_norm_eps (`float`): epsilon of the layer norms.
         image_size (`int` or pair): (height, width) in pixels for which the positions are laid out. Images of other
@@ -81,7 +83,8 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
             distillation token then enter before the first of them, and they alone change there; registers go through
             the other layers with the patches.
         patch_embedding (`str`): `"conv"`: one linear map of each patch. `"hybrid"`: a small convolutional stem
-            (2106.14881), then the linear map.
+            (2106.14881), then the linear map. `"lvvit"`: the stem of LV-ViT (2104.10858), three convolutions of 64
+            channels, the first of 7 x 7 and stride 2, with group norms, then the linear map; `patch_size` is even.
         patch_fit (`str`): what becomes of images whose height or width is no multiple of the patch size: `"exact"`
             (an error), `"pad"` (zeros on the right and below) or `"crop"` (what is left over there is not looked at,
             as a convolution does).
@@ -107,8 +110,9 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
             classifier then has two heads.
         num_register_tokens (`int`): register tokens (2309.16588) between the tokens above and the patches.
         registers_first (`bool`): put the registers before the class token.
-        pooling (`str` or `list[str]`): how the final tokens become one vector: `"cls"` (class token), `"mean"` or
-            `"max"` over patches, `"cls_mean"` (a mix of the two), `"weighted"` (softmax of a learnt score per patch,
+        pooling (`str` or `list[str]`): how the final tokens become one vector: `"cls"` (class token),
+            `"cls_tanh"` (tanh of its linear projection: BERT's pooler, 1810.04805), `"mean"` or `"max"` over patches,
+            `"cls_mean"` (a mix of class token and mean), `"weighted"` (softmax of a learnt score per patch,
             2104.05704), `"attention"` (learnt query, multi-head attention and MLP: MAP, 2106.04560) or `"none"`.
             Several names are concatenated. No pooling over patches sees the prefix tokens.
         pooling_norm (`str`, *optional*): final norm `"before"` or `"after"` pooling, or `"none"`. `None`: after for
@@ -116,6 +120,9 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
             it was.
         cls_mean_weight (`float`): share of the class token in `cls_mean`, in [0, 1].
         learn_cls_mean_weight (`bool`): learn that share, starting from `cls_mean_weight` (then in (0, 1)).
+        use_token_labeling_head (`bool`): classify every patch, too (token labeling, 2104.10858); see `token_labels` of
+            [`HfViTForImageClassification`].
+        token_labeling_weight (`float`): weight, at least 0, of the patches' loss beside that of the image.
         distillation_type (`str`): `"soft"` (KL divergence) or `"hard"` (the teacher's decision).
         distillation_alpha (`float`): share of the distillation loss, in [0, 1].
         distillation_temperature (`float`): temperature of soft distillation, above 0.
@@ -140,6 +147,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     patch_dropout_prob: float | int = 0.0
     drop_path_rate: float | int = 0.0
     layer_scale_init_value: float | int | None = None
+    residual_scale: float | int = 1.0
     initializer_range: float | int = 0.02
     layer_norm_eps: float | int = 1e-6
     image_size: int | list[int] | tuple[int, ...] = 224
@@ -172,6 +180,8 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     pooling_norm: str | None = None
     cls_mean_weight: float | int = 0.5
     learn_cls_mean_weight: bool = False
+    use_token_labeling_head: bool = False
+    token_labeling_weight: float | int = 0.5
     distillation_type: str = "soft"
     distillation_alpha: float | int = 0.5
     distillation_temperature: float | int = 3.0
@@ -181,9 +191,11 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     # Trainer then hands compute_metrics the mean of the two heads alone.
-    keys_to_ignore_at_inference = ["class_logits", "distillation_logits", "hidden_states", "attentions"]  # noqa: RUF012
+    keys_to_ignore_at_inference = [  # noqa: RUF012
+        *("class_logits", "distillation_logits", "token_logits", "hidden_states", "attentions")
+    ]
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         self.check()
         kwargs.pop("stage_names", None)
@@ -193,10 +205,11 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_variant(cls, name: str, **overrides) -> "HfViTConfig":
+    def from_variant(cls, name: str, **overrides: Any) -> "HfViTConfig":
         """The configuration of a published model, for instance `"vit_small_patch16_224"`,
-        `"deit_small_distilled_patch16_384"` or `"cait_s24_224"`: `{vit,deit}_{size}[_distilled]_patch{P}_{image size}`
-        or `cait_{size}_{image size}`.
+        `"deit_small_distilled_patch16_384"`, `"cait_s24_224"` or `"lvvit_small"`:
+        `{vit,deit}_{size}[_distilled]_patch{P}_{image size}`, `cait_{size}_{image size}` or
+        `lvvit_{size}[_{image size}]`.
 
         Args:
             name: a name of `vit_variants.variant_names`, with any image size that is a multiple of the patch size.
@@ -211,7 +224,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
         return cls(**{**variant_fields(name), **overrides})
 
     @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs) -> "HfViTConfig":
+    def from_dict(cls, config_dict: dict, **kwargs: Any) -> "HfViTConfig":
         """As in the base class; a dictionary of another architecture, or one that lacks a size, in whose place the
         default would change what the weights compute, is a `ValueError`."""
         model_type = config_dict.get("model_type", cls.model_type)
@@ -238,13 +251,13 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     @property
     def output_attentions(self) -> bool:
         """Whether the models return attention weights; they can with any attention implementation."""
-        return self._output_attentions
+        return bool(self._output_attentions)
 
     @output_attentions.setter
-    def output_attentions(self, value: bool):
+    def output_attentions(self, value: bool) -> None:
         self._output_attentions = value
 
-    def validate_output_attentions(self):
+    def validate_output_attentions(self) -> None:
         """Replaces the base class's check, which allows eager attention alone."""
 
     @property
@@ -270,7 +283,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     @property
     def position_grid(self) -> tuple[int, int]:
         """`position_grid_size`, or its default."""
-        return self.grid_size if self.position_grid_size is None else tuple(self.position_grid_size)
+        return self.grid_size if self.position_grid_size is None else pair(self.position_grid_size)
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -357,7 +370,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
         """Prefix tokens that have positions of each scheme."""
         return {name: self.num_prefix_positions(name) for name in self.position_embeddings}
 
-    def check(self):
+    def check(self) -> None:
         """Raise a `ValueError` for the first value that is out of range or does not fit the others. Called at
         construction, and by the models for values that were overridden while loading."""
         check_config(self)

@@ -3,6 +3,8 @@
 Shapes: B batch, of a chunk, H heads, Q queries, S keys.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -19,13 +21,13 @@ class _ChunkedAttention(torch.autograd.Function):
     kernel for short sequences. Where the fused kernel is the faster one forward, it is taken for that."""
 
     @staticmethod
-    def forward(ctx, query, key, value, scaling):
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> Any:
         ctx.save_for_backward(query, key, value)
         ctx.scaling = scaling
         return _attend(query, key, value, scaling)
 
     @staticmethod
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:
         query, key, value = ctx.saved_tensors
         grad_query, grad_key, grad_value = (torch.empty_like(tensor) for tensor in (query, key, value))
         for chunk in _chunks(query, key):

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,12 +23,12 @@ class _OneDNNLinear(torch.autograd.Function):
     """states @ weight.T + bias and its gradients by oneDNN; gradients that are differentiated again, by torch."""
 
     @staticmethod
-    def forward(ctx, states, weight, bias):
+    def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
         ctx.save_for_backward(states, weight)
         return onednn_linear(states, weight, bias)
 
     @staticmethod
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: torch.Tensor) -> Any:
         states, weight = ctx.saved_tensors
         multiply = nn.functional.linear if torch.is_grad_enabled() else onednn_linear
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad
@@ -38,7 +39,7 @@ class _OneDNNLinear(torch.autograd.Function):
 
 
 def linear(
-    layer: nn.Module,
+    layer: Any,
     states: torch.Tensor,
     activation: nn.Module | None = None,
     residual: torch.Tensor | None = None,
@@ -69,7 +70,7 @@ def linear(
     return output if residual is None else residual + output
 
 
-def _way_of(layer: nn.Module, states: torch.Tensor) -> Callable[..., torch.Tensor] | None:
+def _way_of(layer: Any, states: torch.Tensor) -> Callable[..., torch.Tensor] | None:
     """The layer's matmul by oneDNN as a function of an activation's name and a residual, or None."""
     if torch.compiler.is_compiling() or not is_untouched_linear(layer):
         return None
@@ -104,9 +105,8 @@ def _may_add(states: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor)
 _METADATA = {
     *(
         getattr(torch.Tensor, name).__get__
-        for name in ("device", "dtype", "is_leaf", "layout", "ndim", "requires_grad")
+        for name in ("device", "dtype", "is_leaf", "layout", "ndim", "requires_grad", "shape")
     ),
-    torch.Tensor.shape.__get__,
     torch.Tensor.dim,
     torch.Tensor.is_complex,
     torch.Tensor.is_floating_point,
@@ -128,8 +128,11 @@ class PackedParameter(nn.Parameter):
     key.
     """
 
+    _packed: Any  # the weight as oneDNN lays it out
+    _rows: torch.Tensor | None  # the rows, of a weight that embeds tokens too
+
     @staticmethod
-    def pack(parameter: nn.Parameter, embeds: bool):
+    def pack(parameter: Any, embeds: bool) -> None:
         """Make an ordinary parameter a packed one."""
         with _LOCK, torch.inference_mode(False), torch.no_grad():
             weight = parameter.detach()
@@ -140,25 +143,27 @@ class PackedParameter(nn.Parameter):
             parameter.__class__ = PackedParameter
             # Of the right shape, but without memory of its own: cannot be written to, and read it is no number.
             nothing = torch.full((1, 1), torch.nan, dtype=weight.dtype).expand(weight.shape)
-            nn.Parameter.__torch_function__(torch.Tensor.data.__set__, (PackedParameter,), (parameter, nothing), {})
+            set_data = getattr(torch.Tensor, "data").__set__  # noqa: B009 - to the type checker a tensor
+            nn.Parameter.__torch_function__(set_data, (PackedParameter,), (parameter, nothing), {})
 
-    def unpack(self):
+    def unpack(self) -> None:
         """Make it an ordinary parameter again."""
         with _LOCK, torch.inference_mode(False), torch.no_grad():
             if type(self) is not PackedParameter:  # another thread was first
                 return
             packed, rows = vars(self).pop("_packed"), vars(self).pop("_rows")
-            self.__class__ = nn.Parameter
+            itself: Any = self
+            itself.__class__ = nn.Parameter
             self.data = packed.to_dense() if rows is None else rows
 
-    def matmul_of(self, bias: torch.Tensor | None):
+    def matmul_of(self, bias: torch.Tensor | None) -> Any:
         """(rows, in_features) -> (rows, out_features), as long as no gradient is wanted."""
         packed = self._packed
         return lambda states: onednn_linear(states, packed, bias)
 
     @classmethod
     @torch.compiler.disable  # which would look into a weight while it changes
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _METADATA:
             return super().__torch_function__(func, types, args, kwargs)
@@ -171,16 +176,16 @@ class PackedParameter(nn.Parameter):
         _unpack_all((args, kwargs))
         return func(*args, **kwargs)
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: Any) -> Any:
         self.unpack()
         return self.__deepcopy__(memo)
 
-    def __reduce_ex__(self, protocol):
+    def __reduce_ex__(self, protocol: Any) -> Any:
         self.unpack()
         return self.__reduce_ex__(protocol)
 
 
-def _may_multiply(input, weight, bias=None) -> bool:
+def _may_multiply(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> bool:
     return (
         type(weight) is PackedParameter
         and isinstance(input, torch.Tensor)
@@ -193,11 +198,18 @@ def _may_multiply(input, weight, bias=None) -> bool:
     )
 
 
-def _multiply(input, weight, bias=None) -> torch.Tensor:
+def _multiply(input: torch.Tensor, weight: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
     return weight.matmul_of(bias)(input)
 
 
-def _may_embed(input_ids, weight, padding_idx=None, max_norm=None, *args, **kwargs) -> bool:
+def _may_embed(
+    input_ids: torch.Tensor,
+    weight: torch.Tensor,
+    padding_idx: Any = None,
+    max_norm: Any = None,
+    *args: Any,
+    **kwargs: Any,
+) -> bool:
     return (
         type(weight) is PackedParameter
         and weight._rows is not None
@@ -207,7 +219,7 @@ def _may_embed(input_ids, weight, padding_idx=None, max_norm=None, *args, **kwar
     )
 
 
-def _unpack_all(arguments):
+def _unpack_all(arguments: Any) -> None:
     if type(arguments) is PackedParameter:
         arguments.unpack()
     elif isinstance(arguments, (tuple, list)):
@@ -217,21 +229,21 @@ def _unpack_all(arguments):
         _unpack_all(list(arguments.values()))
 
 
-def pack_weights(model: nn.Module):
+def pack_weights(model: nn.Module) -> None:
     """Pack the weights of a model's linear layers where that can be, in place; see [`PackedParameter`]."""
     for parameter, reason in weights_to_pack(model):
         if reason is None:
             PackedParameter.pack(parameter, embeds=any(_embeds(module, parameter) for module in model.modules()))
 
 
-def unpack_weights(model: nn.Module):
+def unpack_weights(model: nn.Module) -> None:
     """Make the packed weights of a model ordinary ones again."""
     _unpack_all(list(model.parameters()))
 
 
 def weights_to_pack(model: nn.Module) -> list[tuple[nn.Parameter, str | None]]:
     """The weights of a model's linear layers, each with the reason why it is not to be packed, or None."""
-    owners = {}
+    owners: dict[int, tuple[nn.Parameter, list[nn.Module]]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), (parameter, []))[1].append(module)
@@ -253,7 +265,7 @@ def _embeds(module: nn.Module, parameter: nn.Parameter) -> bool:
     return type(module) is nn.Embedding and module.weight is parameter
 
 
-def direct(layer: nn.Module):
+def direct(layer: Any) -> Any:
     """The layer as a function of few rows, (rows, in_features) -> (rows, out_features), while nothing is trained and
     nothing watches: what is called many times over is looked at once."""
     if not is_untouched_linear(layer):

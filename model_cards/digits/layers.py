@@ -3,6 +3,8 @@
 Shapes: B batch.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
@@ -56,7 +58,7 @@ class LayerScale(nn.Module):
         return branch * self.scale
 
 
-def make_norm(config, size: int | None = None) -> nn.Module:
+def make_norm(config: Any, size: int | None = None) -> nn.Module:
     """Return the norm of `config.norm_type` over the last dimension, of `config.hidden_size` numbers unless told."""
     norm = nn.LayerNorm if config.norm_type == "layer_norm" else nn.RMSNorm
     return norm(config.hidden_size if size is None else size, eps=config.layer_norm_eps)

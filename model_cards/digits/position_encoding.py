@@ -7,12 +7,13 @@ Shapes: N patches, H heads.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 
-def _is_known(condition) -> bool:
+def _is_known(condition: Any) -> bool:
     """Whether a condition on sizes holds; of one on the symbols of a graph for many sizes, whether it always does, so
     that the graph is not bound to the sizes of its example."""
     if not torch.compiler.is_compiling():
@@ -93,7 +94,7 @@ class LearnedPosition(nn.Module):
     `forward(grid_size)` -> (1, [prefix +] patches, hidden_size)
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         rows, columns = config.grid_size
         self.grid = nn.Parameter(torch.zeros(rows, columns, config.hidden_size))
@@ -108,7 +109,7 @@ class LearnedPosition(nn.Module):
         positions = resample_table(self.table(), grid_size).flatten(0, 1)
         if self.prefix is None:
             return positions[None]
-        prefix = self.prefix
+        prefix: torch.Tensor = self.prefix
         if self.num_registers_without:
             prefix = nn.functional.pad(prefix, (0, 0, 0, self.num_registers_without))
         return torch.cat((prefix, positions))[None]
@@ -117,7 +118,7 @@ class LearnedPosition(nn.Module):
 class LearnedRowColumnPosition(LearnedPosition):
     """One learnt vector per row plus one per column (`learned_2d`); the rest as in [`LearnedPosition`]."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         rows, columns = config.grid_size
         del self.grid
@@ -137,7 +138,9 @@ class FixedPosition(nn.Module):
         scheme: a name in `config.position_embeddings`.
     """
 
-    def __init__(self, config, scheme: str):
+    table: torch.Tensor
+
+    def __init__(self, config: Any, scheme: str):
         super().__init__()
         self.scheme = scheme
         self.native_grid_size = config.grid_size
@@ -145,7 +148,7 @@ class FixedPosition(nn.Module):
         self.num_prefix_tokens = config.num_layer_prefix_tokens
         self.has_prefix_positions = config.num_prefix_positions(scheme) > 0
 
-    def patch_coordinates(self, grid_size: tuple[int, int], device: torch.device | None):
+    def patch_coordinates(self, grid_size: tuple[int, int], device: torch.device | None) -> Any:
         return grid_coordinates(grid_size, self.position_grid, device)
 
     def coordinates(self, grid_size: tuple[int, int], device: torch.device | None) -> list[torch.Tensor]:
@@ -156,10 +159,14 @@ class FixedPosition(nn.Module):
             rows, columns = torch.cat((torch.full_like(prefix, -1.0), rows)), torch.cat((prefix, columns))
         return [rows, columns]
 
+    def compute_table(self, grid_size: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
+        """The table of a grid."""
+        raise NotImplementedError
+
     def is_native(self, grid_size: tuple[int, int]) -> bool:
         return all(_is_known(length == native) for length, native in zip(grid_size, self.native_grid_size))
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Any, recurse: Any = True) -> Any:
         # What moves and converts modules goes through here, `to_empty` too, which leaves a buffer without its values.
         super()._apply(fn, recurse)
         if type(self.table) is torch.Tensor and not self.table.is_meta:
@@ -168,7 +175,7 @@ class FixedPosition(nn.Module):
         return self
 
 
-def fill_meta_tables(module: nn.Module, incompatible_keys=None):
+def fill_meta_tables(module: nn.Module, incompatible_keys: Any = None) -> None:
     """Compute the tables that are still on the meta device where the module's parameters are not: after
     `load_state_dict(..., assign=True)`, as whose hook this can be registered."""
     device = next(module.parameters()).device
@@ -184,7 +191,7 @@ class SinCosPosition(FixedPosition):
     `forward(grid_size)` -> (1, [prefix +] patches, hidden_size)
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config, config.absolute_position)
         self.hidden_size = config.hidden_size
         self.two_dimensional = self.scheme == "sincos_2d"
@@ -218,7 +225,7 @@ class RotaryPosition(FixedPosition):
     `forward(grid_size)` -> cosines and sines, each (prefix + patches, head size)
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config, config.rotary_position)
         self.theta = config.rope_base
         self.offset = config.rope_grid_offset
@@ -256,7 +263,7 @@ class StepRotaryPosition(RotaryPosition):
     """Axial rotary embedding on coordinates in patches, with periods from 2 pi to 2 pi * `rope_theta` (`rope_axial`:
     EVA-02, 2303.11331; RoPE-ViT, 2403.13298); the rest as in [`RotaryPosition`]."""
 
-    def patch_coordinates(self, grid_size: tuple[int, int], device: torch.device | None):
+    def patch_coordinates(self, grid_size: tuple[int, int], device: torch.device | None) -> Any:
         position_grid = self.position_grid if self.has_position_grid else grid_size
         return grid_coordinates(grid_size, position_grid, device, (self.offset, 0.0))
 
@@ -272,7 +279,7 @@ class MixedRotaryPosition(nn.Module):
     `forward(grid_size)` -> cosines and sines, each (heads, prefix + patches, head size)
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         head_dim = config.hidden_size // config.num_attention_heads
         self.theta = config.rope_base
@@ -307,7 +314,7 @@ class RelativePositionBias(nn.Module):
     `forward(grid_size)` -> (1, heads, tokens, tokens)
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         rows, columns = config.grid_size
         self.num_prefix_tokens = config.num_layer_prefix_tokens

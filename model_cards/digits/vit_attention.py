@@ -3,6 +3,8 @@
 Shapes: B batch, H heads, T tokens, K head size.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -19,21 +21,22 @@ class HfViTSelfAttention(SelfAttention):
         config: gives `key_bias`, `proj_bias`, `norm_type`, `attention_output_norm` and what [`SelfAttention`] reads.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config, output_bias=config.proj_bias)
-        self.query_bias, self.value_bias = None, None
+        self.query_bias: nn.Parameter | None = None
+        self.value_bias: nn.Parameter | None = None
         if config.qkv_bias and not config.key_bias:
-            self.qkv_proj.bias = None
+            self.qkv_proj.register_parameter("bias", None)
             self.query_bias = nn.Parameter(torch.zeros(config.hidden_size))
             self.value_bias = nn.Parameter(torch.zeros(config.hidden_size))
         self.output_norm = make_norm(config) if config.attention_output_norm else nn.Identity()
 
-    def _head_norm(self, config) -> nn.Module:
+    def _head_norm(self, config: Any) -> nn.Module:
         return make_norm(config, self.head_dim)
 
     def _project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         query, key, value = super()._project(hidden_states)  # (B, H, T, K) each
-        if self.query_bias is not None:
+        if self.query_bias is not None and self.value_bias is not None:
             shape = (self.num_attention_heads, 1, self.head_dim)
             query, value = query + self.query_bias.view(shape), value + self.value_bias.view(shape)
         return query, key, value
@@ -46,7 +49,7 @@ class TalkingHeadsSelfAttention(HfViTSelfAttention):
     """Self-attention whose heads are mixed linearly before and after the softmax (2003.02436; CaiT, 2103.17239). It is
     computed in plain matmuls, whatever the attention implementation."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.score_mixing = nn.Linear(self.num_attention_heads, self.num_attention_heads)
         self.weight_mixing = nn.Linear(self.num_attention_heads, self.num_attention_heads)
@@ -59,6 +62,7 @@ class TalkingHeadsSelfAttention(HfViTSelfAttention):
         attention_mask: torch.Tensor | None = None,
         position_bias: torch.Tensor | None = None,
         output_attentions: bool = False,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         scores = torch.matmul(query * self.head_dim**-0.5, key.transpose(2, 3))  # (B, H, T, T)
         if position_bias is not None:
@@ -80,10 +84,10 @@ class TalkingHeadsSelfAttention(HfViTSelfAttention):
 class ClassAttention(CrossAttention):
     """Attention of the class tokens to all tokens (CaiT, 2103.17239)."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config, config.num_attention_heads, output_bias=config.proj_bias)
 
-    def _head_norm(self, config) -> nn.Module:
+    def _head_norm(self, config: Any) -> nn.Module:
         return make_norm(config, self.head_dim)
 
 
@@ -92,7 +96,7 @@ def _mix_heads(mixing: nn.Linear, states: torch.Tensor) -> torch.Tensor:
     return linear(mixing, states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def make_attention(config) -> HfViTSelfAttention:
+def make_attention(config: Any) -> HfViTSelfAttention:
     """Return the self-attention of a layer."""
     return TalkingHeadsSelfAttention(config) if config.talking_heads else HfViTSelfAttention(config)
 

@@ -3,6 +3,8 @@
 Shapes: B batch, P prefix tokens, N patches, D hidden size.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -19,7 +21,7 @@ class HfViTEmbeddings(nn.Module):
         ValueError: if the images do not fit the model.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.has_prefix_positions = config.num_prefix_positions(config.absolute_position) > 0
         self.registers_first = config.registers_first
@@ -34,7 +36,7 @@ class HfViTEmbeddings(nn.Module):
         self.norm = make_norm(config) if config.embedding_norm else nn.Identity()
 
     @staticmethod
-    def _token(config, count: int) -> nn.Parameter | None:
+    def _token(config: Any, count: int) -> nn.Parameter | None:
         return nn.Parameter(torch.zeros(1, count, config.hidden_size)) if count else None
 
     def prefix_tokens(self) -> list[torch.Tensor]:
@@ -52,8 +54,17 @@ class HfViTEmbeddings(nn.Module):
         tokens = (self.class_token, self.distillation_token)
         return torch.cat([token for token in tokens if token is not None], dim=1)
 
-    def forward(self, pixel_values: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    def forward(
+        self, pixel_values: torch.Tensor, grid_size: tuple[int, int], mixtoken_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         patches = self.patch_embedding(pixel_values, grid_size)  # (B, N, D)
+        if mixtoken_mask is not None:
+            if mixtoken_mask.shape != patches.shape[1:2] or mixtoken_mask.dtype != torch.bool:
+                raise ValueError(
+                    f"mixtoken_mask must be bool of shape {tuple(patches.shape[1:2])}, got {mixtoken_mask.dtype} of "
+                    f"shape {tuple(mixtoken_mask.shape)}"
+                )
+            patches = torch.where(mixtoken_mask[:, None], patches.roll(1, dims=0), patches)
         positions = self.position_embedding(grid_size) if self.position_embedding else None
         if positions is not None and not self.has_prefix_positions:
             patches = patches + positions

@@ -1,5 +1,7 @@
 """The layers of the Vision Transformer."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -15,7 +17,7 @@ from .vit_tokens import of_kept_pairs, of_kept_tokens
 class _PreNormLayer(GradientCheckpointingLayer):
     """Attention and MLP, each with layer scale, dropout and drop path on its branch."""
 
-    def __init__(self, config, attention: MultiHeadAttention, drop_path_rate: float):
+    def __init__(self, config: Any, attention: MultiHeadAttention, drop_path_rate: float):
         super().__init__()
         self.attention_norm = make_norm(config)
         self.attention = attention
@@ -28,25 +30,29 @@ class _PreNormLayer(GradientCheckpointingLayer):
             norm=make_norm(config, config.intermediate_size) if config.mlp_hidden_norm else None,
         )
         self.layer_scale1, self.layer_scale2 = self._layer_scale(config), self._layer_scale(config)
+        self.residual_scale = config.residual_scale
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = DropPath(drop_path_rate)
 
     @staticmethod
-    def _layer_scale(config) -> nn.Module:
+    def _layer_scale(config: Any) -> nn.Module:
         value = config.layer_scale_init_value
         return nn.Identity() if value is None else LayerScale(config.hidden_size, value)
 
     def _add_branches(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        hidden_states = hidden_states + self.drop_path(self.dropout(self.layer_scale1(attended)))
+        hidden_states = hidden_states + self._scaled(self.drop_path(self.dropout(self.layer_scale1(attended))))
         states = self.mlp_norm(hidden_states)
         if self._adds_mlp_as_it_is():
             return self.mlp(states, hidden_states)
         branch = self.mlp(states)
-        return hidden_states + self.drop_path(self.dropout(self.layer_scale2(branch)))
+        return hidden_states + self._scaled(self.drop_path(self.dropout(self.layer_scale2(branch))))
+
+    def _scaled(self, branch: torch.Tensor) -> torch.Tensor:
+        return branch if self.residual_scale == 1 else branch * self.residual_scale
 
     def _adds_mlp_as_it_is(self) -> bool:
         """Whether nothing is done to the MLP's branch, and nobody looks at it, before it is added."""
-        if self.training or torch.compiler.is_compiling():
+        if self.training or torch.compiler.is_compiling() or self.residual_scale != 1:
             return False
         if type(self.mlp) is not MLP or type(self.layer_scale2) is not nn.Identity:
             return False
@@ -59,7 +65,7 @@ class HfViTLayer(_PreNormLayer):
     (batch, tokens, hidden_size) -> the same shape
     """
 
-    def __init__(self, config, drop_path_rate: float):
+    def __init__(self, config: Any, drop_path_rate: float):
         super().__init__(config, make_attention(config), drop_path_rate)
         has_bias = "relative_bias_per_layer" in config.position_embeddings
         self.relative_position_bias = RelativePositionBias(config) if has_bias else None
@@ -102,7 +108,7 @@ class HfViTClassLayer(_PreNormLayer):
     """Class-attention layer (CaiT, 2103.17239): the class tokens, and they alone, attend to themselves and to the
     other tokens, and change. As in the paper it drops no path."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config, ClassAttention(config), drop_path_rate=0.0)
 
     def forward(

@@ -1,14 +1,20 @@
 """What a card says beyond the basics: methods, heads, teachers, cost, attention and positions."""
 
+import re
+
 import numpy
 import pytest
 from card_records import NBSP, run_records, tables, text_of, write_run
 from hub_server.metadata import check_metadata
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from PIL import Image
+from typer.testing import CliRunner
 
 from hf_vit.cards import check_card, write_card
-from hf_vit.cards.records import fingerprint
+from hf_vit.cli import app
+from hf_vit.fingerprint import fingerprint
+from hf_vit.words import listed
 
 
 @pytest.mark.parametrize(
@@ -133,3 +139,54 @@ def test_attention_and_positions_are_drawn_from_the_records(tmp_path, kind, grid
     records["card"]["positions"]["maps"][0][0][0] = 0.5
     write_run(tmp_path, records)
     assert check_card(folder) == [f"{name} was not drawn from these records" for name in names[1:]]
+
+
+HOSTILE = (
+    "<script>alert(1)</script> <img src=x> [a](https://evil.example) ![b](c) `d` {{ 7 * 191 }} {% include 'e' %} | *f*"
+)
+STEERING = "\x1b[2K\x07\u202e"
+
+
+def test_other_peoples_text_appears_as_it_is(tmp_path):
+    names = [f"{HOSTILE} {number}" for number in range(3)]
+    yaml = f"a: [1\n---\nlicense: mit\n--- {HOSTILE}"
+    records = run_records(names, images_per_class=4)
+    records.update(
+        command=f"train.py '{HOSTILE}\n```\n<b>'", recipe=HOSTILE, git_commit=HOSTILE, teachers=[{"name": HOSTILE}]
+    )
+    records["versions"] = {HOSTILE: HOSTILE}
+    records["arguments"].update(
+        learning_rate=HOSTILE, card_license=yaml, model_name_or_path=HOSTILE, hub_model_id=yaml
+    )
+    records["hardware"].update(device_name=yaml, mixed_precision=HOSTILE)
+    records["model"]["class"] = HOSTILE
+    records["data"].update(name=yaml, revision=HOSTILE, license=HOSTILE, unused_files={HOSTILE: {HOSTILE: 2}})
+    records["data"]["splits"][HOSTILE] = records["data"]["splits"].pop("train")
+    records["result"]["split"] = HOSTILE
+    records["card"] = {"tested_transformers": [HOSTILE, HOSTILE]}
+    text = text_of(tmp_path, records)
+    assert "1337" not in text, "the template executed a value"
+    card = ModelCard(text)
+    assert card.data.license == yaml and card.data.eval_results[0].dataset_name == yaml
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(card.text)
+    inlines = [child for token in tokens for child in token.children or ()]
+    html = "".join(token.content for token in [*tokens, *inlines] if token.type in ("html_block", "html_inline"))
+    assert set(re.findall(r"</?\w+>", html)) == {"<details>", "</details>", "<summary>", "</summary>"}
+    assert "script" not in html and "evil" not in html
+    links = [child.attrs["href"] for child in inlines if child.type == "link_open"]
+    assert all(link.startswith("https://arxiv.org/") for link in links)
+    assert all("/" not in child.attrs["src"] for child in inlines if child.type == "image")
+    shown, _ = tables(card.text)
+    rows = next(rows for header, rows in shown.items() if header[0] == "Class" and "Recall" in header)
+    assert [row[0] for row in rows] == [name[:79].rstrip() + "…" for name in names]
+
+
+def test_control_characters_reach_neither_cards_nor_terminals(tmp_path):
+    records = run_records([f"a{STEERING}{number}" for number in range(3)], images_per_class=4)
+    records["data"].update(name=f"b{STEERING}", unused_files={"train": {f"c{STEERING}": 1}})
+    records.update(command=f"train.py {STEERING}\n\t--flag")
+    text = text_of(tmp_path, records)
+    assert not set("\x1b\x07\u202e") & set(text) and r"\x1b" in text and "\n\t--flag" in text
+    assert listed([f"d{STEERING}.jpg\n", "e.jpg"], 1) == r"d\x1b[2K\x07\u202e.jpg\n and 1 more"
+    (tmp_path / "README.md").write_text(f"{text}{STEERING}")
+    assert not set("\x1b\x07\u202e") & set(CliRunner().invoke(app, ["card", str(tmp_path), "--check"]).output)

@@ -78,10 +78,56 @@ TRANSFORMERS = {
     "Siglip2ForImageClassification": {**{k: v for k, v in FULL.items() if k != "image_size"}, "num_patches": 16},
     "CLIPVisionModel": FULL,
     "CLIPForImageClassification": FULL,
+    "ViTModel": FULL,
+    "DeiTModel": FULL,
     "ViTMAEModel": FULL,
     "ViTMSNForImageClassification": FULL,
     "ViTMSNModel": FULL,
 }
+
+
+@pytest.mark.parametrize(
+    "size,channels,classes", [(160, 1, 1000), (224, 4, 2), ((256, 192), 4, 1000), (384, 1, 2)], ids=str
+)
+def test_photograph_sizes_channels_and_class_counts(size, channels, classes):
+    """Images as large as in use, other numbers of channels and classes, of both libraries."""
+    narrow = {"embed_dim": 8, "depth": 1, "num_heads": 2, "img_size": size, "in_chans": channels}
+    peer = randomise(timm.create_model("vit_tiny_patch16_224", **narrow, num_classes=classes))
+    config = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config |= {"image_size": size, "num_channels": channels, "num_labels": classes}
+    other = randomise(transformers.ViTForImageClassification(transformers.ViTConfig(**config)))
+    for model, library in ((peer, "timm"), (other, "transformers")):
+        ours = from_peer(model)
+        height, width = ours.config.image_shape
+        assert (height, width) == (size if isinstance(size, tuple) else (size, size))
+        pixel_values = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            expected, back = model(pixel_values), to_peer(ours, library)(pixel_values)
+            got = ours(pixel_values).logits
+        if library == "transformers":
+            expected, back = expected.logits, back.logits
+        assert got.shape == (2, classes) and expected.std() > 0.02
+        assert_close(got, expected)
+        assert torch.equal(back, expected)
+
+
+@pytest.mark.parametrize("name", ["ViTModel", "DeiTModel"])
+def test_a_pooler_comes_along_both_ways(name):
+    peer, pixel_values = make(name, **FULL), images()
+    ours = from_peer(peer)
+    back = to_peer(ours, "transformers")
+    with torch.no_grad():
+        expected = peer(pixel_values).pooler_output
+        assert expected.std() > 0.05
+        assert_close(ours(pixel_values).pooler_output, expected)
+        assert torch.equal(back(pixel_values).pooler_output, expected)
+
+
+@pytest.mark.parametrize("option", [{"pooler_act": "relu"}, {"pooler_output_size": 16}], ids=str)
+def test_other_poolers_are_refused_by_name(option):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        from_peer(make("ViTModel", **FULL, **option))
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)

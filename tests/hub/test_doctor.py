@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import string
+import zipfile
 
 import numpy as np
 import pytest
@@ -26,9 +27,11 @@ from typer.testing import CliRunner
 from hf_vit import HfTransformerConfig, HfViTConfig, HfViTForImageClassification
 from hf_vit.cards import measure, write_card
 from hf_vit.cards.card import facts_of
-from hf_vit.cards.records import amend_run, fingerprint
+from hf_vit.cards.records import amend_run
 from hf_vit.cli import app, main
-from hf_vit.hub.doctor import examine
+from hf_vit.fingerprint import fingerprint
+from hf_vit.hub import Destination, push
+from hf_vit.hub.doctor import examine, published_files
 from hf_vit.hub.staging import staged
 from hf_vit.isolated.fresh_process import fresh_process
 
@@ -64,6 +67,29 @@ def pickled(protocol):
     return lambda folder: (folder / "notes.txt").write_bytes(pickle.dumps({"weights": Code()}, protocol))
 
 
+def plain_pickle(name, protocol):
+    """A pickle that imports nothing."""
+    return lambda folder: (folder / name).write_bytes(pickle.dumps({"weights": [1, 2.5, "x"]}, protocol))
+
+
+def zipped_pickle(folder):
+    with zipfile.ZipFile(folder / "notes.dat", "w") as archive:
+        archive.writestr("notes.txt", pickle.dumps([1], 0))
+
+
+def put_in_checkpoint(folder):
+    (folder / "last-checkpoint").mkdir()
+    torch.save({"step": 1}, folder / "last-checkpoint" / "optimizer.dat")
+
+
+def link(name, target):
+    def change(folder):
+        (folder.parent / "secret.txt").write_text("secret")
+        (folder / name).symlink_to(target)
+
+    return change
+
+
 def put(name, text):
     return lambda folder: (folder / name).write_text(text)
 
@@ -90,6 +116,18 @@ def remove(name):
         (append("README.md", "\nSee /home/alice/secret.\n"), r"README.md line \d+ .* path .*: /home/alice/secret"),
         (append("attention.py", "\nDATA = 'C:\\\\Users\\\\alice'\n"), r"attention.py line \d+ .* path"),
         (append("layers.py", f"\nTOKEN = '{TOKEN}'\n"), rf"layers.py line \d+ .*token: {TOKEN[:7]}… \(huggingface-"),
+        (put("notes.txt", "-----BEGIN PRIVATE KEY-----\n"), r"notes.txt line 1 .* secret token: .* \(private-key\)"),
+        (put("notes.txt", "id: AKIAQYLPMN5HFIQR7XYA"), r"notes.txt line 1 .* secret token: AKIAQYL… \(aws-key-id\)"),
+        (link("notes.txt", "../secret.txt"), "notes.txt is a link that leads out of the folder"),
+        (link("notes.txt", os.devnull), "notes.txt is a link that leads out of the folder"),
+        (link("notes", ".."), "notes is a link that leads out of the folder"),
+        (put("a\nb.txt", "x"), r"^a\\nb.txt has a control character in its name"),
+        (put("a\x1b[2Kb.txt", "x"), r"^a\\x1b\[2Kb.txt has a control character in its name"),
+        (put("a\u202etxt.py", "x = 1"), r"^a\\u202etxt.py has a control character in its name"),
+        (plain_pickle("notes.txt", 0), "notes.txt is a pickle"),
+        (plain_pickle("notes.json", 1), "notes.json is a pickle"),
+        (zipped_pickle, "notes.dat is a pickle"),
+        (put_in_checkpoint, "last-checkpoint/optimizer.dat is a pickle"),
         (put("notes.txt", PRIVATE_KEY), r"notes.txt line 1 .* secret token: .* \(private-key\)"),
         (append("losses.py", "\n# alice@example.org knows\n"), "losses.py .* e-mail address: alice@example.org"),
         (save_pickle, "notes.dat is a pickle"),
@@ -130,7 +168,7 @@ def test_doctor_says_what_is_wrong(folder, tmp_path, change, message):
     copy = shutil.copytree(folder, tmp_path / "digits")
     change(copy)
     with staged(copy) as stage:
-        problems = examine(stage)
+        problems = examine(stage, copy)
     assert any(re.search(message, problem) for problem in problems), problems
     outcome = CliRunner().invoke(app, ["doctor", str(copy), "--no-load"])
     assert outcome.exit_code == 1 and outcome.stdout.splitlines() == problems
@@ -157,7 +195,8 @@ def test_doctor_says_that_a_captioner_holds_no_code(tmp_path):
         ("program.txt", b"import os\nsystem = os.system\n"),
         ("class.txt", b"class Os:\n    pass\n"),
         ("vocab.txt", b"cat\ndog\nemu\n"),
-        ("colon.txt", b"I12\n."),
+        ("colon.txt", b"I12\n.5\n"),
+        ("version.txt", b"0."),
         ("merges.txt", b"#version: 0.2\ni n\nt h\n"),
     ],
 )
@@ -167,6 +206,25 @@ def test_a_text_that_begins_as_a_pickle_would_is_none(folder, tmp_path, name, co
     np.save(copy / "numbers.npy", np.arange(3.0))
     np.savez(copy / "numbers.npz", np.arange(3.0))
     assert examine(copy) == examine(folder)
+
+
+def test_no_link_out_of_a_folder_is_followed(folder, tmp_path):
+    copy, snapshot = shutil.copytree(folder, tmp_path / "digits"), tmp_path / "models--a--b" / "snapshots" / "0f"
+    link("notes.txt", "../secret.txt")(copy)
+    (copy / "copy.txt").symlink_to("run.json")
+    with staged(copy) as stage:
+        assert (
+            not (stage / "notes.txt").exists() and (stage / "copy.txt").read_text() == (copy / "run.json").read_text()
+        )
+    with pytest.raises(ValueError, match=r"cannot be published:\n- notes\.txt is a link"):
+        push(copy, Destination("alice/digits"))
+    # The Hub's cache keeps files once, and snapshots link to them.
+    blobs = shutil.copytree(folder, snapshot.parents[1] / "blobs")
+    snapshot.mkdir(parents=True)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    assert not [problem for problem in examine(snapshot) if "link" in problem]
+    assert "model.safetensors" in published_files(snapshot)
 
 
 def test_class_names_may_look_like_paths(folder, tmp_path):
@@ -183,7 +241,7 @@ def test_an_author_may_give_an_address(folder, tmp_path):
     amend_run(copy, "arguments", {**arguments, "card_authors": "Bob, bob@example.org"})
     write_card(copy)
     with staged(copy) as stage:
-        assert examine(stage) == []
+        assert examine(stage, copy) == []
 
 
 def test_paths_are_cut_alike_in_the_records_and_on_the_card(folder, tmp_path):
@@ -197,16 +255,17 @@ def test_paths_are_cut_alike_in_the_records_and_on_the_card(folder, tmp_path):
     text = write_card(copy).read_text()
     assert "/home" not in text and "../alice" not in text and new["card_limitations"] in text
     with staged(copy) as stage:
-        assert examine(stage) == []
+        assert examine(stage, copy) == []
 
 
 @pytest.mark.parametrize("argv", [["doctor", "none"], ["doctor", "file"], ["card", "none"], ["card", "file"]])
-def test_the_command_line_shows_no_traceback(tmp_path, monkeypatch, argv):
+def test_the_command_line_shows_no_traceback(tmp_path, monkeypatch, capsys, argv):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")
     monkeypatch.setattr("sys.argv", ["hf-vit", *argv])
-    with pytest.raises(SystemExit, match=f"^hf-vit {argv[0]}: error: folder: .*{argv[1]}"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         main()
+    assert re.search(f"^hf-vit {argv[0]}: error: folder: .*{argv[1]}[^\n]*\n$", capsys.readouterr().err)
 
 
 def test_a_fresh_process_is_a_stranger(folder, tmp_path):

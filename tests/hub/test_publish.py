@@ -335,7 +335,7 @@ def test_pushes_in_the_background(hub, author, plain, tmp_path):
         author.run("background.push(folder, commit_message='epoch 3', checkpoint=f'{folder}/checkpoints')")
     author.run("background.wait()")
     assert git.log() == ["epoch 3", "epoch 1", "initial commit"]
-    assert "last-checkpoint/optimizer.bin" in git.entries(git.resolve("main"))
+    assert "last-checkpoint/optimizer.safetensors" in git.entries(git.resolve("main"))
 
     hub.down = True
     (folder / "notes.txt").write_text("new")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import ViTImageProcessor
 
 from hf_vit import HfViTConfig, HfViTForImageClassification
@@ -42,7 +43,7 @@ def save_run(folder: Path, hub_model_id: str) -> Path:
     }
     (folder / "run.json").write_text(json.dumps(run))
     (folder / "checkpoints").mkdir()
-    torch.save({"step": 1}, folder / "checkpoints" / "optimizer.bin")
+    save_file({"step": torch.ones(1)}, folder / "checkpoints" / "optimizer.safetensors")
     return folder
 
 

@@ -23,7 +23,10 @@ from hf_vit.models.code_version import code_digest
 MODELS = Path(hf_vit.__file__).parent / "models"
 # No configuration has ever imported these files; the factor is what tells one version from the other.
 EDITED_FILE = "layers.py"
-EDIT = "\n_forward = MLP.forward\nMLP.forward = lambda self, hidden_states: {factor} * _forward(self, hidden_states)\n"
+EDIT = """
+_forward = MLP.forward
+MLP.forward = lambda self, states, residual=0: {factor} * _forward(self, states) + residual
+"""
 # Loading forgets the positions: what is done to a checkpoint transformers keeps by the name of the model alone.
 LOADING_FILE = "checkpoint_conversion.py"
 LOADING_EDIT = "\n_resample = resample_table\nresample_table = lambda table, size: 0 * _resample(table, size)\n"

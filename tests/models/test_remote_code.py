@@ -2,7 +2,9 @@
 
 import ast
 import json
+import re
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,8 @@ SPECIMEN = "attention-rope_2d"
 # It comes with an image processor of ours.
 PHOTO_SPECIMEN = "cls-learned"
 PHOTO_PROCESSOR = HfViTImageProcessor(size={"height": 16, "width": 16}, crop_pct=0.9, crop_mode="border")
-# What the core package does not ask for, and numpy, which transformers brings.
+BROUGHT_BY_TRANSFORMERS = ["huggingface_hub", "numpy"]
+# What the core package does not ask for.
 OPTIONAL = [
     "torchvision",
     "accelerate",
@@ -64,8 +67,16 @@ def test_travelling_files_import_only_what_every_user_has(path):
         if level:
             assert level == 1 and module in siblings, f"from {'.' * level}{module} import {', '.join(names)}"
         elif module not in optional:
-            allowed = {"torch", "transformers", "huggingface_hub", *sys.stdlib_module_names}
+            allowed = {"torch", "transformers", *BROUGHT_BY_TRANSFORMERS, *sys.stdlib_module_names}
+            if path.stem.startswith("image_processing"):  # transformers has no image processor without Pillow
+                allowed.add("PIL")
             assert module.split(".")[0] in allowed, module
+
+
+@pytest.mark.parametrize("name", BROUGHT_BY_TRANSFORMERS)
+def test_transformers_requires_what_travelling_files_take_from_it(name):
+    required = [line for line in requires("transformers") if "extra ==" not in line]
+    assert any(re.match(rf"{name}\b", line.replace("-", "_")) for line in required)
 
 
 @pytest.mark.parametrize("path", sorted(MODELS.glob("*.py")), ids=lambda path: path.stem)

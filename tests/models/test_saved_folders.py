@@ -131,14 +131,14 @@ def test_what_is_pushed_has_this_packages_code_and_the_folder_keeps_its_own(tmp_
     folder = shutil.copytree(SAVED / "translator", tmp_path / "translator")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with staged(folder, refresh=True) as stage:
-        assert not [problem for problem in examine(stage) if "5.24" in problem]
+        assert not [problem for problem in examine(stage, folder) if "5.24" in problem]
         assert (stage / "encoder_decoder.py").read_text() == (MODELS / "encoder_decoder.py").read_text()
         with fresh_process() as process:
             process.load(folder)
             assert process.load(stage).difference < 1e-5
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     with staged(folder) as stage:
-        assert [problem for problem in examine(stage) if "5.24" in problem]
+        assert [problem for problem in examine(stage, folder) if "5.24" in problem]
 
 
 def test_code_that_was_changed_by_hand_is_not_replaced_unseen(tmp_path):
@@ -156,9 +156,9 @@ def test_a_card_is_written_anew_with_the_code(tmp_path):
     (folder / "tested_versions.py").write_text('TESTED_TRANSFORMERS = ("5.17", "5.18")\n')
     assert is_older(folder)
     with staged(folder) as stage:
-        assert [problem for problem in examine(stage) if "not those that the card's snippets" in problem]
+        assert [problem for problem in examine(stage, folder) if "not those that the card's snippets" in problem]
     with staged(folder, refresh=True) as stage:
-        assert examine(stage) == []
+        assert examine(stage, folder) == []
         assert "tested with transformers {} to {}".format(*TESTED_TRANSFORMERS) in (stage / "README.md").read_text()
     assert is_older(folder)
 

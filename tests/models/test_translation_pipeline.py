@@ -15,7 +15,8 @@ from translators import make_tokenizer
 from typer.testing import CliRunner
 
 from hf_vit import HfTransformerConfig, HfTransformerForConditionalGeneration
-from hf_vit.cli import app, translate
+from hf_vit.cli import app
+from hf_vit.cli.translate import translate
 from hf_vit.models.pipeline_translation import TranslationPipeline
 
 # Hides the package, then translates, saves again, and translates from what was saved; loads body and decoder too.
@@ -137,7 +138,7 @@ def test_the_command_translates_a_text_or_each_line(folder):
     done = run(["translate", folder], input=b"\xff\xfe\ndrei zwei ein vier f\xc3\xbcnf\n")
     assert done.stdout.endswith("\nthree two one four five\n"), done.output
     done = run(["translate", "./no/such/folder", "drei"])
-    assert str(done.exception) == "there is no folder './no/such/folder'"
+    assert str(done.exception) == "model: there is no folder './no/such/folder'"
 
 
 def test_the_command_translates_a_text_where_there_is_no_standard_input(folder, monkeypatch, capsys):

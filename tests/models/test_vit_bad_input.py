@@ -15,7 +15,7 @@ from transformers import (
 from hf_vit import HfViTBackbone, HfViTConfig, HfViTForImageClassification, HfViTModel
 from hf_vit.models.losses import distillation_loss
 
-POOLINGS = "cls, mean, max, cls_mean, weighted, attention, none"
+POOLINGS = "cls, cls_tanh, mean, max, cls_mean, weighted, attention, none"
 ABSOLUTE, ROTARY = "learned, learned_2d, sincos_1d, sincos_2d", "rope_2d, rope_axial, rope_mixed"
 POSITIONS = f"{ABSOLUTE}, relative_bias, relative_bias_per_layer, {ROTARY}, none"
 
@@ -79,7 +79,7 @@ POSITIONS = f"{ABSOLUTE}, relative_bias, relative_bias_per_layer, {ROTARY}, none
             {"num_class_layers": 1, "position_embedding_on_prefix": True},
             "position_embedding_on_prefix must not be True with num_class_layers 1",
         ),
-        ({"patch_embedding": "linear"}, "patch_embedding must be one of conv, hybrid, got 'linear'"),
+        ({"patch_embedding": "linear"}, "patch_embedding must be one of conv, hybrid, lvvit, got 'linear'"),
         ({"num_stem_blocks": -1}, "num_stem_blocks must be at least 0, got -1"),
         ({"num_stem_blocks": 1}, "num_stem_blocks must be 0 without patch_embedding 'hybrid', got 1"),
         ({"distillation_type": "warm"}, "distillation_type must be one of soft, hard, got 'warm'"),

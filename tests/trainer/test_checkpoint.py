@@ -1,16 +1,21 @@
 """Checkpoints and results on disk: whole or absent, and refused where they do not fit."""
 
 import dataclasses
+import json
 import os
+import pickle
+import random
+import re
 import resource
 import shutil
 
+import numpy
 import pytest
 import torch
 from accelerate import Accelerator
 
-from hf_vit.files import write_atomically
-from hf_vit.trainer.checkpoint import CheckpointArguments, TrainingState
+from hf_vit.files import chunks, digest, write_atomically
+from hf_vit.trainer.checkpoint import STATE_FILE, CheckpointArguments, TrainingState
 from hf_vit.trainer.checkpointer import Checkpointer, Resumable
 from hf_vit.trainer.output_dir import clear_temporary, move_files, prepare_output_dir, staging_folder
 
@@ -24,11 +29,13 @@ FACTS = {
 
 @pytest.fixture
 def checkpointer(tmp_path):
-    def make(facts=FACTS, total_limit=1):
+    def make(facts=FACTS, total_limit=1, schedule=False):
         accelerator = Accelerator(cpu=True)
         model = torch.nn.Linear(100, 100)
-        prepared = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
-        return Checkpointer(accelerator, tmp_path, total_limit, facts, Resumable(*prepared)), model
+        optimizer = torch.optim.AdamW(model.parameters())
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0) if schedule else None
+        resumable = Resumable(*accelerator.prepare(model, optimizer), rates)
+        return Checkpointer(accelerator, tmp_path, total_limit, facts, resumable), model
 
     return make
 
@@ -181,3 +188,113 @@ def test_an_output_dir_in_use_needs_a_word(tmp_path):
 def test_checkpoints_fall_due_by_steps_or_epochs():
     assert [CheckpointArguments(checkpointing_steps="3").due(step) for step in (2, 3, 6)] == [False, True, True]
     assert not CheckpointArguments().due(3)
+
+
+class Code:
+    """What a pickle of it does when it is opened: it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return exec, (f"open({str(self.path)!r}, 'w').close()",)
+
+
+def seal(folder):
+    """Digests of whatever lies in a checkpoint, as a saboteur would bring them along."""
+    content = json.loads((folder / STATE_FILE).read_text())
+    files = (path for path in folder.iterdir() if path.name != STATE_FILE)
+    content["files"] = {path.name: digest(chunks(path)) for path in files}
+    (folder / STATE_FILE).write_text(json.dumps(content))
+
+
+NEW_FILES = ("model.safetensors", "optimizer.safetensors", "schedule.safetensors", "random_states_0.safetensors")
+OLD_FILES = ("optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl")
+
+
+@pytest.mark.parametrize("write", [pickle.dump, torch.save], ids=["pickle", "torch"])
+@pytest.mark.parametrize("name", [*NEW_FILES, STATE_FILE])
+def test_a_saboteurs_checkpoint_runs_nothing(checkpointer, tmp_path, name, write):
+    saver, _ = checkpointer(schedule=True)
+    saver.save(TrainingState(step=1))
+    path, ran = saver.find("latest"), tmp_path / "ran"
+    with (path / name).open("wb") as file:
+        write({"model": Code(ran), "step": 1}, file)
+    if name != STATE_FILE:
+        seal(path)
+    with pytest.raises(ValueError, match=re.escape(str(path / name))):
+        saver.load(saver.find(str(path)))
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("write", [pickle.dump, torch.save], ids=["pickle", "torch"])
+@pytest.mark.parametrize("name", OLD_FILES)
+def test_an_old_checkpoint_of_a_saboteur_runs_nothing(checkpointer, tmp_path, name, write):
+    saver, _ = checkpointer(schedule=True)
+    saver.save(TrainingState(step=1))
+    path, ran = saver.find("latest"), tmp_path / "ran"
+    for new in NEW_FILES[1:]:
+        (path / new).unlink()
+    content = json.loads((path / STATE_FILE).read_text())
+    del content["files"]
+    (path / STATE_FILE).write_text(json.dumps(content))
+    torch.save(saver.resumable.optimizer.state_dict(), path / "optimizer.bin")
+    torch.save(saver.resumable.schedule.state_dict(), path / "custom_checkpoint_0.pkl")
+    states = {"step": 0, "random_state": random.getstate(), "numpy_random_seed": numpy.random.get_state()}
+    torch.save({**states, "torch_manual_seed": torch.get_rng_state()}, path / "random_states_0.pkl")
+    saver.load(saver.find("latest"))  # as it was
+    with (path / name).open("wb") as file:
+        write({"state": Code(ran)}, file)
+    with pytest.raises(ValueError, match=re.escape(str(path / name))):
+        saver.load(saver.find("latest"))
+    assert not ran.exists()
+    (path / name).unlink()
+    if name != "optimizer.bin":
+        with pytest.raises(ValueError, match=re.escape(str(path / name))):
+            saver.load(saver.find("latest"))
+
+
+@pytest.mark.parametrize("harm", ["flipped", "emptied", "missing"])
+@pytest.mark.parametrize("name", NEW_FILES)
+def test_a_damaged_file_is_named_and_its_checkpoint_passed_over(checkpointer, caplog, name, harm):
+    saver, _ = checkpointer(total_limit=2, schedule=True)
+    for step in (1, 2):
+        saver.save(TrainingState(step=step))
+    before, last = saver.saved()
+    content = bytearray((last / name).read_bytes())
+    content[-1] ^= 1
+    (last / name).unlink() if harm == "missing" else (last / name).write_bytes(content if harm == "flipped" else b"")
+    with caplog.at_level("WARNING"):
+        assert saver.find("latest") == before
+    (line,) = [each for each in caplog.messages if "passing over" in each]
+    assert str(last / name) in line and ("missing" if harm == "missing" else "damaged") in line
+    with pytest.raises(ValueError, match=re.escape(str(last / name))):
+        saver.find(str(last))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"state": {}}', b"\xff\xfe"])
+def test_a_damaged_record_stops_no_other_checkpoint(checkpointer, caplog, content):
+    saver, _ = checkpointer(total_limit=2)
+    for step in (1, 2):
+        saver.save(TrainingState(step=step))
+    before, last = saver.saved()
+    (last / STATE_FILE).write_bytes(content)
+    assert saver.find("latest") == before
+    (before / STATE_FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=f"no checkpoint is whole: .*{re.escape(str(last / STATE_FILE))}"):
+        saver.find("latest")
+
+
+def test_a_file_that_was_added_is_refused(checkpointer):
+    saver, _ = checkpointer()
+    saver.save(TrainingState(step=1))
+    path = saver.find("latest")
+    (path / "optimizer.bin").write_bytes(b"")  # by which it would be taken for one of version 0.1.0
+    with pytest.raises(ValueError, match=re.escape(f"{path / 'optimizer.bin'} is not of this checkpoint")):
+        saver.find("latest")
+
+
+def test_nothing_that_can_run_code_is_written(checkpointer):
+    saver, _ = checkpointer(schedule=True)
+    saver.save(TrainingState(step=1))
+    assert sorted(path.name for path in saver.find("latest").iterdir()) == sorted([*NEW_FILES, STATE_FILE])

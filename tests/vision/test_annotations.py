@@ -26,7 +26,7 @@ def _coco(folder: Path, change: Any = None, scenes: Any = SCENES) -> CheckedImag
     if change is not None:
         change(content)
     (folder / "train.json").write_text(json.dumps(content), encoding="utf-8")
-    return check(load_annotated_images(str(folder)))
+    return check(load_annotated_images(str(folder)), needs_masks=True)
 
 
 def _objects(found: CheckedImages, split: str = "train") -> list[list[tuple[str, tuple[float, ...]]]]:
@@ -185,6 +185,14 @@ def test_faults_are_told_before_training(name, tmp_path):
     change, message = FAULTS[name]
     with pytest.raises(ValueError, match=message):
         _coco(tmp_path, change)
+
+
+def test_who_asks_for_boxes_alone_needs_no_mask_of_each(tmp_path):
+    save_images(tmp_path / "images")
+    content = coco_content()
+    content["annotations"][0]["segmentation"] = []
+    (tmp_path / "train.json").write_text(json.dumps(content), encoding="utf-8")
+    assert _objects(check(load_annotated_images(str(tmp_path)))) == EXPECTED
 
 
 def test_slips_are_counted_and_mended(tmp_path):

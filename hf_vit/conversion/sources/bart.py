@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_vit.conversion.rules import Rule, same
+from hf_vit.conversion.rules import Peer, Rule, same
 from hf_vit.conversion.source import Source
 from hf_vit.conversion.text_rules import fields_of, is_tied, layer_rules, output_rules
 from hf_vit.models.configuration_hf_transformer import HfTransformerConfig
@@ -20,13 +22,13 @@ class Bart(Source):
 
     library = "transformers"
     ours = HfTransformerConfig
-    peers: tuple[str, ...] = ("BartForConditionalGeneration",)
+    peers = ("BartForConditionalGeneration",)
     ignored = (r"^model\.shared\.weight$",)  # a third name of the tables
     expressed = frozenset({"lm_head_bias", "encoder_vocab_size", "max_position_embeddings"})
     norm_position = "post"
-    peer_classes = (transformers.BartForConditionalGeneration, transformers.BartConfig)
+    peer_classes: tuple[type[Any], type[Any]] = (transformers.BartForConditionalGeneration, transformers.BartConfig)
 
-    def config(self, peer: nn.Module) -> HfTransformerConfig:
+    def config(self, peer: Peer) -> HfTransformerConfig:
         return HfTransformerConfig(
             **fields_of(peer.config),
             **is_tied(peer),
@@ -39,7 +41,7 @@ class Bart(Source):
         )
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
-        config = model.config
+        config: Any = model.config
         model_class, config_class = self.peer_classes
         return model_class(
             config_class(
@@ -50,10 +52,10 @@ class Bart(Source):
             )
         )
 
-    def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:
+    def model_class(self, peer: Peer) -> type[PreTrainedModel]:
         return HfTransformerForConditionalGeneration
 
-    def rules(self, config: HfTransformerConfig, peer: nn.Module) -> list[Rule]:
+    def rules(self, config: HfTransformerConfig, peer: Peer) -> list[Rule]:
         rules = output_rules(config.lm_head_bias, config.vocab_size)
         for stack in ("encoder", "decoder"):
             body = f"model.{stack}"

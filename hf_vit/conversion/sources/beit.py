@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_vit.conversion.rules import Rule, same
+from hf_vit.conversion.rules import Peer, Rule, same
 from hf_vit.conversion.source import Source
 from hf_vit.conversion.sources.vit import FIELDS, LABELS, check_activation, values_of
 from hf_vit.conversion.vit_rules import LAYER, learned_positions, patch_kernel, projections, relative_bias
@@ -27,7 +29,7 @@ class Beit(Source):
     ignored = (r"embeddings\.mask_token$",)
     body, name = "beit", "Beit"
 
-    def config(self, peer: nn.Module) -> HfViTConfig:
+    def config(self, peer: Peer) -> HfViTConfig:
         theirs = peer.config
         schemes = [ours for ours, field in _SCHEMES.items() if getattr(theirs, field)]
         norm = "after" if theirs.use_mean_pooling else "before"
@@ -42,7 +44,7 @@ class Beit(Source):
         )
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
-        config = model.config
+        config: Any = model.config
         check_activation(config)
         theirs = getattr(transformers, f"{self.name}Config")(
             **values_of(config, _SHARED),
@@ -54,10 +56,10 @@ class Beit(Source):
             return getattr(transformers, f"{self.name}Model")(theirs, add_pooling_layer=config.pooling != "none")
         return getattr(transformers, f"{self.name}ForImageClassification")(theirs)
 
-    def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:
+    def model_class(self, peer: Peer) -> type[PreTrainedModel]:
         return HfViTForImageClassification if hasattr(peer, "classifier") else HfViTModel
 
-    def rules(self, config: HfViTConfig, peer: nn.Module) -> list[Rule]:
+    def rules(self, config: HfViTConfig, peer: Peer) -> list[Rule]:
         embeddings, body = f"{self.body}.embeddings", peer.base_model
         table = "relative_position_bias_table"
         if hasattr(body, "layers"):

@@ -5,14 +5,14 @@ Shapes: D hidden size.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_vit.conversion.rules import Rule, constant, reshaped, same
+from hf_vit.conversion.rules import Peer, Rule, constant, reshaped, same
 from hf_vit.conversion.source import Source
 from hf_vit.conversion.sources.vit import LABELS, check_activation, patch_fit, values_of
 from hf_vit.conversion.vit_rules import LAYER, channels_last_kernel, learned_positions, patch_kernel, projections
@@ -32,7 +32,7 @@ class _Tower(Source):
     library = "transformers"
     name: str  # of the family, as in the names of its classes
 
-    def config(self, peer: nn.Module) -> HfViTConfig:
+    def config(self, peer: Peer) -> HfViTConfig:
         config, tower = peer.config, peer.config
         if has_head := hasattr(peer, "classifier"):
             tower = config.vision_config
@@ -50,7 +50,7 @@ class _Tower(Source):
         return values_of(config, ("image_size",))
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
-        config = model.config
+        config: Any = model.config
         check_activation(config)
         tower = {
             **values_of(config, _FIELDS),
@@ -64,13 +64,13 @@ class _Tower(Source):
         whole = getattr(transformers, f"{self.name}Config")(vision_config=tower, **labels)
         return getattr(transformers, f"{self.name}ForImageClassification")(whole)
 
-    def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:
+    def model_class(self, peer: Peer) -> type[PreTrainedModel]:
         return HfViTForImageClassification if hasattr(peer, "classifier") else HfViTModel
 
-    def prefix(self, peer: nn.Module) -> str:
+    def prefix(self, peer: Peer) -> str:
         return "" if hasattr(peer, _TOWER) else f"{_TOWER}."
 
-    def rules(self, config: HfViTConfig, peer: nn.Module) -> list[Rule]:
+    def rules(self, config: HfViTConfig, peer: Peer) -> list[Rule]:
         layer, embeddings = f"{_TOWER}.encoder.layers.*", f"{_TOWER}.embeddings"
         return [
             self._kernel(config, f"{embeddings}.patch_embedding.weight"),
@@ -94,8 +94,8 @@ class _Tower(Source):
 
 
 class Clip(_Tower):
-    peers = ("CLIPForImageClassification", "CLIPVisionModel")
-    ignored = (r"position_ids$",)
+    peers: ClassVar[tuple[str, ...]] = ("CLIPForImageClassification", "CLIPVisionModel")
+    ignored: ClassVar[tuple[str, ...]] = (r"position_ids$",)
     name = "CLIP"
 
     def _fields(self, tower: Any, has_head: bool) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Clip(_Tower):
 
 
 class _Siglip(_Tower):
-    ignored = (r"position_ids$",)
+    ignored: ClassVar[tuple[str, ...]] = (r"position_ids$",)
     name = "Siglip"
 
     def _fields(self, tower: Any, has_head: bool) -> dict[str, Any]:
@@ -168,12 +168,12 @@ class _Siglip(_Tower):
 class SiglipClassifier(_Siglip):
     """It leaves the tower's pooling unread, if there is one."""
 
-    peers = ("SiglipForImageClassification",)
+    peers: ClassVar[tuple[str, ...]] = ("SiglipForImageClassification",)
     ignored = (*_Siglip.ignored, rf"^{_TOWER}\.head\.")
 
 
 class SiglipTower(_Siglip):
-    peers = ("SiglipVisionModel",)
+    peers: ClassVar[tuple[str, ...]] = ("SiglipVisionModel",)
 
 
 class _Siglip2(_Siglip):
@@ -196,12 +196,12 @@ class _Siglip2(_Siglip):
 
 
 class Siglip2Classifier(_Siglip2):
-    peers = ("Siglip2ForImageClassification",)
+    peers: ClassVar[tuple[str, ...]] = ("Siglip2ForImageClassification",)
     ignored = SiglipClassifier.ignored
 
 
 class Siglip2Tower(_Siglip2):
-    peers = ("Siglip2VisionModel",)
+    peers: ClassVar[tuple[str, ...]] = ("Siglip2VisionModel",)
 
 
 SOURCES = [Clip(), SiglipClassifier(), SiglipTower(), Siglip2Classifier(), Siglip2Tower()]

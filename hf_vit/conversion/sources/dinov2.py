@@ -9,7 +9,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_vit.conversion.rules import Rule, constant, fused, same
+from hf_vit.conversion.rules import Peer, Rule, constant, fused, same
 from hf_vit.conversion.source import Source
 from hf_vit.conversion.sources.vit import LABELS, values_of
 from hf_vit.conversion.vit_rules import LAYER, learned_positions, patch_kernel, projections
@@ -43,7 +43,7 @@ class Dinov2(Source):
     peers = ("Dinov2ForImageClassification", "Dinov2Model")
     body, name = "dinov2", "Dinov2"
 
-    def config(self, peer: nn.Module) -> HfViTConfig:
+    def config(self, peer: Peer) -> HfViTConfig:
         theirs = peer.config
         mlp, is_gated = peer.base_model.encoder.layer[0].mlp, theirs.use_swiglu_ffn
         return HfViTConfig(
@@ -59,7 +59,7 @@ class Dinov2(Source):
         return {}
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
-        config = model.config
+        config: Any = model.config
         is_gated = config.hidden_act == "swiglu"
         # Of a gated MLP the hidden layer is two thirds of it, rounded up.
         width = config.intermediate_size * (3 / 2 if is_gated else 1)
@@ -77,10 +77,10 @@ class Dinov2(Source):
     def _their_registers(self, config: HfViTConfig) -> dict[str, Any]:
         return {}
 
-    def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:
+    def model_class(self, peer: Peer) -> type[PreTrainedModel]:
         return HfViTForImageClassification if hasattr(peer, "classifier") else HfViTModel
 
-    def rules(self, config: HfViTConfig, peer: nn.Module) -> list[Rule]:
+    def rules(self, config: HfViTConfig, peer: Peer) -> list[Rule]:
         embeddings, layer = f"{self.body}.embeddings", f"{self.body}.encoder.layer.*"
         if hasattr(peer.base_model.encoder.layer[0].attention, "q_proj"):
             names = [f"{layer}.attention.{part}_proj" for part in "qkvo"]
@@ -103,7 +103,7 @@ class Dinov2(Source):
         ]
 
     @staticmethod
-    def _mlp_rules(layer: str, peer: nn.Module) -> list[Rule]:
+    def _mlp_rules(layer: str, peer: Peer) -> list[Rule]:
         parts = dict(peer.base_model.encoder.layer[0].mlp.named_children())
         rules = [same(f"{LAYER}.mlp.fc2.*", f"{layer}.mlp.{name}.*") for name in _SECOND if name in parts]
         return [*rules, *(same(f"{LAYER}.mlp.fc1.*", f"{layer}.mlp.{name}.*") for name in _FIRST if name in parts)]
@@ -130,7 +130,7 @@ class DINOv3ViT(Source):
     library = "transformers"
     peers = ("DINOv3ViTModel",)
 
-    def config(self, peer: nn.Module) -> HfViTConfig:
+    def config(self, peer: Peer) -> HfViTConfig:
         theirs = peer.config
         if theirs.query_bias != theirs.value_bias:
             raise ValueError(f"query_bias must be {theirs.value_bias} as value_bias is, got {theirs.query_bias}")
@@ -147,7 +147,7 @@ class DINOv3ViT(Source):
         )
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
-        config = model.config
+        config: Any = model.config
         is_gated = config.hidden_act == "swiglu"
         return transformers.DINOv3ViTModel(
             transformers.DINOv3ViTConfig(
@@ -162,13 +162,13 @@ class DINOv3ViT(Source):
             )
         )
 
-    def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:
+    def model_class(self, peer: Peer) -> type[PreTrainedModel]:
         return HfViTModel
 
-    def prefix(self, peer: nn.Module) -> str:
+    def prefix(self, peer: Peer) -> str:
         return ""
 
-    def rules(self, config: HfViTConfig, peer: nn.Module) -> list[Rule]:
+    def rules(self, config: HfViTConfig, peer: Peer) -> list[Rule]:
         layer = "model.layer.*" if hasattr(peer, "model") else "layer.*"
         registers = "embeddings.register_tokens"
         none = constant(registers, lambda: torch.zeros(1, 0, config.hidden_size))

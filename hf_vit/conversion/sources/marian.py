@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_vit.conversion.rules import Rule, same
+from hf_vit.conversion.rules import Peer, Rule, same
 from hf_vit.conversion.source import Source
 from hf_vit.conversion.text_rules import fields_of, is_tied, layer_rules, output_rules
 from hf_vit.models.configuration_hf_transformer import HfTransformerConfig
@@ -20,7 +22,7 @@ class Marian(Source):
     ignored = (r"embed_positions\.weight$", r"^model\.shared\.weight$")  # in closed form; a third name of the tables
     expressed = frozenset({"lm_head_bias", "encoder_vocab_size"})
 
-    def config(self, peer: nn.Module) -> HfTransformerConfig:
+    def config(self, peer: Peer) -> HfTransformerConfig:
         tied = is_tied(peer)
         return HfTransformerConfig(
             **fields_of(peer.config),
@@ -31,7 +33,7 @@ class Marian(Source):
         )
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
-        config = model.config
+        config: Any = model.config
         return transformers.MarianMTModel(
             transformers.MarianConfig(
                 **fields_of(config),
@@ -43,10 +45,10 @@ class Marian(Source):
             )
         )
 
-    def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:
+    def model_class(self, peer: Peer) -> type[PreTrainedModel]:
         return HfTransformerForConditionalGeneration
 
-    def rules(self, config: HfTransformerConfig, peer: nn.Module) -> list[Rule]:
+    def rules(self, config: HfTransformerConfig, peer: Peer) -> list[Rule]:
         stacks = ("encoder", "decoder")
         return [
             *(same(f"model.{stack}.embed_tokens.weight", f"model.{stack}.embed_tokens.weight") for stack in stacks),

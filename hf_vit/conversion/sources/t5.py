@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_vit.conversion.rules import Rule, fused, reshaped, same
+from hf_vit.conversion.rules import Peer, Rule, fused, reshaped, same
 from hf_vit.conversion.source import Source
 from hf_vit.conversion.text_rules import is_same
 from hf_vit.models.configuration_hf_transformer import HfTransformerConfig
@@ -26,7 +28,7 @@ class T5(Source):
     ignored = (r"^(encoder|decoder)\.embed_tokens\.weight$",)  # other names of `shared.weight`
     expressed = frozenset({"encoder_vocab_size", "bos_token_id"})
 
-    def config(self, peer: nn.Module) -> HfTransformerConfig:
+    def config(self, peer: Peer) -> HfTransformerConfig:
         their = peer.config
         if their.d_kv * their.num_heads != their.d_model:
             raise ValueError(
@@ -59,7 +61,7 @@ class T5(Source):
         )
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
-        config = model.config
+        config: Any = model.config
         activations = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
         if config.activation_function not in activations:
             raise ValueError(
@@ -78,16 +80,15 @@ class T5(Source):
             dropout_rate=config.dropout,
             layer_norm_epsilon=config.layer_norm_eps,
             feed_forward_proj=activations[config.activation_function],
-            tie_word_embeddings=config.tie_word_embeddings,
-            **{name: getattr(config, name) for name in _TOKENS},
+            **{name: getattr(config, name) for name in (*_TOKENS, "tie_word_embeddings")},
         )
         their.scale_decoder_outputs = config.tie_word_embeddings  # as T5 does
         return transformers.T5ForConditionalGeneration(their)
 
-    def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:
+    def model_class(self, peer: Peer) -> type[PreTrainedModel]:
         return HfTransformerForConditionalGeneration
 
-    def rules(self, config: HfTransformerConfig, peer: nn.Module) -> list[Rule]:
+    def rules(self, config: HfTransformerConfig, peer: Peer) -> list[Rule]:
         output_scale = config.d_model**-0.5 if peer.config.scale_decoder_outputs else 1.0
         return [
             Rule(

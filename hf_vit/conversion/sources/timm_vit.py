@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_vit.conversion.rules import Rule, same
+from hf_vit.conversion.rules import Peer, Rule, same
 from hf_vit.conversion.source import Source
 from hf_vit.conversion.timm_models import make_timm_model
 from hf_vit.conversion.timm_rules import (
@@ -37,7 +37,7 @@ class TimmVisionTransformer(Source):
     library = "timm"
     peers = ("VisionTransformer", "VisionTransformerDistilled")
 
-    def config(self, peer: nn.Module) -> HfViTConfig:
+    def config(self, peer: Peer) -> HfViTConfig:
         block = peer.blocks[0]
         check_choices(
             {
@@ -63,7 +63,7 @@ class TimmVisionTransformer(Source):
         )
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
-        config = model.config
+        config: Any = model.config
         check_choices({"position_embedding": (config.position_embedding, ("learned", "none"))})
         options: dict[str, Any] = {
             **common_options(config),
@@ -78,10 +78,10 @@ class TimmVisionTransformer(Source):
         options.update(_options_beside_the_defaults(config, options["global_pool"]))
         return make_timm_model(_name_of(config), options)
 
-    def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:
+    def model_class(self, peer: Peer) -> type[PreTrainedModel]:
         return HfViTForImageClassification if peer.num_classes else HfViTModel
 
-    def rules(self, config: HfViTConfig, peer: nn.Module) -> list[Rule]:
+    def rules(self, config: HfViTConfig, peer: Peer) -> list[Rule]:
         positions = [learned_positions(config, "pos_embed")] if config.position_embedding == "learned" else []
         return [
             *positions,

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_vit.conversion.rules import Rule, same
+from hf_vit.conversion.rules import Peer, Rule, same
 from hf_vit.conversion.source import Source
 from hf_vit.conversion.timm_models import make_timm_model
 from hf_vit.conversion.timm_rules import common_fields, common_options, common_rules, norm_position
@@ -20,7 +20,7 @@ class TimmBeit(Source):
     library = "timm"
     peers = ("Beit",)
 
-    def config(self, peer: nn.Module) -> HfViTConfig:
+    def config(self, peer: Peer) -> HfViTConfig:
         block = peer.blocks[0]
         schemes = {
             "learned": peer.pos_embed is not None,
@@ -38,7 +38,7 @@ class TimmBeit(Source):
         )
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
-        config = model.config
+        config: Any = model.config
         options: dict[str, Any] = {
             **common_options(config),
             "init_values": config.layer_scale_init_value or 0.0,
@@ -52,10 +52,10 @@ class TimmBeit(Source):
         }
         return make_timm_model("beit_base_patch16_224", options)
 
-    def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:
+    def model_class(self, peer: Peer) -> type[PreTrainedModel]:
         return HfViTForImageClassification if peer.num_classes else HfViTModel
 
-    def rules(self, config: HfViTConfig, peer: nn.Module) -> list[Rule]:
+    def rules(self, config: HfViTConfig, peer: Peer) -> list[Rule]:
         positions = [learned_positions(config, "pos_embed")] if "learned" in config.position_embeddings else []
         return [
             *positions,

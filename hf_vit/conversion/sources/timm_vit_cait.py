@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_vit.conversion.rules import Rule, fused, same
+from hf_vit.conversion.rules import Peer, Rule, fused, same
 from hf_vit.conversion.source import Source
 from hf_vit.conversion.timm_models import make_timm_model
 from hf_vit.conversion.timm_rules import block_rules, check_choices, common_fields, common_options, common_rules
@@ -24,7 +25,7 @@ class TimmCait(Source):
     library = "timm"
     peers = ("Cait",)
 
-    def config(self, peer: nn.Module) -> HfViTConfig:
+    def config(self, peer: Peer) -> HfViTConfig:
         block, class_block = peer.blocks[0], peer.blocks_token_only[0]
         check_choices(
             {
@@ -45,7 +46,7 @@ class TimmCait(Source):
         )
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
-        config = model.config
+        config: Any = model.config
         options = {
             **common_options(config),
             "num_classes": 0 if isinstance(model, HfViTModel) else config.num_labels,
@@ -59,10 +60,10 @@ class TimmCait(Source):
         check_choices({"hidden_act": (config.hidden_act, ("gelu",)), "pooling": (config.pooling, ("cls", "mean"))})
         return make_timm_model("cait_xxs24_224", options)
 
-    def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:
+    def model_class(self, peer: Peer) -> type[PreTrainedModel]:
         return HfViTForImageClassification if peer.num_classes else HfViTModel
 
-    def rules(self, config: HfViTConfig, peer: nn.Module) -> list[Rule]:
+    def rules(self, config: HfViTConfig, peer: Peer) -> list[Rule]:
         attention = f"{_CLASS_LAYER}.attention"
         return [
             learned_positions(config, "pos_embed"),

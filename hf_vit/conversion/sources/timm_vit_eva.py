@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_vit.conversion.rules import Rule, reshaped, same
+from hf_vit.conversion.rules import Peer, Rule, reshaped, same
 from hf_vit.conversion.source import Source
 from hf_vit.conversion.timm_models import make_timm_model
 from hf_vit.conversion.timm_rules import (
@@ -42,7 +42,7 @@ class TimmEva(Source):
     library = "timm"
     peers = ("Eva",)
 
-    def config(self, peer: nn.Module) -> HfViTConfig:
+    def config(self, peer: Peer) -> HfViTConfig:
         block = peer.blocks[0]
         check_choices({"use_post_norm": (type(block).__name__, ("EvaBlock",))})
         check_choices(
@@ -73,7 +73,8 @@ class TimmEva(Source):
         )
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
-        config, scheme = model.config, model.config.rotary_position
+        config: Any = model.config
+        scheme = config.rotary_position
         # An epsilon is no option, and what is None timm takes from the architecture.
         has_scale = config.layer_scale_init_value is not None
         names = {
@@ -111,10 +112,10 @@ class TimmEva(Source):
         }
         return make_timm_model(names[config.layer_norm_eps], options)
 
-    def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:
+    def model_class(self, peer: Peer) -> type[PreTrainedModel]:
         return HfViTForImageClassification if peer.num_classes else HfViTModel
 
-    def rules(self, config: HfViTConfig, peer: nn.Module) -> list[Rule]:
+    def rules(self, config: HfViTConfig, peer: Peer) -> list[Rule]:
         attention, theirs = f"{LAYER}.attention", "blocks.*.attn"
         order = _channel_order(peer, config.hidden_size // config.num_attention_heads)
         turn, turn_back = (
@@ -155,13 +156,13 @@ class TimmEva(Source):
         ]
 
 
-def _has_bias(attention: nn.Module) -> bool:
+def _has_bias(attention: Any) -> bool:
     if attention.qkv is None:
         return attention.q_proj.bias is not None
     return attention.qkv.bias is not None or getattr(attention, "q_bias", None) is not None
 
 
-def _rotary_fields(rope: nn.Module | None) -> dict[str, Any]:
+def _rotary_fields(rope: Any) -> dict[str, Any]:
     """The fields of our configuration that say how a rotary embedding of timm turns.
 
     Raises:
@@ -186,7 +187,7 @@ def _rotary_fields(rope: nn.Module | None) -> dict[str, Any]:
     return fields
 
 
-def _channel_order(peer: nn.Module, head_size: int) -> torch.Tensor:
+def _channel_order(peer: Peer, head_size: int) -> torch.Tensor:
     """Which of timm's channels each of ours is, within a head, shape (K,)."""
     half = head_size // 2
     order = torch.arange(half)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_vit.conversion.rules import Rule, reshaped, same
+from hf_vit.conversion.rules import Peer, Rule, reshaped, same
 from hf_vit.conversion.source import Source
 from hf_vit.conversion.timm_models import make_timm_model
 from hf_vit.conversion.timm_rules import (
@@ -29,7 +31,7 @@ class TimmNaFlexVit(Source):
     library = "timm"
     peers = ("NaFlexVit",)
 
-    def config(self, peer: nn.Module) -> HfViTConfig:
+    def config(self, peer: Peer) -> HfViTConfig:
         embeds, block = peer.embeds, peer.blocks[0]
         check_choices(
             {
@@ -68,7 +70,7 @@ class TimmNaFlexVit(Source):
         )
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
-        config = model.config
+        config: Any = model.config
         check_choices({"position_embedding": (config.position_embedding, tuple(_POSITIONS.values()))})
         options = common_options(config)
         del options["img_size"]
@@ -88,10 +90,10 @@ class TimmNaFlexVit(Source):
         )
         return make_timm_model("naflexvit_base_patch16_gap", options)
 
-    def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:
+    def model_class(self, peer: Peer) -> type[PreTrainedModel]:
         return HfViTForImageClassification if peer.num_classes else HfViTModel
 
-    def rules(self, config: HfViTConfig, peer: nn.Module) -> list[Rule]:
+    def rules(self, config: HfViTConfig, peer: Peer) -> list[Rule]:
         embeds = peer.embeds
         ours, theirs = "vit.embeddings.patch_embedding.projection", "embeds.proj"
         if not embeds.is_linear:

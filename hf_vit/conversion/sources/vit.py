@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_vit.conversion.rules import Rule, fused, same
+from hf_vit.conversion.rules import Peer, Rule, fused, same
 from hf_vit.conversion.source import Source
 from hf_vit.conversion.vit_rules import learned_positions, patch_kernel
 from hf_vit.models.configuration_hf_vit import HfViTConfig
@@ -58,6 +58,22 @@ def check_activation(config: Any) -> None:
         raise ValueError(f"hidden_act must be one of transformers' activations, got {config.hidden_act!r}")
 
 
+def pooling_of(peer: Peer) -> str:
+    """`pooling` of a model, which may have a head, a pooler or neither.
+
+    Raises:
+        ValueError: its pooler is another than ours.
+    """
+    if (pooler := getattr(peer, "pooler", None)) is None:
+        return "none" if hasattr(peer, "pooler") else "cls"
+    if peer.config.pooler_act != "tanh":
+        raise ValueError(f"pooler_act must be 'tanh', got {peer.config.pooler_act!r}")
+    if pooler.dense.out_features != peer.config.hidden_size:
+        size = peer.config.hidden_size
+        raise ValueError(f"pooler_output_size must be hidden_size ({size}), got {pooler.dense.out_features}")
+    return "cls_tanh"
+
+
 def encoder_rules(config: HfViTConfig, body: str) -> list[Rule]:
     """Rules for embeddings, layers and norm of the peer's body `body`."""
     layer, theirs = "vit.layers.*", f"{body}.layers.*"
@@ -73,28 +89,28 @@ def encoder_rules(config: HfViTConfig, body: str) -> list[Rule]:
         same(f"{layer}.mlp.fc1.*", f"{theirs}.mlp.fc1.*"),
         same(f"{layer}.mlp.fc2.*", f"{theirs}.mlp.fc2.*"),
         same("vit.norm.*", f"{body}.layernorm.*"),
+        same("vit.pooler.poolings.cls_tanh.dense.*", f"{body}.pooler.dense.*"),
     ]
 
 
 class ViT(Source):
     library = "transformers"
-    peers = ("ViTForImageClassification", "ViTModel")
+    peers: ClassVar[tuple[str, ...]] = ("ViTForImageClassification", "ViTModel")
     ignored = (r"embeddings\.mask_token$",)
 
-    def config(self, peer: nn.Module) -> HfViTConfig:
-        pooling = {} if hasattr(peer, "classifier") else {"pooling": "none"}
-        return HfViTConfig(**fields_of(peer.config), **pooling)
+    def config(self, peer: Peer) -> HfViTConfig:
+        return HfViTConfig(**fields_of(peer.config), pooling=pooling_of(peer))
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
         config = transformers.ViTConfig(**fields_of(model.config))
         if isinstance(model, HfViTModel):
-            return transformers.ViTModel(config, add_pooling_layer=False)
+            return transformers.ViTModel(config, add_pooling_layer=model.config.pooling == "cls_tanh")
         return transformers.ViTForImageClassification(config)
 
-    def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:
+    def model_class(self, peer: Peer) -> type[PreTrainedModel]:
         return HfViTForImageClassification if hasattr(peer, "classifier") else HfViTModel
 
-    def rules(self, config: HfViTConfig, peer: nn.Module) -> list[Rule]:
+    def rules(self, config: HfViTConfig, peer: Peer) -> list[Rule]:
         return [*encoder_rules(config, "vit"), same("classifier.*", "classifier.*")]
 
 
@@ -105,27 +121,27 @@ class DeiT(Source):
     peers = ("DeiTForImageClassificationWithTeacher", "DeiTForImageClassification", "DeiTModel")
     ignored = (r"embeddings\.mask_token$",)
 
-    def config(self, peer: nn.Module) -> HfViTConfig:
+    def config(self, peer: Peer) -> HfViTConfig:
         has_two_heads = hasattr(peer, "distillation_classifier")
         return HfViTConfig(
             **fields_of(peer.config),
             use_distillation_token=has_two_heads,
             num_register_tokens=int(not has_two_heads),
-            pooling="none" if isinstance(peer, transformers.DeiTModel) else "cls",
+            pooling=pooling_of(peer),
         )
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
         config = transformers.DeiTConfig(**fields_of(model.config))
         if isinstance(model, HfViTModel):
-            return transformers.DeiTModel(config, add_pooling_layer=False)
+            return transformers.DeiTModel(config, add_pooling_layer=model.config.pooling == "cls_tanh")
         if model.config.use_distillation_token:
             return transformers.DeiTForImageClassificationWithTeacher(config)
         return transformers.DeiTForImageClassification(config)
 
-    def model_class(self, peer: nn.Module) -> type[PreTrainedModel]:
+    def model_class(self, peer: Peer) -> type[PreTrainedModel]:
         return HfViTModel if type(peer).__name__ == "DeiTModel" else HfViTForImageClassification
 
-    def rules(self, config: HfViTConfig, peer: nn.Module) -> list[Rule]:
+    def rules(self, config: HfViTConfig, peer: Peer) -> list[Rule]:
         token = "distillation_token" if config.use_distillation_token else "register_tokens"
         return [
             *encoder_rules(config, "deit"),

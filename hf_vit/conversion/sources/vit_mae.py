@@ -15,7 +15,7 @@ from hf_vit.models.modeling_hf_vit import HfViTModel
 class ViTMAE(ViT):
     """The encoder, which here sees all patches; its fixed positions are learnt ones with their values."""
 
-    peers = ("ViTMAEModel",)
+    peers: ClassVar[tuple[str, ...]] = ("ViTMAEModel",)
     loads: ClassVar = {"ViTMAEForPreTraining": "ViTMAEModel"}
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
@@ -25,7 +25,7 @@ class ViTMAE(ViT):
 
 
 class ViTMSN(ViT):
-    peers = ("ViTMSNForImageClassification", "ViTMSNModel")
+    peers: ClassVar[tuple[str, ...]] = ("ViTMSNForImageClassification", "ViTMSNModel")
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
         config = transformers.ViTMSNConfig(**fields_of(model.config))

@@ -11,7 +11,15 @@ from hf_vit.cards.format import local
 from hf_vit.cards.records import Records
 from hf_vit.files import read_object
 from hf_vit.tasks.image_classification import figures
-from hf_vit.tasks.image_classification.record import ClassScore, Data, Measurement, Sample, Split, Teacher
+from hf_vit.tasks.image_classification.record import (
+    ClassScore,
+    Data,
+    ImageClassificationRecord,
+    Measurement,
+    Sample,
+    Split,
+    Teacher,
+)
 
 MAX_TABLE_ROWS = 30  # a longer table of classes is cut to its best and worst ends
 TABLE_END_ROWS = 10
@@ -31,7 +39,9 @@ _ARCHITECTURE = {
     "hidden_act": "Activation",
     "qk_norm": "Normalised queries and keys",
     "layer_scale_init_value": "LayerScale, initial value",
+    "residual_scale": "Residual branches times",
     "drop_path_rate": "Stochastic depth, last layer",
+    "use_token_labeling_head": "Head for labels of patches",
 }
 
 _AUTO_CLASSES = """\
@@ -93,6 +103,9 @@ class ImageClassificationFacts(CardFacts):
     accuracy: float | None
     heads: dict[str, list[Metric]]
     teachers: list[Teacher]
+    annotator: Teacher | None
+    token_label_column: str | None
+    token_labeling_weight: float
     class_names: list[str]
     per_class: list[ClassScore]
     confusion_matrix: list[list[int]]
@@ -101,18 +114,24 @@ class ImageClassificationFacts(CardFacts):
     has_processor_code: bool
 
     @classmethod
-    def read(cls, records: Records) -> dict[str, Any]:
+    def read(cls, records: Records[ImageClassificationRecord]) -> dict[str, Any]:
         shared = super().read(records)
         data, result = records.run.data, records.run.result
         metrics = result.metrics
         names = data.class_names or [str(name) for name in records.config.get("id2label", {}).values()]
         teachers = records.run.teachers or [Teacher(name=name) for name in records.arguments.get("teacher") or []]
+        annotator, annotator_name = records.run.annotator, records.arguments.get("token_label_annotator")
+        if annotator is None and annotator_name:
+            annotator = Teacher(name=annotator_name)
         return {
             **shared,
             "metrics": _fractions_first(shared["metrics"]),
             "accuracy": metrics.accuracy,
             "heads": {name: _fractions_first(metrics_of(of_head)) for name, of_head in metrics.heads.items()},
             "teachers": [teacher.model_copy(update={"name": local(teacher.name)}) for teacher in teachers],
+            "annotator": annotator and annotator.model_copy(update={"name": local(annotator.name)}),
+            "token_label_column": records.arguments.get("token_label_column_name"),
+            "token_labeling_weight": records.arguments.get("token_labeling_weight", 0.0),
             "class_names": names,
             "per_class": metrics.per_class,
             "confusion_matrix": metrics.confusion_matrix if len(metrics.confusion_matrix) == len(names) else [],

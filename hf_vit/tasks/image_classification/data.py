@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets
 from PIL import Image as PILImage
 from sklearn.model_selection import train_test_split
 
@@ -117,7 +117,7 @@ class LabelledImages:
             for split, dataset in self.splits.items()
         }
         columns = {"image_column": self.image_column, "label_column": self.label_column}
-        origin = {"name": self.name, "revision": self.revision, "license": self.license}
+        origin: dict[str, Any] = {"name": self.name, "revision": self.revision, "license": self.license}
         origin["bad_samples"] = self.bad_samples
         origin["unused_files"] = {
             split: {reason: len(names) for reason, names in found.items()}
@@ -155,7 +155,8 @@ def load_labelled_images(arguments: DataArguments, seed: int) -> LabelledImages:
         ValueError: no image or label column, an empty split, a single class, a label without a class.
     """
     found, unused = _load(arguments)
-    images = labelled(arguments, named_splits(found, arguments.dataset_name or arguments.train_dir))
+    name: Any = arguments.dataset_name or arguments.train_dir
+    images = labelled(arguments, named_splits(found, name))
     images.unused = unused
     present = np.unique(images.labels("train"))
     if len(present) < 2:
@@ -195,6 +196,8 @@ def labelled(
 ) -> LabelledImages:
     """Finds the columns in the first split, and the classes too when they are not given."""
     reference = next(iter(raw.values()))
+    if arguments.token_label_column_name in reference.column_names:  # masks are images, too
+        reference = reference.remove_columns([arguments.token_label_column_name])
     image_column = find_image_column(reference, arguments.image_column_name)
     label_column = find_label_column(reference, arguments.label_column_name, image_column)
     class_names = list(class_names or find_class_names(reference, label_column, arguments.class_names))
@@ -213,6 +216,8 @@ def labelled(
             for split, dataset in raw.items()
         },
     )
+    if arguments.token_label_column_name is not None and "train" in raw:
+        images.splits["train"] = _with_token_labels(images.splits["train"], raw["train"], arguments)
     if arguments.on_bad_sample == "skip":
         _leave_out_bad_samples(images, arguments.dataloader_num_workers)
     return images
@@ -234,7 +239,7 @@ def _load(arguments: DataArguments) -> tuple[dict[str, Dataset], dict[str, Unuse
         is_data_set = arguments.train_dir is None
         found, unused = load_image_folder(name, arguments.dataset_config_name, is_data_set=is_data_set)
     else:
-        options = {"revision": arguments.dataset_revision, "built_in": BUILT_IN}
+        options: dict[str, Any] = {"revision": arguments.dataset_revision, "built_in": BUILT_IN}
         found, unused = dict(load_source(name, arguments.dataset_config_name, **options)), {}
     for split in ("validation", "test"):
         if split in folders:
@@ -269,6 +274,19 @@ def _with_class_indices(
     if image_column != "image":
         images = images.rename_column(image_column, "image")
     return images.add_column("label", np.asarray([index_of[name] for name in names], dtype=np.int64))
+
+
+def _with_token_labels(images: Dataset, raw: Dataset, arguments: DataArguments) -> Dataset:
+    """The images with the column `token_label`, masks not decoded."""
+    column = arguments.token_label_column_name
+    if column not in raw.column_names:
+        raise ValueError(f"--token_label_column_name {column!r} is no column; columns: {', '.join(raw.column_names)}")
+    labels = raw.select_columns([column])
+    if isinstance(labels.features[column], Image):
+        labels = labels.cast_column(column, Image(decode=False))
+    if column != "token_label":
+        labels = labels.rename_column(column, "token_label")
+    return concatenate_datasets([images, labels], axis=1)
 
 
 def _leave_out_bad_samples(images: LabelledImages, num_workers: int) -> None:
@@ -316,19 +334,23 @@ class ImageView(torch.utils.data.Dataset):
         transform: decoded images, (3, height, width) uint8 each, and their keys to as many (3, H, W) uint8.
         keep_in_memory: decode all images now and never again.
         num_channels: 3, or 1 of grey images.
+        token_labels: index, row and positions of a view (see `TrainTransform.with_positions`) to the `token_labels`
+            (patches, classes) that the items then have, too.
     """
 
     def __init__(
         self,
         split: Dataset,
-        transform: Callable[[list[torch.Tensor], list[SampleKey]], Sequence[torch.Tensor]],
+        transform: Callable[[list[torch.Tensor], list[SampleKey]], Sequence[torch.Tensor] | torch.Tensor],
         *,
         keep_in_memory: bool = False,
         num_channels: int = 3,
+        token_labels: Callable[[int, Mapping[str, Any], torch.Tensor], torch.Tensor] | None = None,
     ):
+        self.token_labels = token_labels
         self.decoded = DecodedImages(split, num_channels) if keep_in_memory else None
         self.num_channels = num_channels
-        self.split = split.select_columns(["label"]) if keep_in_memory else split
+        self.split = split.remove_columns(["image"]) if keep_in_memory else split
         self.transform = transform
 
     def __len__(self) -> int:
@@ -338,16 +360,30 @@ class ImageView(torch.utils.data.Dataset):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[SampleKey | int]) -> list[dict[str, torch.Tensor]]:
-        keys = [key if isinstance(key, tuple) else SampleKey(0, key, 0) for key in keys]
-        rows = self.split[[key.index for key in keys]]
+        full = [key if isinstance(key, tuple) else SampleKey(0, key, 0) for key in keys]
+        rows = self.split[[key.index for key in full]]
         if self.decoded is None:
-            images = [decode_pixels(image, key.index, self.num_channels) for image, key in zip(rows["image"], keys)]
+            images = [decode_pixels(image, key.index, self.num_channels) for image, key in zip(rows["image"], full)]
         else:
-            images = [self.decoded[key.index] for key in keys]
+            images = [self.decoded[key.index] for key in full]
+        if self.token_labels is not None:
+            return self._with_token_labels(images, rows, full)
         return [
             {"pixel_values": pixels, "labels": torch.tensor(label), "sample_key": torch.tensor(key)}
-            for pixels, label, key in zip(self.transform(images, keys), rows["label"], keys)
+            for pixels, label, key in zip(self.transform(images, full), rows["label"], full)
         ]
+
+    def _with_token_labels(
+        self, images: list[torch.Tensor], rows: Mapping[str, list[Any]], keys: list[SampleKey]
+    ) -> list[dict[str, torch.Tensor]]:
+        items, label_patches = [], self.token_labels
+        assert label_patches is not None
+        transform: Any = self.transform
+        for i, (pixels, positions) in enumerate(transform.with_positions(images, keys)):
+            row = {**{name: values[i] for name, values in rows.items()}, "size": images[i].shape[-2:]}
+            item = {"pixel_values": pixels, "labels": torch.tensor(row["label"]), "sample_key": torch.tensor(keys[i])}
+            items.append({**item, "token_labels": label_patches(keys[i].index, row, positions)})
+        return items
 
 
 class DecodedImages:

@@ -2,11 +2,14 @@
 
 import io
 from itertools import zip_longest
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from scipy.stats import binomtest
@@ -20,7 +23,7 @@ MAX_SAMPLES = 8
 MAX_PICTURES = 4  # whose attention is shown
 
 
-def _matrix(facts) -> dict | None:
+def _matrix(facts: Any) -> dict | None:
     if not 0 < len(facts.confusion_matrix) <= MAX_MATRIX_CLASSES:
         return None
     return {"names": facts.class_names, "counts": facts.confusion_matrix}
@@ -58,7 +61,11 @@ def confusion_matrix(data: dict) -> Figure:
     return figure
 
 
-@from_data(lambda facts: [bin for bin in facts.calibration if bin.get("num_examples") and "confidence" in bin])
+def _filled_bins(facts: Any) -> list[dict]:
+    return [bin for bin in facts.calibration if bin.get("num_examples") and "confidence" in bin]
+
+
+@from_data(_filled_bins)
 def reliability_diagram(bins: list[dict]) -> Figure:
     """Accuracy against confidence in each bin with its 95 % interval, over the number of examples in it."""
     confidence, accuracy = (100 * np.array([bin[key] for bin in bins]) for key in ("confidence", "accuracy"))
@@ -87,19 +94,23 @@ def wilson_interval(fraction: float, num_examples: int) -> tuple[float, float]:
     return interval.low, interval.high
 
 
-def _with_images(facts, rows: list[dict]) -> list[dict]:
+def _with_images(facts: Any, rows: list[dict]) -> list[dict]:
     return [{**row, "image": (facts.folder / row["file"]).read_bytes().hex()} for row in rows]
 
 
-def _show(axes, image: str, max_side: int) -> tuple[int, int]:
+def _show(axes: Axes, encoded: str, max_side: int) -> tuple[int, int]:
     """Draws an encoded image, in hexadecimal, at most so many pixels long; returns its (width, height)."""
-    image = Image.open(io.BytesIO(bytes.fromhex(image))).convert("RGB")
+    image = Image.open(io.BytesIO(bytes.fromhex(encoded))).convert("RGB")
     image.thumbnail((max_side, max_side))
     axes.imshow(image, interpolation="nearest" if max(image.size) < 64 else "antialiased")
     return image.size
 
 
-@from_data(lambda facts: _with_images(facts, facts.samples[:MAX_SAMPLES]))
+def _shown(facts: Any) -> list[dict]:
+    return _with_images(facts, facts.samples[:MAX_SAMPLES])
+
+
+@from_data(_shown)
 def samples(rows: list[dict]) -> Figure:
     """Images with their true and their predicted class; a wrong prediction is orange and bears a cross."""
     columns = min(4, len(rows))
@@ -119,7 +130,7 @@ def samples(rows: list[dict]) -> Figure:
     return figure
 
 
-def _attention(facts) -> list[dict]:
+def _attention(facts: Any) -> list[dict]:
     looked_at = [row.to_dict() for row in facts.measured.attention if row.file in facts.attended]
     return _with_images(facts, looked_at)
 
@@ -145,13 +156,17 @@ def attention(rows: list[dict]) -> Figure:
     return figure
 
 
-def _without_frame(axes) -> None:
+def _without_frame(axes: Axes) -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     axes.grid(False)
 
 
-@from_data(lambda facts: facts.measured.positions and facts.measured.positions.to_dict())
+def _positions(facts: Any) -> dict | None:
+    return facts.measured.positions and facts.measured.positions.to_dict()
+
+
+@from_data(_positions)
 def positions(data: dict) -> Figure:
     """Similarity maps of patches all over the grid, or what each offset between two patches does."""
     maps = np.array(data["maps"])  # (count, height, width)
@@ -167,7 +182,7 @@ def _panels(lines: int, columns: int, side: float, grid_size: list[int]) -> tupl
     return figure, figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
 
 
-def _color_bar(figure: Figure, image, label: str) -> None:
+def _color_bar(figure: Figure, image: AxesImage, label: str) -> None:
     figure.colorbar(image, ax=figure.axes, label=label, aspect=30, pad=0.02).outline.set_visible(False)
 
 

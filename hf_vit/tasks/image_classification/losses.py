@@ -26,7 +26,7 @@ class LossArguments:
     )
     label_smoothing_factor: float = argument(0.0, help="Part of each target that is spread over all classes.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range("label_smoothing_factor", self.label_smoothing_factor, 0, 1)
 
 

@@ -5,6 +5,7 @@ been loaded, for it would take its place.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -45,7 +46,7 @@ def measure(repo_id: str, attended: list[str]) -> dict:
     return measured
 
 
-def attention_of(model, pixel_values: torch.Tensor) -> dict[str, list]:
+def attention_of(model: Any, pixel_values: torch.Tensor) -> dict[str, list]:
     """Maps (batch, rows, columns) by their titles; 1 is an even share of the patches."""
     from hf_vit import explain as interpret
 
@@ -60,7 +61,7 @@ def attention_of(model, pixel_values: torch.Tensor) -> dict[str, list]:
     return {title: numbers(maps * grid_size.numel()) for title, maps in shown.items()}
 
 
-def positions_of(model) -> dict | None:
+def positions_of(model: Any) -> dict | None:
     """Relations between the positions: a `kind` and its `maps` (count, height, width); None if there are none, or each
     layer has its own."""
     from hf_vit import explain as interpret
@@ -84,6 +85,6 @@ def evenly_spaced(length: int) -> list[int]:
 
 def numbers(maps: torch.Tensor) -> list:
     """Maps (count, height, width) as lists of three significant digits, their larger sides averaged to `MAX_SIDE`."""
-    size = [min(length, MAX_SIDE) for length in maps.shape[1:]]
-    maps = torch.nn.functional.adaptive_avg_pool2d(maps.float(), size)
+    height, width = (min(length, MAX_SIDE) for length in maps.shape[1:])
+    maps = torch.nn.functional.adaptive_avg_pool2d(maps.float(), (height, width))
     return [[[float(f"{value:.3g}") for value in line] for line in grid] for grid in maps.tolist()]

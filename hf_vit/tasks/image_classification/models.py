@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -69,7 +69,7 @@ class ModelArguments:
     )
     gradient_checkpointing: bool = argument(False, help="Recompute activations to save memory.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_convert(self)
         check_range("eval_crop_ratio", self.eval_crop_ratio, 0, 1, open_low=True)
         if self.model_name_or_path is not None and self.config_name is not None:
@@ -92,15 +92,29 @@ class ModelArguments:
         return None if self.image_size is None else (self.image_size[0], self.image_size[-1])
 
 
-def build_model(arguments: ModelArguments, class_mapping: dict[str, dict]) -> PreTrainedModel:
+def build_model(
+    arguments: ModelArguments, class_mapping: dict[str, dict], labels_patches: bool = False
+) -> PreTrainedModel:
     """A model for the classes, from a checkpoint (with a new head where the classes differ) or from scratch.
 
+    Args:
+        labels_patches: with a head for labels of patches.
+
     Raises:
-        ValueError: an unknown architecture, variant or config field, or weights that do not fit.
+        ValueError: an unknown architecture, variant or config field, weights that do not fit, or a head that nothing
+            would train.
     """
+    if labels_patches:
+        overrides = Options({**arguments.config_overrides, "use_token_labeling_head": True})
+        arguments = replace(arguments, config_overrides=overrides)
     if "problem_type" in arguments.config_overrides:
         raise ValueError("--config_overrides: problem_type cannot be set, the classes of this task exclude each other")
     model = _pretrained(arguments, class_mapping) if arguments.model_name_or_path else _new(arguments, class_mapping)
+    if getattr(model.config, "use_token_labeling_head", False) != labels_patches:
+        raise ValueError(
+            "a model with a token labeling head needs --token_label_annotator or --token_label_column_name; without "
+            "the head: --config_overrides use_token_labeling_head=false"
+        )
     if num_channels_of(model) not in COLOUR_MODES:
         raise ValueError(
             f"num_channels must be 3, of colour images, or 1, of grey ones, found {num_channels_of(model)}: images of "
@@ -223,7 +237,7 @@ def build_processor(arguments: ModelArguments, model: PreTrainedModel) -> ViTIma
                 f"--model_name_or_path {arguments.model_name_or_path!r} takes images of {num_channels} channels, and "
                 f"its image processor makes {form.num_channels}"
             )
-    given = {
+    given: dict[str, Any] = {
         "size": arguments.size,
         "mean": _per_channel(arguments.image_mean, num_channels),
         "std": _per_channel(arguments.image_std, num_channels),

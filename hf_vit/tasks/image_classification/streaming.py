@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class ImageStream(IterableDataset):
         self,
         stream: datasets.IterableDataset,
         class_index: Callable[[Any], int],
-        transform,
+        transform: Callable[[list[torch.Tensor], list[SampleKey]], Sequence[torch.Tensor] | torch.Tensor],
         *,
         samples_per_epoch: int,
         batch_size: int,
@@ -128,8 +128,8 @@ class _ClassIndex:
 class StreamedImages(LabelledImages):
     """`splits` are those evaluated on; the training images are `stream`, with columns `image` and `label`."""
 
-    stream: datasets.IterableDataset = None
-    class_index: Callable[[Any], int] = None
+    stream: Any = None  # a `datasets.IterableDataset`
+    class_index: Any = None  # a label to its class index
     samples_per_epoch: int = 0
 
     def describe(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ _NUM_SHARDS = 8  # of what is on this machine as a whole
 
 def _open(arguments: DataArguments) -> tuple[dict[str, datasets.IterableDataset], int, dict[str, Unused]]:
     """The streams, the number of training samples where it is known, else 0, and the files that are not used."""
-    name = arguments.dataset_name or arguments.train_dir
+    name: Any = arguments.dataset_name or arguments.train_dir
     if name in BUILT_IN:
         whole: Mapping[str, datasets.Dataset] = BUILT_IN[name]()
         unused: dict[str, Unused] = {}
@@ -173,7 +173,7 @@ def load_streamed_images(arguments: DataArguments) -> StreamedImages:
         ValueError: no train split or none to evaluate on, no image or label column, no class names, or an epoch of
             unknown length.
     """
-    name = arguments.dataset_name or arguments.train_dir
+    name: Any = arguments.dataset_name or arguments.train_dir
     found, num_train, unused = _open(arguments)
     if "train" not in found:
         raise ValueError(f"{name!r} has no train split; it has {', '.join(found)}")
@@ -185,7 +185,9 @@ def load_streamed_images(arguments: DataArguments) -> StreamedImages:
     if not samples_per_epoch:
         raise ValueError(f"--streaming: {name!r} does not say how long an epoch is: give --train_samples_per_epoch")
     splits = {"validation" if split in VALIDATION_NAMES else split: stream for split, stream in found.items()}
-    kept = {split: _read(splits[split]) for split in ("validation", "test") if split in splits}
+    kept: dict[str, datasets.Dataset] = {
+        split: _read(splits[split]) for split in ("validation", "test") if split in splits
+    }
     for split in ("validation", "test"):
         if split in arguments.folders:
             kept[split], unused[split] = load_split_folder(arguments.folders[split], split)

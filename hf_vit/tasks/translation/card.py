@@ -10,7 +10,7 @@ from hf_vit.cards.facts import CardFacts, Curve, Metric, Snippet
 from hf_vit.cards.figures import learning_curves
 from hf_vit.cards.records import Records
 from hf_vit.tasks.translation import figures
-from hf_vit.tasks.translation.record import Data, Measurement, Metrics, Model, Sample
+from hf_vit.tasks.translation.record import Data, Measurement, Metrics, Model, Sample, TranslationRecord
 
 MAX_ATTENDED = 2  # texts whose attention is shown
 _ARCHITECTURE = {
@@ -70,7 +70,7 @@ class TranslationFacts(CardFacts):
     tokens_per_second: float | None
 
     @classmethod
-    def read(cls, records: Records) -> dict[str, Any]:
+    def read(cls, records: Records[TranslationRecord]) -> dict[str, Any]:
         shared = super().read(records)
         data, result = records.run.data, records.run.result
         mean_tokens = data.splits["train"].mean_tokens if "train" in data.splits else []
@@ -123,5 +123,7 @@ def _labelled(metric: Metric) -> Metric:
     declared = Metrics.model_fields.get(name)
     if not beam.startswith("beam") or declared is None:
         return metric
-    kind = declared.json_schema_extra["kind"]
-    return dataclasses.replace(metric, label=f"{declared.title}, {beam.removeprefix('beam')} beams", kind=kind)
+    extra: Any = declared.json_schema_extra
+    return dataclasses.replace(
+        metric, label=f"{declared.title}, {beam.removeprefix('beam')} beams", kind=extra["kind"]
+    )

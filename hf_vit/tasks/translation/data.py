@@ -82,12 +82,12 @@ def load_parallel_texts(arguments: TextDataArguments, seed: int) -> ParallelText
         ValueError: a language that the data has not, parallel files of different length, an unreadable file, no pair
             to train on.
     """
+    name: Any = arguments.dataset_name
     if arguments.train_file is not None:
         name = own_name(arguments.train_file[0])
         raw = {split: _read_files(split, files, arguments) for split, files in arguments.files.items()}
     else:
-        name = arguments.dataset_name
-        options = {"revision": arguments.dataset_revision, "built_in": BUILT_IN}
+        options: dict[str, Any] = {"revision": arguments.dataset_revision, "built_in": BUILT_IN}
         found = load_source(name, arguments.dataset_config_name, **options)
         if arguments.test_split_name not in found and arguments.test_split_name != "test":
             raise ValueError(f"--test_split_name {arguments.test_split_name!r} is not one of {', '.join(found)}")
@@ -101,7 +101,7 @@ def load_parallel_texts(arguments: TextDataArguments, seed: int) -> ParallelText
         raise ValueError(f"the train split of {name!r} has no pair with a source and a target")
     split_off_validation(splits, arguments, seed)
     limit_samples(splits, arguments, seed)
-    languages = (arguments.source_lang, arguments.target_lang)
+    languages: tuple[Any, Any] = (arguments.source_lang, arguments.target_lang)
     name = own_name(name) if Path(name).is_dir() else name
     return ParallelTexts(name, revision_of(info), info.license or None, *languages, splits, {"empty": left_out})
 
@@ -112,14 +112,15 @@ def load_parallel_split(arguments: ScoredTextArguments, split: str) -> ParallelT
     Raises:
         ValueError: there is no such split, or it has no pair; otherwise as `load_parallel_texts`.
     """
+    name: Any = arguments.dataset_name
+    found: Mapping[str, Dataset]
     if arguments.files:
         found = {each: _read_files(each, files, arguments) for each, files in arguments.files.items() if each == split}
         if split not in found:
             raise ValueError(f"--split {split!r} is not in the data; its splits: {', '.join(arguments.files)}")
         name, dataset = own_name(arguments.files[split][0]), found[split]
     else:
-        name = arguments.dataset_name
-        options = {"revision": arguments.dataset_revision, "built_in": BUILT_IN}
+        options: dict[str, Any] = {"revision": arguments.dataset_revision, "built_in": BUILT_IN}
         found = load_source(name, arguments.dataset_config_name, **options)
         is_folder = Path(name).is_dir()
         dataset = the_split(found, split, undivided=is_folder and is_undivided(Path(name)))
@@ -128,7 +129,7 @@ def load_parallel_split(arguments: ScoredTextArguments, split: str) -> ParallelT
         raise ValueError(f"the {split} split of {name!r} is empty")
     info, splits = dataset.info, {split: _two_columns(dataset, split, arguments)}
     limit_samples(splits, arguments, seed=0)
-    languages = (arguments.source_lang, arguments.target_lang)
+    languages: tuple[Any, Any] = (arguments.source_lang, arguments.target_lang)
     return ParallelTexts(name, revision_of(info), info.license or None, *languages, splits)
 
 
@@ -165,7 +166,7 @@ def _suffix(file: str) -> str:
 
 def _read_table(split: str, file: str, separator: str, arguments: TextDataArguments) -> Dataset:
     """A table of texts whose first line names the columns; only fields of a CSV are quoted."""
-    quoting = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
+    quoting: Any = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
     opened = gzip.open if file.endswith(".gz") else open
     try:
         with opened(file, "rt", encoding="utf-8-sig", newline="") as text:
@@ -222,7 +223,7 @@ def _languages(dataset: Dataset) -> list[str]:
 
 def _two_columns(dataset: Dataset, split: str, arguments: TextDataArguments) -> Dataset:
     """The columns `source` and `target`, from columns named as the languages or a column `translation` of both."""
-    languages = (arguments.source_lang, arguments.target_lang)
+    languages: tuple[Any, Any] = (arguments.source_lang, arguments.target_lang)
     nested = "translation" in dataset.column_names and not set(languages) <= set(dataset.column_names)
     known = (_languages(dataset) if nested else None) or dataset.column_names
     for name, language in zip(("source_lang", "target_lang"), languages):
@@ -289,11 +290,11 @@ class TextPairs(torch.utils.data.Dataset):
 
     def __getitems__(self, keys: list[SampleKey | int]) -> list[dict[str, torch.Tensor]]:
         """The items of a whole batch, which is many times faster than one after the other."""
-        keys = [key if isinstance(key, SampleKey) else SampleKey(0, int(key), 0) for key in keys]
-        rows = self.encoded[[key.index for key in keys]]
+        full = [key if isinstance(key, SampleKey) else SampleKey(0, int(key), 0) for key in keys]
+        rows = self.encoded[[key.index for key in full]]
         return [
             {"input_ids": source, "labels": target, "sample_key": torch.tensor(key)}
-            for source, target, key in zip(rows["input_ids"], rows["labels"], keys)
+            for source, target, key in zip(rows["input_ids"], rows["labels"], full)
         ]
 
 

@@ -23,7 +23,7 @@ NUM_LENGTH_GROUPS = 4
 
 
 @contextlib.contextmanager
-def _as_loaded(model: torch.nn.Module) -> Iterator[None]:
+def _as_loaded(model: Any) -> Iterator[None]:
     """The model as its users load it: without the mixed precision that Accelerate puts around its `forward`, which
     would change the texts, and keep `generate` from its fast path; and with packed weights, as in a pipeline."""
     around = vars(model).pop("forward", None)
@@ -37,7 +37,7 @@ def _as_loaded(model: torch.nn.Module) -> Iterator[None]:
             model.forward = around
 
 
-def forward_pass(model: torch.nn.Module, batch: Batch, maker: torch.nn.Module | None = None) -> Any:
+def forward_pass(model: Any, batch: Batch, maker: Any = None) -> Any:
     """Outputs of the model for a batch whose targets it reads as it should write them.
 
     Args:
@@ -107,8 +107,8 @@ class TranslationEvaluator(Evaluator):
             result["beam"] = self._generate(model, batch, self.num_beams)
         return result
 
-    def _generate(self, model: torch.nn.Module, batch: Batch, num_beams: int, **more: Any) -> Any:
-        options = {"num_beams": num_beams, "do_sample": False}
+    def _generate(self, model: Any, batch: Batch, num_beams: int, **more: Any) -> Any:
+        options: dict[str, Any] = {"num_beams": num_beams, "do_sample": False}
         options.update(max_length=1 + self.max_length, max_new_tokens=None)
         options.update(num_return_sequences=1, return_dict_in_generate=False)  # whatever a checkpoint asks for
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}

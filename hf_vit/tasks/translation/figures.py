@@ -1,9 +1,10 @@
 """The figures of the card of a translation model, beside those that all cards share."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 
-from hf_vit.cards.facts import CardFacts
 from hf_vit.cards.figures import SHADES, from_data
 from hf_vit.cards.format import shorten
 
@@ -11,7 +12,7 @@ MAX_TOKENS = 40  # more tokens along a side cannot be read: the first ones are s
 MAX_TOKEN_LENGTH = 16
 
 
-def _attended(facts: CardFacts) -> list[dict]:
+def _attended(facts: Any) -> list[dict]:
     return [
         {
             "source": [shorten(token, MAX_TOKEN_LENGTH) for token in row.source[:MAX_TOKENS]],

@@ -29,7 +29,7 @@ def measure(repo_id: str, attended: list[str]) -> dict:
         )
         maps = torch.stack([layers[-1][0, :, -1].mean(0) for layers in outputs.cross_attentions])  # (target, source)
         source, target = (
-            [each.decode([token]).strip() or "␣" for token in ids.tolist()]
+            [str(each.decode([token])).strip() or "␣" for token in ids.tolist()]
             for each, ids in ((tokenizer, inputs.input_ids[0]), (target_tokenizer, outputs.sequences[0, 1:]))
         )
         values = [[float(f"{value:.3g}") for value in line] for line in maps.tolist()]

@@ -40,7 +40,7 @@ class TextModelArguments:
     config_name: str | None = argument(None, help="From scratch: a config of the Hub or a folder.")
     config_overrides: Options = argument(Options, help="Fields of the model's config: a=b,c=d or JSON.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_convert(self)
         if self.model_name_or_path is not None and self.config_name is not None:
             raise ValueError("--config_name is for training from scratch, it does not go with --model_name_or_path")
@@ -57,8 +57,10 @@ def build_text_model(
             in the model than in the tokenizer or other special ones, or two tokenizers for an architecture with one
             vocabulary.
     """
-    overrides, options = dict(arguments.config_overrides), {"trust_remote_code": arguments.trust_remote_code}
-    name, revision = arguments.config_name, arguments.model_revision
+    overrides = dict(arguments.config_overrides)
+    options: dict[str, Any] = {"trust_remote_code": arguments.trust_remote_code}
+    name: Any = arguments.config_name
+    revision = arguments.model_revision
     if arguments.model_name_or_path is not None:
         name, revision = checkpoint(arguments)
     if name is None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from accelerate.utils import set_seed
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel
 
 from hf_vit.models.losses import token_loss
@@ -22,7 +22,7 @@ from hf_vit.tasks.translation.arguments import (
     TextDataArguments,
     TranslationArguments,
 )
-from hf_vit.tasks.translation.data import Collator, TextPairs, load_parallel_split, load_parallel_texts
+from hf_vit.tasks.translation.data import Collator, ParallelTexts, TextPairs, load_parallel_split, load_parallel_texts
 from hf_vit.tasks.translation.evaluation import TranslationEvaluator, forward_pass
 from hf_vit.tasks.translation.models import TextModelArguments, build_text_model
 from hf_vit.text.tokenization import Tokenizers, load_tokenizers, train_tokenizers
@@ -37,6 +37,8 @@ class Translation(Task):
     name = "translation"
     scoring_groups: ClassVar = {"data": ScoredTextArguments, "generation": ScoredGenerationArguments}
     sample_unit = "sentences"
+    arguments: TranslationArguments
+    data: ParallelTexts
 
     def __init__(self, arguments: TranslationArguments):
         self.arguments = arguments
@@ -69,7 +71,8 @@ class Translation(Task):
 
     def _tokenizers(self) -> Tokenizers:
         own, model = self.arguments.tokenizer, self.arguments.model
-        name, revision = own.tokenizer_name, None
+        name: Any = own.tokenizer_name
+        revision = None
         if name is None and model.model_name_or_path is not None:
             name, revision = checkpoint(model)
         if not self._trains_tokenizers:
@@ -104,7 +107,7 @@ class Translation(Task):
         """Batches for all processes in order, by tokens or by pairs."""
         pairs, max_tokens = self.pairs["train"], self.arguments.data.max_tokens_per_batch
         if max_tokens is not None:
-            sampler = TokenBatchSampler(pairs.lengths, max_tokens, batches_per_step, seed=self.seed)
+            sampler: Sampler = TokenBatchSampler(pairs.lengths, max_tokens, batches_per_step, seed=self.seed)
         else:
             batch_size = self.arguments.optimization.per_device_train_batch_size
             sampler = EpochBatchSampler(len(pairs), batch_size, batches_per_step, seed=self.seed)

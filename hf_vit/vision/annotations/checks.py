@@ -86,8 +86,11 @@ class CheckedImages:
     reports: dict[str, SplitReport]
 
 
-def check(source: AnnotatedImages) -> CheckedImages:
+def check(source: AnnotatedImages, *, needs_masks: bool = False) -> CheckedImages:
     """Splits of `source` with every annotation checked against its image.
+
+    Args:
+        needs_masks: an object without a mask is a fault, where others have some.
 
     Raises:
         ValueError: all faults of the data that no count can tell, in one message: unknown categories, boxes that are
@@ -98,7 +101,7 @@ def check(source: AnnotatedImages) -> CheckedImages:
     index_of = {category.name: index for index, category in enumerate(categories)}
     for name, split in source.splits.items():
         to_index = {each.id: index_of[each.name] for each in source.categories[name] if each.name in index_of}
-        checker = _Checker(name, to_index, len(categories), has_masks=source.has_masks)
+        checker = _Checker(name, to_index, len(categories), needs_masks=needs_masks and source.has_masks)
         splits[name] = checker.run(split)
         reports[name] = checker.report
         faults += checker.faults()
@@ -139,10 +142,10 @@ def _common_categories(source: AnnotatedImages) -> tuple[list[Category], list[st
 class _Checker:
     """One split on its way to rows."""
 
-    def __init__(self, name: str, to_index: Mapping[int, int], num_classes: int, *, has_masks: bool):
+    def __init__(self, name: str, to_index: Mapping[int, int], num_classes: int, *, needs_masks: bool):
         self.name = name
         self.to_index = to_index
-        self.has_masks = has_masks
+        self.needs_masks = needs_masks
         self.report = SplitReport(class_counts=[0] * num_classes)
         self.num_boxes = 0
         self.outside: list[str] = []
@@ -208,7 +211,7 @@ class _Checker:
             box = self._box(each, mask, scale, frame, where)
             if box is None:
                 continue
-            if self.has_masks and mask is None:
+            if self.needs_masks and mask is None:
                 self.maskless.append(where)
                 continue
             category = self.to_index[each.category_id]
@@ -229,7 +232,7 @@ class _Checker:
         kept: dict[str, list[Any]],
         category: int,
         box: tuple[float, float, float, float],
-        mask: dict[str, Any] | None,
+        mask: Any,
         each: Annotation,
         scale: tuple[float, float],
     ) -> None:
@@ -252,7 +255,7 @@ class _Checker:
     def _box(
         self,
         each: Annotation,
-        mask: dict[str, Any] | None,
+        mask: Any,
         scale: tuple[float, float],
         frame: tuple[int, int],
         where: str,
@@ -290,7 +293,7 @@ def _is_box(box: Any) -> bool:
         return False
 
 
-def _fitted_mask(mask: dict[str, Any] | None, frame: tuple[int, int]) -> dict[str, Any] | None:
+def _fitted_mask(mask: Any, frame: tuple[int, int]) -> dict[str, Any] | None:
     """The mask at the size of its image, None if it has no pixel."""
     if mask is None or not coco_masks.area(mask):
         return None
@@ -302,7 +305,7 @@ def _fitted_mask(mask: dict[str, Any] | None, frame: tuple[int, int]) -> dict[st
     return encode_mask(decoded[rows.astype(int)[:, None], columns.astype(int)[None]])
 
 
-def _turned_mask(mask: dict[str, Any] | None, size: ImageSize) -> dict[str, Any] | None:
+def _turned_mask(mask: Any, size: ImageSize) -> dict[str, Any] | None:
     if mask is None:
         return None
     decoded = coco_masks.decode(mask)

@@ -87,7 +87,7 @@ def _is_annotation_file(path: Path) -> bool:
     content = _read_json(path)
     if not all(isinstance(content.get(name), list) for name in ("images", "annotations", "categories")):
         return False
-    first = next(iter(content["annotations"]), {})
+    first: dict[str, Any] = next(iter(content["annotations"]), {})
     return not content["annotations"] or "bbox" in first or "segments_info" in first
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hf_vit.sources import holds_data_files, is_saved, load_source
 from hf_vit.vision.annotations import coco, tables, voc, yolo
@@ -44,7 +45,7 @@ def load_annotated_images(
     )
 
 
-def find_image_column_among(found: dict, wanted: str | None) -> str:
+def find_image_column_among(found: Mapping[str, Any], wanted: str | None) -> str:
     """The column of images in splits that may have columns of maps too."""
     first = next(iter(found.values()))
     if wanted is None and "image" in first.column_names:

@@ -95,12 +95,15 @@ def polygons_to_mask(polygons: Sequence[Sequence[float]], size: tuple[int, int])
     for polygon in polygons:
         if len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"a polygon needs at least three corners (x, y), found {len(polygon)} numbers")
-    return coco_masks.merge(coco_masks.frPyObjects([list(map(float, each)) for each in polygons], *size))
+    floats: Any = [list(map(float, each)) for each in polygons]
+    merged: Any = coco_masks.merge(coco_masks.frPyObjects(floats, *size))
+    return merged
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     """Run lengths of a mask (H, W)."""
-    return coco_masks.encode(np.asfortranarray(mask.astype(np.uint8)))
+    encoded: Any = coco_masks.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return encoded
 
 
 def split_of(text: str) -> str | None:

@@ -31,8 +31,8 @@ def image_size(image: dict[str, Any] | None, index: int) -> ImageSize:
         ValueError: the bytes are no image; names the file, where there is one, and the sample's index.
     """
     try:
-        has_bytes = image is None or image["bytes"] is not None
-        with Image.open(io.BytesIO(encoded(image)) if has_bytes else image["path"]) as opened:
+        source = image["path"] if image is not None and image["bytes"] is None else io.BytesIO(encoded(image))
+        with Image.open(source) as opened:
             orientation = opened.getexif().get(_ORIENTATION, 1)
             return ImageSize((opened.height, opened.width), orientation if orientation in range(1, 9) else 1)
     except Exception as error:  # Pillow's decoders raise many types on broken files

@@ -119,12 +119,12 @@ class _Reader:
         rows = (_as_list(row) for row in self.dataset.select_columns([column])[:][column])
         values = sorted({each[field] for row in rows for each in row})
         if any(isinstance(value, str) for value in values):
-            self._by_name = {value: index for index, value in enumerate(values)}
+            self._by_name: dict[Any, int] = {value: index for index, value in enumerate(values)}
             return [Category(index, str(value)) for value, index in self._by_name.items()]
         return [Category(int(value), str(value)) for value in values]
 
     def split(self) -> AnnotatedSplit:
-        self._by_name: dict[Any, int] = {}
+        self._by_name = {}
         self.categories()
         columns = [key for key in ("objects", "segments_info", self.map_column) if key in self.dataset.column_names]
         rows = self.dataset.select_columns(columns)
@@ -134,7 +134,9 @@ class _Reader:
         column = {key: self.dataset[key][:] for key in ("file_name", "image_id", "height", "width") if key in names}
         count = len(self.dataset)
         known = "height" in column and "width" in column
-        sizes = [(int(h), int(w)) for h, w in zip(column["height"], column["width"])] if known else [None] * count
+        sizes: list[tuple[int, int] | None] = [None] * count
+        if known:
+            sizes = [(int(h), int(w)) for h, w in zip(column["height"], column["width"])]
         images = self.dataset.select_columns([self.image_column]).cast_column(self.image_column, Image(decode=False))
         if self.image_column != "image":
             images = images.rename_column(self.image_column, "image")

@@ -1,0 +1,237 @@
+"""Memory of the Vision Transformer in inference and in training, in closed form.
+
+Letters: B batch, T tokens in the layers, N patches, D hidden size, M width of the MLP, H heads, L layers, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hf_vit.cost.parts import attention_matrix_bytes, mlp_width
+from hf_vit.cost.vit import num_class_tokens, num_patches, tokens_in_layers, vit_parts
+from hf_vit.models.configuration_hf_vit import HfViTConfig
+from hf_vit.models.strict_config import GATED_ACTIVATIONS
+
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
+MIXED_PRECISIONS = ("no", "bf16", "fp16")
+ATTENTIONS = ("eager", "sdpa")
+# Numbers in fp32 that an optimizer keeps of each parameter.
+OPTIMIZER_STATES = {"adamw": 2, "sgd_momentum": 1, "sgd": 0}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a model is run.
+
+    Args:
+        batch_size: images, at least 1.
+        training: with gradients and an optimizer.
+        dtype: of the parameters, a name in `DTYPES`.
+        mixed_precision: "no", or "bf16" or "fp16": autocast over the parameters' type.
+        attn_implementation: "eager", which holds the attention weights of a whole layer, or "sdpa", which does not.
+        gradient_checkpointing: compute each layer again in the backward pass.
+        optimizer: a name in `OPTIMIZER_STATES`.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    batch_size: int = 1
+    training: bool = False
+    dtype: str = "float32"
+    mixed_precision: str = "no"
+    attn_implementation: str = "sdpa"
+    gradient_checkpointing: bool = False
+    optimizer: str = "adamw"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        choices = {
+            "dtype": DTYPES,
+            "mixed_precision": MIXED_PRECISIONS,
+            "attn_implementation": ATTENTIONS,
+            "optimizer": OPTIMIZER_STATES,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.gradient_checkpointing and not self.training:
+            raise ValueError("gradient_checkpointing must be False without training, got True")
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of a parameter, and of a number between the layers."""
+        return DTYPES[self.dtype]
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes of a number that goes into a matmul."""
+        return self.parameter_bytes if self.mixed_precision == "no" else min(2, self.parameter_bytes)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a model needs.
+
+    Args:
+        parameters: P numbers.
+        gradients: P numbers in training.
+        optimizer: what it keeps of each parameter, in the parameters' type (AdamW 2 P).
+        activations: what the backward pass needs of the forward pass, or 0.
+        working: what is there for a moment on top, at the worst moment.
+        attention_matrix: the attention weights of one layer, if it holds them whole; part of the two above.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    working: int
+    attention_matrix: int
+
+    @property
+    def peak(self) -> int:
+        """All of it at the worst moment."""
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.working
+
+
+def vit_memory(config: HfViTConfig, setup: Setup) -> Memory:
+    """Memory of an image classifier: parameters, gradients, optimizer, `saved_bytes` and `working_bytes`."""
+    parameters = sum(part.parameters for part in vit_parts(config)) * setup.parameter_bytes
+    tokens = tokens_in_layers(config, setup.training)
+    matrix = attention_matrix_bytes(setup.batch_size, config.num_attention_heads, tokens, tokens, setup.compute_bytes)
+    copies = parameters // 2 if setup.compute_bytes < setup.parameter_bytes else 0  # autocast keeps them for the step
+    return Memory(
+        parameters=parameters,
+        gradients=parameters if setup.training else 0,
+        optimizer=parameters * OPTIMIZER_STATES[setup.optimizer] if setup.training else 0,
+        activations=saved_bytes(config, setup) if setup.training else 0,
+        working=working_bytes(config, setup) + copies,
+        attention_matrix=matrix if _is_eager(config, setup) else 0,
+    )
+
+
+def _is_eager(config: HfViTConfig, setup: Setup) -> bool:
+    """Whether a layer's attention weights are held whole: SDPA too does it on a CPU with dropout."""
+    has_dropout = setup.training and config.attention_probs_dropout_prob > 0
+    return setup.attn_implementation == "eager" or config.talking_heads or has_dropout
+
+
+def saved_bytes(config: HfViTConfig, setup: Setup) -> int:
+    """What autograd keeps of a forward pass: the patches B N C p^2, L layers (`layer_saved_bytes`), the input of the
+    final norm B T D, and with class-attention layers theirs. With gradient checkpointing the layers' inputs alone,
+    B T D each, and one layer."""
+    rows = setup.batch_size * tokens_in_layers(config, setup.training)
+    stream = rows * config.hidden_size * setup.parameter_bytes
+    layer, layers = layer_saved_bytes(config, setup), config.num_hidden_layers
+    in_layers = layers * stream + layer - stream if setup.gradient_checkpointing else layers * layer
+    patches = setup.batch_size * num_patches(config) * config.num_channels * math.prod(config.patch_shape)
+    patches = patches * setup.compute_bytes if config.patch_embedding == "conv" else _stem_saved_bytes(config, setup)
+    final = _norm_saved_bytes(config, setup, rows, config.hidden_size, setup.parameter_bytes)
+    masks = bool(config.hidden_dropout_prob) * stream
+    return patches + masks + in_layers + final + _class_layers_saved_bytes(config, setup)
+
+
+def layer_saved_bytes(config: HfViTConfig, setup: Setup) -> int:
+    """What autograd keeps of one layer, in numbers of the type that each has:
+
+    - the inputs of the two norms, 2 B T D, and two statistics a token each; their outputs, 2 B T D;
+    - queries, keys and values, 3 B T D; the same once more if queries and keys are normed, with SDPA 2 B T D if they
+      are turned;
+    - eager: the attention weights, B H T^2, in fp32 and, unless that is the type of the matmuls, in theirs too; with
+      talking heads three more in theirs, with attention dropout two. SDPA: a number a query and head;
+    - the input of the output projection, B T D, twice if it is normed; layer scale, dropout: both branches, 2 B T D;
+    - the MLP's hidden layer before and after the activation, 2 B T M (ReLU: 1, gated: 4), once more if it is normed.
+    """
+    tokens = tokens_in_layers(config, setup.training)
+    rows, compute = setup.batch_size * tokens, setup.compute_bytes
+    size, states = config.hidden_size, rows * config.hidden_size * compute
+    kept = 2 * (_norm_saved_bytes(config, setup, rows, size, setup.parameter_bytes) + states) + 4 * states
+    if config.qk_norm:
+        heads = rows * config.num_attention_heads
+        kept += states + 2 * _norm_saved_bytes(config, setup, heads, size // config.num_attention_heads, compute)
+    elif config.rotary_position and not _is_eager(config, setup):
+        kept += 2 * states
+    if config.attention_output_norm:
+        kept += _norm_saved_bytes(config, setup, rows, size, compute)
+    if config.mlp_hidden_norm:
+        kept += _norm_saved_bytes(config, setup, rows, config.intermediate_size, compute)
+    kept += 2 * ((config.layer_scale_init_value is not None) + bool(config.hidden_dropout_prob)) * states
+    kept += _mlp_copies(config.hidden_act) * rows * config.intermediate_size * compute
+    return kept + _weights_saved_bytes(config, setup, rows, tokens)
+
+
+def _norm_saved_bytes(config: HfViTConfig, setup: Setup, rows: int, size: int, bytes_per_number: int) -> int:
+    """A layer norm keeps its input and two numbers of the parameters' type a row; an RMS norm, which is made of
+    several operations, the input and the normed numbers in fp32, and one."""
+    if config.norm_type == "rms_norm":
+        return rows * (8 * size + 4)
+    return rows * (bytes_per_number * size + 2 * setup.parameter_bytes)
+
+
+def _weights_saved_bytes(config: HfViTConfig, setup: Setup, queries: int, keys: int) -> int:
+    pairs, compute = queries * keys * config.num_attention_heads, setup.compute_bytes
+    if not _is_eager(config, setup):
+        return queries * config.num_attention_heads * 4
+    if config.talking_heads:
+        return pairs * (4 + 3 * compute)
+    if config.attention_probs_dropout_prob:
+        return pairs * (4 + 2 * compute)
+    return pairs * (4 if compute == 4 else 4 + compute)
+
+
+def _mlp_copies(hidden_act: str) -> int:
+    """Copies of an MLP's hidden layer that autograd keeps."""
+    if hidden_act in GATED_ACTIVATIONS:
+        return 4
+    return {"relu": 1, "linear": 1, "quick_gelu": 3}.get(hidden_act, 2)
+
+
+def _stem_saved_bytes(config: HfViTConfig, setup: Setup) -> int:
+    """Of each of the stem's convolutions the input, of its norm the input, of ReLU the output: 2 numbers an output of
+    a convolution, the image, and the patches of the last map."""
+    pixels = setup.batch_size * num_patches(config) * math.prod(config.patch_shape)
+    total = pixels * config.num_channels
+    if config.patch_embedding == "lvvit":  # three layers of 64 channels
+        return (total + (2 * 3 + 1) * 64 * pixels // 4) * setup.compute_bytes
+    smallest = math.gcd(*config.patch_shape)
+    halvings = (smallest & -smallest).bit_length() - 1
+    layers = max(halvings, 1)
+    for i in range(layers):
+        pixels //= 4 if halvings else 1
+        width = max(config.hidden_size // 2 ** (layers - i), 8)
+        total += 2 * pixels * width * (1 + 2 * config.num_stem_blocks)
+    return (total + pixels * width) * setup.compute_bytes
+
+
+def _class_layers_saved_bytes(config: HfViTConfig, setup: Setup) -> int:
+    """Of a class-attention layer the normed tokens and their keys and values, B (P + T) D each and their sum before
+    the norm; what its P class tokens add is small."""
+    own = num_class_tokens(config)
+    keys = setup.batch_size * (own + tokens_in_layers(config, setup.training))
+    layer = keys * config.hidden_size * (setup.parameter_bytes + 3 * setup.compute_bytes)
+    layer += setup.batch_size * own * (6 * config.hidden_size + 2 * config.intermediate_size) * setup.compute_bytes
+    return config.num_class_layers * layer
+
+
+def working_bytes(config: HfViTConfig, setup: Setup) -> int:
+    """What one layer holds for a moment, at its worst.
+
+    Inference, with the sizes in bytes: in attention the residual stream, its norm, queries, keys and values, two
+    copies of factors, 7 B T D, and the scores beside the attention weights, 2 B H T^2; in the MLP the stream before
+    and after attention, the branch, the norm, the result, 5 B T D, and the hidden layer before and after the
+    activation, 2 B T M. Training: the gradients of what attention or the MLP keep.
+    """
+    tokens = tokens_in_layers(config, setup.training)
+    rows, compute = setup.batch_size * tokens, setup.compute_bytes
+    states, pairs = rows * config.hidden_size * compute, rows * tokens * config.num_attention_heads
+    stream = rows * config.hidden_size * setup.parameter_bytes
+    hidden = rows * (mlp_width(config.hidden_act, config.intermediate_size) + config.intermediate_size) * compute
+    scores = pairs * (8 if compute == 4 else 8 + compute) if _is_eager(config, setup) else 0
+    if not setup.training:
+        return max(stream + 6 * states + scores, 2 * stream + 3 * states + hidden)
+    kept_by_mlp = _mlp_copies(config.hidden_act) * rows * config.intermediate_size * compute
+    # In the backward pass of attention, what the MLP of that layer kept is gone.
+    return max(2 * stream + 2 * states + hidden, 2 * stream + 4 * states + scores - kept_by_mlp)
