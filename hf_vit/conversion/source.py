@@ -136,7 +136,7 @@ _MEANINGS = {
 
 
 def meaning(config: PreTrainedConfig) -> dict[str, Any]:
-    """What the configuration says of the function that its models compute, by field."""
+    """Return what the configuration says of the function that its models compute, by field."""
     found = {}
     for name in type(config).__annotations__:
         if name in _TRAINING_FIELDS or name.startswith("_"):

@@ -1,4 +1,4 @@
-"""Annotators of patches: classifiers that answer for each place of an image, not for the whole of it.
+"""Annotators of patches: classifiers that answer for each position of an image, not for the whole of it.
 
 Shapes: B batch, T tokens, D width of the features, C classes.
 """
@@ -14,7 +14,7 @@ from hf_vit.tasks.image_classification.distillation import Teacher
 
 
 class Annotator(Teacher):
-    """One frozen classifier on the student's views, its head applied to each place of its last features: of a
+    """One frozen classifier on the student's views, its head applied to each position of its last features: of a
     convolutional network to each position of the last feature map, of a Transformer to each patch, of a model with a
     token labeling head its own answers.
 
@@ -24,7 +24,7 @@ class Annotator(Teacher):
         options: those of `Teacher`.
 
     Raises:
-        ValueError: as for `Teacher`, or the model has no features by place that its head takes.
+        ValueError: as for `Teacher`, or the model has no features by position that its head takes.
     """
 
     def __init__(self, name: str, class_names: list[str], **options: Any):
@@ -48,11 +48,11 @@ class Annotator(Teacher):
         features, heads = outputs.last_hidden_state, self._heads()
         if features.ndim == 4:
             rows, columns = features.shape[2:]
-            places = features.permute(0, 2, 3, 1).flatten(0, 2)  # (B * rows * columns, D)
-            places = self._norm_after_pooling(features, outputs.pooler_output)(places)
+            each = features.permute(0, 2, 3, 1).flatten(0, 2)  # (B * rows * columns, D)
+            each = self._norm_after_pooling(features, outputs.pooler_output)(each)
             if outputs.pooler_output.ndim == 4:
-                places = places[:, :, None, None]
-            logits = heads(places).unflatten(0, (-1, rows, columns))
+                each = each[:, :, None, None]
+            logits = heads(each).unflatten(0, (-1, rows, columns))
             return logits.permute(0, 3, 1, 2)
         normed = getattr(self.model.base_model, "norm_pooled", nn.Identity())(features)
         return self._on_grid(heads(normed), pixel_values)
@@ -62,26 +62,26 @@ class Annotator(Teacher):
         prefix, width = self.model.base_model_prefix, getattr(self.model.config, "pooled_size", None)
         heads = [module for name, module in self.model.named_children() if name != prefix]
         if not heads or (width is not None and width != self.model.config.hidden_size):
-            raise self._without_places()
+            raise self._without_positions()
 
-        def mean_of_heads(places: torch.Tensor) -> torch.Tensor:
+        def mean_of_heads(features: torch.Tensor) -> torch.Tensor:
             try:
-                return torch.stack([head(places) for head in heads]).mean(0)
-            except RuntimeError as error:  # it takes more than one place's features
-                raise self._without_places() from error
+                return torch.stack([head(features) for head in heads]).mean(0)
+            except RuntimeError as error:  # it takes more than one position's features
+                raise self._without_positions() from error
 
         return mean_of_heads
 
     def _norm_after_pooling(self, features: torch.Tensor, pooled: torch.Tensor) -> nn.Module:
-        """What the body does to the mean of the features before the head takes it."""
+        """Return what the body does to the mean of the features before the head takes it."""
         mean, pooled = features.mean((2, 3)), pooled.flatten(1)
         for norm in (nn.Identity(), getattr(self.model.base_model, "layernorm", None)):
             if norm is not None and torch.allclose(norm(mean), pooled, rtol=1e-2, atol=1e-3):
                 return norm
-        raise self._without_places()
+        raise self._without_positions()
 
     def _of_timm(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Each place, as a feature map of one pixel or a sequence of one patch, through the head."""
+        """Each position, as a feature map of one pixel or a sequence of one patch, through the head."""
         features = model.forward_features(pixel_values)
         if features.ndim == 3:
             prefix = getattr(model, "num_prefix_tokens", 0)
@@ -89,12 +89,12 @@ class Annotator(Teacher):
             alone = patches.flatten(0, 1)[:, None].expand(-1, prefix + 1, -1)  # (B * patches, prefix + 1, D)
             return self._on_grid(model.forward_head(alone).unflatten(0, patches.shape[:2]), pixel_values)
         if features.ndim != 4:
-            raise self._without_places()
+            raise self._without_positions()
         channels_last = features.shape[1] != model.num_features
-        places = features if channels_last else features.permute(0, 2, 3, 1)  # (B, rows, columns, D)
-        alone = places.flatten(0, 2)
+        each = features if channels_last else features.permute(0, 2, 3, 1)  # (B, rows, columns, D)
+        alone = each.flatten(0, 2)
         alone = alone[:, None, None] if channels_last else alone[:, :, None, None]
-        return model.forward_head(alone).unflatten(0, places.shape[:3]).permute(0, 3, 1, 2)
+        return model.forward_head(alone).unflatten(0, each.shape[:3]).permute(0, 3, 1, 2)
 
     def _on_grid(self, logits: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, T, C), patches last in the sequence, -> (B, C, rows, columns)."""
@@ -104,11 +104,11 @@ class Annotator(Teacher):
         if rows * columns > logits.shape[1]:  # of a Transformer that merges its patches
             rows = columns = round(logits.shape[1] ** 0.5)
             if rows * columns != logits.shape[1]:
-                raise self._without_places()
+                raise self._without_positions()
         return logits[:, -rows * columns :].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
 
-    def _without_places(self) -> ValueError:
+    def _without_positions(self) -> ValueError:
         return ValueError(
-            f"--token_label_annotator {self.name!r}: {type(self.model).__name__} gives no features by place that its "
-            "classifier takes"
+            f"--token_label_annotator {self.name!r}: {type(self.model).__name__} gives no features by position "
+            "that its classifier takes"
         )

@@ -272,8 +272,8 @@ def _per_channel(values: list[float] | None, num_channels: int) -> list[float] |
 
 
 def describe_processor(arguments: ModelArguments, processor: Any, command: Sequence[str]) -> str:
-    """What happens to images before the model sees them, and whose choice it was: a flag's of the command line, the
-    recipe's, the checkpoint's."""
+    """Say what happens to images before the model sees them, and whose choice it was: a flag's of the command line,
+    the recipe's, the checkpoint's."""
     form = InputFormat.of(processor)
     base = arguments.model_name_or_path
     height, width = form.size

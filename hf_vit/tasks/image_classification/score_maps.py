@@ -2,7 +2,7 @@
 masks and boxes.
 
 A view brings the position in its image that each of its pixels shows, so that whatever moved the pixels moved the
-labels. Shapes: N patches, C classes, P places of a map.
+labels. Shapes: N patches, C classes, P positions of a map.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def shown_cells(positions: torch.Tensor, rows: int, columns: int) -> torch.Tenso
 
 
 class KeptScores:
-    """The best classes of each place of every image, as an annotator saw it whole; what they leave over is spread
+    """The best classes of each position of every image, as an annotator saw it whole; what they leave over is spread
     evenly over the other classes.
 
     Args:
@@ -62,10 +62,10 @@ class KeptScores:
         """Distributions (N, C) for the patches of a view of an image."""
         scores, classes = self.scores[index].float().flatten(1).T, self.classes[index].long().flatten(1).T  # (P, k)
         left = (1 - scores.sum(1, keepdim=True)).clamp(min=0) / max(self.num_classes - scores.shape[1], 1)
-        places = left.repeat(1, self.num_classes).scatter(1, classes, scores)  # (P, C)
-        places = places / places.sum(1, keepdim=True)
+        cells = left.repeat(1, self.num_classes).scatter(1, classes, scores)  # (P, C)
+        cells = cells / cells.sum(1, keepdim=True)
         shown = shown_cells(positions, *self.scores.shape[2:])
-        return patch_shares(shown, len(places), self.patch_shape) @ places
+        return patch_shares(shown, len(cells), self.patch_shape) @ cells
 
 
 class DrawnLabels:
@@ -149,7 +149,7 @@ def kept_scores(
     top_k: int,
     loader_options: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best classes of each place of every image: scores (images, k, rows, columns) fp16 and classes int32, from
+    """The best classes of each position of every image: scores (images, k, rows, columns) fp16 and classes int32, from
     `folder` or computed and left there.
 
     Args:

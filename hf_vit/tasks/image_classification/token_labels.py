@@ -33,7 +33,7 @@ class TokenLabelArguments:
     token_label_cache_dir: str | None = argument(
         None, help="Annotate each whole image once and keep its best classes here; crops and flips are followed."
     )
-    token_label_top_k: int = argument(5, help="token_label_cache_dir: classes that are kept of each place.")
+    token_label_top_k: int = argument(5, help="token_label_cache_dir: classes that are kept of each position.")
     token_labeling_weight: float = argument(0.5, help="Weight of the patches' loss beside the image's; 0 is off.")
     mixtoken_alpha: float = argument(
         0.0, help="MixToken: patches of another image, their area from Beta(alpha, alpha); in place of CutMix."

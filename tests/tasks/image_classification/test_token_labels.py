@@ -53,8 +53,8 @@ def timm_cnn():
 
 
 @pytest.mark.parametrize("kind", ["resnet", "timm cnn", "ours, mean"])
-def test_answers_by_place_have_the_classifiers_own_as_their_mean(tmp_path, kind):
-    """Where the logits are linear in the mean of the places."""
+def test_answers_by_position_have_the_classifiers_own_as_their_mean(tmp_path, kind):
+    """Where the logits are linear in the mean of the positions."""
     if kind == "resnet":
         path, _ = save(tmp_path, "cnn")
     else:
@@ -62,10 +62,10 @@ def test_answers_by_place_have_the_classifiers_own_as_their_mean(tmp_path, kind)
     annotator = Annotator(path, NAMES)
     pixels = torch.randint(0, 256, (2, 3, 24, 24)).float()
     with torch.no_grad():
-        by_place = annotator(pixels)
+        by_position = annotator(pixels)
         whole = annotator.model(pixel_values=annotator.seen(pixels)).logits
-    assert by_place.shape[:2] == (2, 3) and by_place.shape[2] == by_place.shape[3]
-    assert_close(by_place.mean((2, 3)), whole)
+    assert by_position.shape[:2] == (2, 3) and by_position.shape[2] == by_position.shape[3]
+    assert_close(by_position.mean((2, 3)), whole)
 
 
 @pytest.mark.parametrize("kind", ["vit", "timm", "ours"])
@@ -97,7 +97,7 @@ def test_annotators_that_do_not_fit(tmp_path):
     two_poolings = {**MEAN_POOLED, "pooling": ["mean", "max"]}
     model = HfViTForImageClassification(HfViTConfig(**two_poolings, **class_mapping(NAMES)))
     path, _ = saved(tmp_path / "pooled", model)
-    with pytest.raises(ValueError, match="gives no features by place that its classifier takes"):
+    with pytest.raises(ValueError, match="gives no features by position that its classifier takes"):
         Annotator(path, NAMES)
     path, _ = saved(tmp_path / "classes", mean_pooled())
     with pytest.raises(ValueError, match=r"--token_label_annotator .* lacks dog .* --token_label_class_order index"):
