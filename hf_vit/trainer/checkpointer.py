@@ -185,7 +185,9 @@ class Checkpointer:
             self._check_whole(Path(wanted))
             return Path(wanted)
         faults = []
-        for path in reversed(self.saved()):
+        for path in sorted(
+            reversed(self.saved()), key=lambda path: _serial(path) > 0
+        ):  # unreadable ones are told, too
             try:
                 self._check_whole(path)
             except ValueError as error:

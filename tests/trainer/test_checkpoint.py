@@ -280,6 +280,8 @@ def test_a_damaged_record_stops_no_other_checkpoint(checkpointer, caplog, conten
     before, last = saver.saved()
     (last / STATE_FILE).write_bytes(content)
     assert saver.find("latest") == before
+    (line,) = [each for each in caplog.messages if "passing over" in each]
+    assert str(last / STATE_FILE) in line
     (before / STATE_FILE).write_bytes(content)
     with pytest.raises(ValueError, match=f"no checkpoint is whole: .*{re.escape(str(last / STATE_FILE))}"):
         saver.find("latest")
