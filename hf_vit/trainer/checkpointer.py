@@ -185,9 +185,10 @@ class Checkpointer:
             self._check_whole(Path(wanted))
             return Path(wanted)
         faults = []
+        newest_first = self.saved()[::-1]
         for path in sorted(
-            reversed(self.saved()), key=lambda path: _serial(path) > 0
-        ):  # unreadable ones are told, too
+            newest_first, key=lambda path: _serial(path) > 0
+        ):  # first those that cannot be read, to tell
             try:
                 self._check_whole(path)
             except ValueError as error:
