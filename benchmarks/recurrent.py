@@ -85,7 +85,7 @@ def by_length(predictions: list[str], sources: list[str], references: list[str])
 
 
 def row_of(run: dict) -> dict:
-    """What the table says of a run."""
+    """The row of a run in the table."""
     speeds = [epoch["sentences_per_second"] for epoch in run["epochs"]]
     tokens = sum(run["data"]["splits"]["train"]["mean_tokens"])
     measured, beam = run["result"]["metrics"], f"beam{run['arguments']['num_beams']}_bleu"
