@@ -25,8 +25,8 @@ from report import write_report
 from sacrebleu.metrics import BLEU
 from translation_quality import load, translations
 
-from hf_vit.config import load_recipe
 from hf_vit.files import write_atomically
+from hf_vit.recipes import load_recipe
 from hf_vit.study import check_arguments, finished_run
 from hf_vit.tasks.translation.data import load_parallel_texts
 from hf_vit.train import parse
