@@ -1,4 +1,5 @@
-"""Every block of code in README and docs runs, and prints what the page says; or the page says why it is not run."""
+"""Every block of code and command of a table in README and docs runs, and prints what the page says; or the page says
+why it is not run."""
 
 import json
 import os
@@ -23,7 +24,8 @@ TO_AN_AUTHOR = (
     "A block of code in the documentation is either run by this test or says why not. Languages that are run: python, "
     f"{', '.join(COMMANDS)}; those that hold data: {', '.join(DATA)}; a block without a language, or of text, is what "
     "the block before it prints, and follows a paragraph that ends in `which prints`. Anything else, and what needs "
-    "hours, a network or another machine, has `<!-- not run: needs ... -->` on the line before it."
+    "hours, a network or another machine, has `<!-- not run: needs ... -->` on the line before it; so it is "
+    "with commands in the cells of tables, where the mark follows."
 )
 NEEDS_PACKAGE = ["hf_vit.train", "hf_vit.trainer.loop", "hf_vit.cli", "hf_vit.hub.doctor", "transformers.pipelines"]
 NEEDS_NOTHING_OF_OURS = ["torch", "transformers.pipelines"]
@@ -207,10 +209,13 @@ def test_blocks_of_a_page(tmp_path):
     page = tmp_path / "page.md"
     text = (
         "# A\n\n```bash\nls\n```\n\nwhich prints\n\n```\nx\n```\n\n"
-        "<!-- not run: needs a GPU -->\n```bash\nls\n```\n\n```\ny\n```\n"
+        "<!-- not run: needs a GPU -->\n```bash\nls\n```\n\n```\ny\n```\n\n"
+        "| A | B |\n|---|---|\n| `hf-vit cost` | `hf-vit cost x`, `python a.py` <!-- not run: needs hours --> |\n"
     )
     page.write_text(text)
-    first, output, marked, unknown = blocks_of(page)
+    first, output, marked, unknown, run, kept = blocks_of(page)
+    assert (run.text, run.is_run, run.line) == ("hf-vit cost x", True, 25)
+    assert (kept.text, kept.needs, kept.is_run) == ("python a.py", "needs hours", False)
     assert (first.is_run, first.printed, first.line) == (True, "x\n", 4)
     assert output.is_output and (marked.needs, marked.is_run) == ("needs a GPU", False)
     assert not (unknown.is_run or unknown.is_output or unknown.needs)
