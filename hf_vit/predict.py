@@ -74,7 +74,8 @@ def predict(
     names = [name for name in find_images(inputs) if name not in skip]
     if not names:
         return
-    pipe: Any = pipeline(task, model=model, revision=revision, trust_remote_code=trust_remote_code)  # type: ignore
+    any_task: Any = task  # the types of transformers list its own names alone
+    pipe: Any = pipeline(any_task, model=model, revision=revision, trust_remote_code=trust_remote_code)
     options: dict[str, Any] = {"top_k": top_k}
     if task in _DRAWN:
         threshold = _threshold_of(model) if threshold is None else threshold
