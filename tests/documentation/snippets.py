@@ -30,6 +30,7 @@ class Block:
     needs: str | None = None
     printed: str | None = None
     is_output: bool = False
+    in_table: bool = False
 
     @property
     def is_run(self):
@@ -66,7 +67,7 @@ def _commands_of(cell: Token, line: int) -> list[Block]:
     found: list[Block] = []
     for child in cell.children or []:
         if child.type == "code_inline" and _COMMAND.match(child.content):
-            found.append(Block("bash", child.content, line))
+            found.append(Block("bash", child.content, line, in_table=True))
         elif child.type == "html_inline" and found and (mark := _MARK.search(child.content)):
             found[-1].needs = mark[1]
     return found

@@ -142,11 +142,19 @@ class Page:
             self.session.stdout.close()
 
 
-def run_page(page, folder, commands, cut):
-    """Runs what a page gives to run, and compares what it prints with what the page says."""
+def run_page(page, examples, folder, commands, cut):
+    """Runs what a page gives to run, and compares what it prints with what the page says. The commands in its tables
+    are no part of its course: they have a folder of their own."""
+    for in_table in sorted({block.in_table for block in BLOCKS[page] if block.is_run}):
+        blocks = [block for block in BLOCKS[page] if block.is_run and block.in_table == in_table]
+        name = "tables" if in_table else "page"
+        run_blocks(blocks, page, as_a_reader(examples, folder / name), commands, cut)
+
+
+def run_blocks(blocks, page, folder, commands, cut):
     opened = Page(page, folder, commands, cut)
     try:
-        for block in (block for block in BLOCKS[page] if block.is_run):
+        for block in blocks:
             printed = opened.run(block)
             if block.printed is not None:
                 differ = f"{opened.where(block.line)} prints\n{printed}and the page says\n{block.printed}"
@@ -155,7 +163,7 @@ def run_page(page, folder, commands, cut):
         opened.close()
 
 
-def as_a_reader(page, examples, folder):
+def as_a_reader(examples, folder):
     """A copy of what a clone holds, so that nothing is written into it, with a reader's own data beside it."""
     shutil.copytree(examples, folder, dirs_exist_ok=True)
     shutil.copytree(ROOT / "model_cards", folder / "model_cards")
@@ -170,13 +178,13 @@ RUN = [page for page in PAGES if any(block.is_run for block in BLOCKS[page])]
 @pytest.mark.parametrize("page", RUN, ids=name_of)
 def test_a_page_does_what_it_says(page, examples, commands, tmp_path):
     """With trainings cut to two steps."""
-    run_page(page, as_a_reader(page, examples, tmp_path), commands, cut="1")
+    run_page(page, examples, tmp_path, commands, cut="1")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=name_of)
 def test_a_page_does_what_it_says_whole(page, examples, commands, tmp_path):
-    run_page(page, as_a_reader(page, examples, tmp_path), commands, cut="")
+    run_page(page, examples, tmp_path, commands, cut="")
 
 
 @pytest.mark.parametrize("card", CARDS, ids=name_of)
