@@ -222,7 +222,7 @@ def test_blocks_of_a_page(tmp_path):
     )
     page.write_text(text)
     first, output, marked, unknown, run, kept = blocks_of(page)
-    assert (run.text, run.is_run, run.line) == ("hf-vit cost x", True, 25)
+    assert (run.text, run.is_run, run.line) == ("hf-vit cost x", True, 24)
     assert (kept.text, kept.needs, kept.is_run) == ("python a.py", "needs hours", False)
     assert (first.is_run, first.printed, first.line) == (True, "x\n", 4)
     assert output.is_output and (marked.needs, marked.is_run) == ("needs a GPU", False)
