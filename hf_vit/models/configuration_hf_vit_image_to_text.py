@@ -27,8 +27,8 @@ _DECODER = {"is_decoder": True, "is_encoder_decoder": False, "add_cross_attentio
 @strict_config
 class HfViTImageToTextConfig(CodeVersionMixin, PreTrainedConfig):
     r"""
-    Configuration of [`HfViTForImageToText`]: a Vision Transformer, and the decoder of a Transformer that attends to all
-    of its tokens.
+    Configuration of [`HfViTForImageToText`]: a Vision Transformer, and the decoder of a Transformer that attends to
+    all of its tokens.
 
     Args:
         vision_config (`HfViTConfig` or `dict`, *optional*): of the encoder. Its tokens are normed: a final norm behind
