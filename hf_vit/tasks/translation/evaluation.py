@@ -5,7 +5,6 @@ Shapes: B batch.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,12 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from hf_vit.tasks.generation import as_loaded
 from hf_vit.tasks.task import Batch, Evaluator
+from hf_vit.tasks.text_metrics import PerplexityCounter, text_metrics, token_statistics
 from hf_vit.tasks.translation.data import IGNORED
-from hf_vit.tasks.translation.metrics import PerplexityCounter, text_metrics, token_statistics
 
 NUM_LENGTH_GROUPS = 4
-
-
-@contextlib.contextmanager
-def _as_loaded(model: Any) -> Iterator[None]:
-    """The model as its users load it: without the mixed precision that Accelerate puts around its `forward`, which
-    would change the texts, and keep `generate` from its fast path; and with packed weights, as in a pipeline."""
-    around = vars(model).pop("forward", None)
-    if hasattr(model, "pack_weights"):
-        model.pack_weights()
-    try:
-        with torch.autocast(model.device.type, enabled=False):
-            yield
-    finally:
-        if around is not None:
-            model.forward = around
 
 
 def forward_pass(model: Any, batch: Batch, maker: Any = None) -> Any:
@@ -112,7 +97,7 @@ class TranslationEvaluator(Evaluator):
         options.update(max_length=1 + self.max_length, max_new_tokens=None)
         options.update(num_return_sequences=1, return_dict_in_generate=False)  # whatever a checkpoint asks for
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        with _as_loaded(model):
+        with as_loaded(model):
             generated = model.generate(**inputs, **{**options, **more})
         return generated if more else generated[:, 1:]  # without what the decoder starts with
 
