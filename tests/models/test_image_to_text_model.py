@@ -140,7 +140,9 @@ def test_steps_with_a_cache_and_layers_outputs(options):
 @torch.no_grad()
 def test_the_fast_path_gives_the_texts_of_the_plain_one(options, num_beams, monkeypatch):
     model = make_model(*options)
-    model.encoder.norm.weight.data *= 50  # or all images would be much alike to random weights
+    for layer in model.decoder.layers:  # or all images would be much alike to random weights
+        layer.cross_attention.q_proj.weight.data *= 5
+        layer.cross_attention.out_proj.weight.data *= 20
     calls, make = [], fast_generation.CachedDecoder
     monkeypatch.setattr(fast_generation, "CachedDecoder", lambda *args: calls.append(1) or make(*args))
     settings = {"max_new_tokens": 8, "num_beams": num_beams}
