@@ -34,7 +34,7 @@ class _TextCounter(Counter):
         self.state["predictions"] += predictions
         self.state["references"] += _several(references)
 
-    def _columns(self) -> list[list[str | None]]:
+    def _columns(self) -> Any:
         """The references as sacreBLEU takes them: the first of each text, the second, ..., None where it has none."""
         most = max(map(len, self.state["references"]), default=1)
         return [[each[i] if i < len(each) else None for each in self.state["references"]] for i in range(most)]

@@ -133,7 +133,8 @@ def _two_columns(dataset: Dataset, arguments: ImageTextDataArguments) -> tuple[D
     }
     num_empty = sum(len(cell) - len(each) for cell, each in zip(cells, texts) if each)
     kept = [index for index, (each, seen) in enumerate(zip(texts, has_image)) if each and seen]
-    found = rows.remove_columns(text).rename_column(image, "image").select(kept)
+    found = rows.remove_columns(text).select(kept)
+    found = found if image == "image" else found.rename_column(image, "image")
     column = [texts[index] for index in kept]
     return found.add_column("texts", column), left_out, num_empty  # type: ignore[call-arg]
 
@@ -267,7 +268,8 @@ def encode(texts: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase) -
 
 
 def collate(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Items to a batch: `pixel_values` (B, C, H, W) uint8, `labels` (B, tokens; -100 fills up), `sample_key` (B, 3)."""
+    """Items to a batch: `pixel_values` (B, C, H, W) uint8, `labels` (B, tokens; -100 fills up) and `sample_key`
+    (B, 3)."""
     labels = pad_sequence([item["labels"] for item in items], batch_first=True, padding_value=IGNORED)
     stacked = {name: torch.stack([item[name] for item in items]) for name in ("pixel_values", "sample_key")}
     return {**stacked, "labels": labels}

@@ -29,7 +29,8 @@ def _samples(facts: Any) -> list[dict]:
 
 @from_data(_samples)
 def samples(rows: list[dict]) -> Figure:
-    """Images above what was written: blue where it is one of the image's texts, else orange, with the first of them."""
+    """Images below what was written: blue where it is one of the image's texts, else orange, with the first of
+    them."""
     columns = min(3, len(rows))
     lines = -(-len(rows) // columns)
     pictures = [_picture(row) for row in rows]
