@@ -36,16 +36,14 @@ def measure(repo_id: str, attended: list[str]) -> dict:
     for file in attended:
         pixels = processor(Image.open(Path(repo_id, file)), return_tensors="pt")["pixel_values"]
         ids = model.generate(pixels, num_beams=1, do_sample=False)[0, 1:].tolist()
-        ends = model.generation_config.eos_token_id
-        if ids and ids[-1] in (ends if isinstance(ends, list) else [ends]):
-            ids = ids[:-1]
-        if not ids:
+        if all(token in tokenizer.all_special_ids for token in ids):
             continue
         with torch.no_grad():
             outputs = model(pixels, labels=torch.tensor([ids]), output_attentions=True)
         weights = outputs.cross_attentions[-1][0].mean(0)[:, vision.num_prefix_tokens :]  # (tokens, patches)
         maps = weights.unflatten(1, vision.grid_size)
-        pieces = [str(tokenizer.decode([token])) for token in ids]
+        shown = [index for index, token in enumerate(ids) if token not in tokenizer.all_special_ids]
+        pieces, maps = [str(tokenizer.decode([ids[index]])) for index in shown], maps[shown]
         words = words_of(pieces)
         values = [[[float(f"{v:.3g}") for v in line] for line in maps[word].mean(0).tolist()] for word in words]
         texts = ["".join(pieces[i] for i in word).strip() or "␣" for word in words]
