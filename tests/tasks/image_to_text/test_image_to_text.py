@@ -126,7 +126,7 @@ def test_bad_arguments_are_named(folder, change, message):
 
 
 def test_bad_data_is_named(tmp_path):
-    with pytest.raises(ValueError, match="the train split of .* has no image with a text"):
+    with pytest.raises(ValueError, match=r"the train split of .* has no image with a text"):
         build_task(arguments_of(save(tmp_path / "empty", ["", " "])))
     several = save(tmp_path / "several", ["a", "b"], other=["c", "d"])
     assert find_text_column(datasets.load_from_disk(several)["train"], None) == "caption"
