@@ -106,7 +106,7 @@ def test_a_shift_moves_every_pixel_and_fills_with_the_mean(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--text_column_name=none"], "--text_column_name 'none' is not a column of texts; columns: picture, caption"),
+        (["--text_column_name=words"], "--text_column_name 'words' is not a column of texts; columns: picture, caption"),
         (
             ["--max_target_length=1"],
             r"--max_target_length 1 leaves no training image; the shortest text has \d+ tokens",
