@@ -106,7 +106,10 @@ def test_a_shift_moves_every_pixel_and_fills_with_the_mean(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--text_column_name=words"], "--text_column_name 'words' is not a column of texts; columns: picture, caption"),
+        (
+            ["--text_column_name=words"],
+            "--text_column_name 'words' is not a column of texts; columns: picture, caption",
+        ),
         (
             ["--max_target_length=1"],
             r"--max_target_length 1 leaves no training image; the shortest text has \d+ tokens",
@@ -196,3 +199,17 @@ def test_score_gives_what_the_run_measured(run, folder, tmp_path):
         assert result["result"]["metrics"][name] == pytest.approx(measured[name], abs=1e-4)
     lines = (tmp_path / "score/predictions.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["index"] for line in lines] == list(range(16))
+
+
+def test_two_ranks_learn_what_one_process_learns(folder, tmp_path):
+    """Which takes their batches in turn. Each image of a split is evaluated once."""
+    plain = "decoder_layers=1,decoder_attention_heads=2,decoder_ffn_dim=16,d_model=16,dropout=0.0"
+    options = [*TINY, "--dataset_name", folder, "--num_train_epochs=1", f"--decoder_overrides={plain}"]
+    training_runs.finish(*options, "--gradient_accumulation_steps=2", "--output_dir", tmp_path / "one")
+    training_runs.finish(*options, "--output_dir", tmp_path / "two", num_processes=2)
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, atol=1e-5, rtol=1e-4, msg=name)
+    records = [json.loads((tmp_path / name / "run.json").read_text(encoding="utf-8")) for name in ("one", "two")]
+    assert records[0]["result"]["num_examples"] == records[1]["result"]["num_examples"] == 16
+    assert records[1]["result"]["metrics"]["loss"] == pytest.approx(records[0]["result"]["metrics"]["loss"], abs=1e-5)
