@@ -46,8 +46,8 @@ class HfViTImageToTextConfig(CodeVersionMixin, PreTrainedConfig):
     sub_configs = {"vision_config": HfViTConfig, "text_config": HfTransformerConfig}  # noqa: RUF012
     keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012  the Trainer adds to it
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    vision_config: Any = None
+    text_config: Any = None
     is_encoder_decoder: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -98,6 +98,8 @@ class HfViTImageToTextConfig(CodeVersionMixin, PreTrainedConfig):
 
 def _given(name: str, config: Any, model_type: str) -> dict[str, Any]:
     """The fields of a configuration or a dictionary of it."""
+    if not isinstance(config, (dict, PreTrainedConfig)):
+        raise ValueError(f"{name} must be a configuration or a dictionary of one, got {config!r}")
     fields = dict(config) if isinstance(config, dict) else config.to_dict()
     if fields.pop("model_type", model_type) != model_type:
         found = config.get("model_type") if isinstance(config, dict) else config.model_type

@@ -10,7 +10,6 @@ from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling, Seq2SeqLMOutput
-from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -24,7 +23,7 @@ from .modeling_hf_vit import HfViTModel
 from .pipeline_image_to_text import ImageToTextPipeline  # noqa: F401 (what is imported here is saved beside the weights)
 from .target_labels import TargetLabelsMixin
 from .tested_versions import refuse_unknown, say_if_untested
-from .tied_weights import TiedWeightsMixin
+from .tied_weights import TiedWeightsModel
 
 
 class ImageReader(HfViTModel):
@@ -48,9 +47,7 @@ class ImageReader(HfViTModel):
         return super().forward(pixel_values, **kwargs)
 
 
-class HfViTForImageToText(
-    TargetLabelsMixin, InferenceModesMixin, TiedWeightsMixin, PreTrainedModel, FastGenerationMixin
-):
+class HfViTForImageToText(TargetLabelsMixin, InferenceModesMixin, TiedWeightsModel, FastGenerationMixin):
     """A Vision Transformer as reader, and the decoder of a Transformer as writer: an image in, the next token of its
     caption or transcription out.
 
@@ -104,7 +101,7 @@ class HfViTForImageToText(
     def get_input_embeddings(self) -> nn.Module:
         return self.decoder.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.decoder.embed_tokens = value
 
     def layer_groups(self) -> list[list[nn.Module]]:
@@ -120,7 +117,7 @@ class HfViTForImageToText(
         pixel_values: torch.Tensor | None = None,
         decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
-        encoder_outputs: ModelOutput | tuple | None = None,
+        encoder_outputs: Any = None,
         past_key_values: Cache | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,

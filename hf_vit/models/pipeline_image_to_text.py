@@ -32,10 +32,14 @@ class ImageToTextPipeline(Pipeline):
         ValueError: if the tokenizer has tokens that the model lacks.
     """
 
-    _load_processor = False
-    _load_image_processor = True
-    _load_feature_extractor = False
-    _load_tokenizer = True
+    _load_processor: Any = False
+    _load_image_processor: Any = True
+    _load_feature_extractor: Any = False
+    _load_tokenizer: Any = True
+    model: Any
+    tokenizer: Any
+    image_processor: Any
+    _registered_impl: Any
     # Arguments of `generate` reach it through `_sanitize_parameters`.
     _pipeline_calls_generate = False
 
@@ -47,8 +51,8 @@ class ImageToTextPipeline(Pipeline):
         if hasattr(self.model, "pack_weights") and not self.model.training:
             self.model.pack_weights()
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, **kwargs)
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, *args, **kwargs)
 
     def _sanitize_parameters(
         self, timeout: float | None = None, generate_kwargs: dict | None = None, **options: Any
@@ -58,10 +62,10 @@ class ImageToTextPipeline(Pipeline):
             options.setdefault("max_length", None)  # the model's own limit, of which transformers would warn
         return {} if timeout is None else {"timeout": timeout}, options, {}
 
-    def preprocess(self, image: Any, timeout: float | None = None) -> dict:
+    def preprocess(self, image: Any, timeout: float | None = None) -> Any:  # type: ignore[override]  # its own parameters
         return dict(self.image_processor(load_image(image, timeout=timeout), return_tensors="pt"))
 
-    def _forward(self, model_inputs: dict, **options: Any) -> dict:
+    def _forward(self, model_inputs: dict, **options: Any) -> Any:
         pixel_values = model_inputs["pixel_values"].to(self.model.dtype)
         limits = self.model.generation_config
         if not options.keys() & _LIMITS and limits.max_new_tokens is None and limits.max_length is None:
@@ -77,7 +81,7 @@ class ImageToTextPipeline(Pipeline):
             return _MAX_NEW_TOKENS
         return min(_MAX_NEW_TOKENS, text.max_position_embeddings - 1)
 
-    def postprocess(self, model_outputs: dict) -> list[dict[str, str]]:
+    def postprocess(self, model_outputs: Any, **kwargs: Any) -> list[dict[str, str]]:
         texts = self.tokenizer.batch_decode(model_outputs["output_ids"][0], skip_special_tokens=True)
         return [{"generated_text": text.strip()} for text in texts]
 

@@ -57,7 +57,7 @@ ARCHITECTURES = {
     "same width": ({"hidden_size": 32}, {"qk_norm": True, "position_embedding": "relative"}),
 }
 every_architecture = pytest.mark.parametrize("options", ARCHITECTURES.values(), ids=ARCHITECTURES)
-HIDDEN = ["torchvision", "timm", "peft", "accelerate", "datasets", "scipy"]
+HIDDEN = ["torchvision", "timm", "peft", "accelerate", "datasets"]
 
 
 def config_of(vision=(), text=()):

@@ -136,7 +136,7 @@ def _two_columns(dataset: Dataset, arguments: ImageTextDataArguments) -> tuple[D
     found = rows.remove_columns(text).select(kept)
     found = found if image == "image" else found.rename_column(image, "image")
     column = [texts[index] for index in kept]
-    return found.add_column("texts", column), left_out, num_empty  # type: ignore[call-arg]
+    return found.add_column("texts", column), left_out, num_empty
 
 
 def encoded_cell(cell: dict[str, Any] | None) -> bool:

@@ -76,7 +76,7 @@ def _from_checkpoint(arguments: ReaderArguments) -> HfViTForImageToText:
             f"--model_name_or_path {name!r} is a {config.model_type} model, not one of image to text of ours "
             f"({HfViTImageToTextConfig.model_type}); a Vision Transformer goes into --encoder_name_or_path"
         )
-    return HfViTForImageToText.from_pretrained(name, revision=arguments.model_revision)
+    return HfViTForImageToText.from_pretrained(name, **origin)
 
 
 def _from_parts(arguments: ReaderArguments, text: HfTransformerConfig) -> HfViTForImageToText:
@@ -116,7 +116,7 @@ def _check_vocabulary(text: Any, tokenizer: PreTrainedTokenizerBase) -> None:
             )
 
 
-def build_processor(arguments: ReaderArguments, config: HfViTImageToTextConfig) -> HfViTImageProcessor:
+def build_processor(arguments: ReaderArguments, config: Any) -> HfViTImageProcessor:
     """The processor saved beside the weights: the checkpoint's own, or one of the encoder's canvas.
 
     Raises:
@@ -125,7 +125,7 @@ def build_processor(arguments: ReaderArguments, config: HfViTImageToTextConfig) 
     if arguments.model_name_or_path is not None:
         origin = {"trust_remote_code": arguments.trust_remote_code, "revision": arguments.model_revision}
         return AutoImageProcessor.from_pretrained(arguments.model_name_or_path, **origin)
-    vision: Any = config.vision_config
+    vision = config.vision_config
     channels = vision.num_channels
     if channels not in (1, 3):
         raise ValueError(f"num_channels of --encoder_overrides must be 1 or 3, found {channels}")
