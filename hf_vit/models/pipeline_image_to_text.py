@@ -65,12 +65,12 @@ class ImageToTextPipeline(Pipeline):
     def preprocess(self, image: Any, timeout: float | None = None) -> Any:  # type: ignore[override]  # its own parameters
         return dict(self.image_processor(load_image(image, timeout=timeout), return_tensors="pt"))
 
-    def _forward(self, model_inputs: dict, **options: Any) -> Any:
-        pixel_values = model_inputs["pixel_values"].to(self.model.dtype)
+    def _forward(self, input_tensors: dict, **forward_parameters: Any) -> Any:
+        pixel_values = input_tensors["pixel_values"].to(self.model.dtype)
         limits = self.model.generation_config
-        if not options.keys() & _LIMITS and limits.max_new_tokens is None and limits.max_length is None:
-            options["max_new_tokens"] = self._max_new_tokens()
-        output_ids = self.model.generate(pixel_values=pixel_values, **options)
+        if not forward_parameters.keys() & _LIMITS and limits.max_new_tokens is None and limits.max_length is None:
+            forward_parameters["max_new_tokens"] = self._max_new_tokens()
+        output_ids = self.model.generate(pixel_values=pixel_values, **forward_parameters)
         if not isinstance(output_ids, torch.Tensor):
             output_ids = output_ids.sequences
         return {"output_ids": output_ids.unflatten(0, (len(pixel_values), -1))}
