@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from hf_vit.config import argument, check_range
 from hf_vit.source_arguments import SourceArguments
 from hf_vit.tasks.image_classification.augment import AugmentationArguments
 from hf_vit.tasks.image_classification.distillation import DistillationArguments
+from hf_vit.tasks.image_classification.imbalance import ImbalanceArguments
 from hf_vit.tasks.image_classification.losses import LossArguments
 from hf_vit.tasks.image_classification.models import ModelArguments
 from hf_vit.tasks.image_classification.token_labels import TokenLabelArguments
@@ -95,6 +96,22 @@ class ScoredDataArguments(DataArguments):
 
 
 @dataclass
+class EvaluationArguments:
+    _argument_group_name: ClassVar[str] = "Evaluation"
+
+    metric_for_best_model: str = argument(
+        "accuracy",
+        help="Decides which checkpoint is the best; balanced_accuracy is the mean recall of the classes.",
+        choices=("accuracy", "balanced_accuracy", "f1_macro", "loss"),
+    )
+
+    @property
+    def best(self) -> tuple[str, Literal["max", "min"]]:
+        """The metric and whether its largest or its smallest value is the best."""
+        return self.metric_for_best_model, "min" if self.metric_for_best_model == "loss" else "max"
+
+
+@dataclass
 class ClassOrderArguments:
     _argument_group_name: ClassVar[str] = "Classes"
 
@@ -112,5 +129,7 @@ class ImageClassificationArguments(TrainingArguments):
     model: ModelArguments
     augmentation: AugmentationArguments
     loss: LossArguments
+    imbalance: ImbalanceArguments
+    evaluation: EvaluationArguments
     distillation: DistillationArguments
     token_labels: TokenLabelArguments

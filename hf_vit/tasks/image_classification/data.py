@@ -97,11 +97,15 @@ class LabelledImages:
         """Class indices, (num_examples,)."""
         return np.asarray(self.splits[split].with_format("numpy")["label"][:], dtype=np.int64)
 
+    def class_counts(self, split: str) -> np.ndarray:
+        """Images of each class, (C,)."""
+        return np.bincount(self.labels(split), minlength=len(self.class_names))
+
     def missing(self) -> str:
         """The classes of which a split has no image, of each split that lacks some: they are not measured there."""
         found = []
         for split in self.splits:
-            counts = np.bincount(self.labels(split), minlength=len(self.class_names))
+            counts = self.class_counts(split)
             if names := [self.class_names[index] for index in np.flatnonzero(counts == 0)]:
                 found.append(f"{split} has no image of {listed(names, MOST_NAMED)}")
         return "; ".join(found)
@@ -110,7 +114,7 @@ class LabelledImages:
         """The classes with their numbers of images in each split, of many classes the smallest and the largest."""
         found, is_long = [], len(self.class_names) > _MOST_CLASSES
         for split in self.splits:
-            counts = np.bincount(self.labels(split), minlength=len(self.class_names))
+            counts = self.class_counts(split)
             order = [int(counts.argmin()), int(counts.argmax())] if is_long else range(len(counts))
             found.append(f"{split} " + ", ".join(f"{self.class_names[index]} {counts[index]:,}" for index in order))
         return f"{len(self.class_names):,}{', smallest and largest' if is_long else ''}: " + "; ".join(found)
@@ -120,7 +124,7 @@ class LabelledImages:
         splits = {
             split: {
                 "num_examples": len(dataset),
-                "class_counts": np.bincount(self.labels(split), minlength=len(self.class_names)).tolist(),
+                "class_counts": self.class_counts(split).tolist(),
                 "fingerprint": fingerprint(dataset, self.labels(split)),
             }
             for split, dataset in self.splits.items()

@@ -58,6 +58,7 @@ class Metrics(record.Metrics):
     model_config = ConfigDict(extra="forbid")
 
     accuracy: float | None = metric("Accuracy", "percent")
+    balanced_accuracy: float | None = metric("Balanced accuracy", "percent")
     top5_accuracy: float | None = metric("Top-5 accuracy", "percent")
     expected_calibration_error: float | None = metric("Expected calibration error", "percent")
     calibration: list[CalibrationBin] = []

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
@@ -39,7 +40,8 @@ from hf_vit.tasks.image_classification.data import (
 )
 from hf_vit.tasks.image_classification.distillation import TeacherEnsemble
 from hf_vit.tasks.image_classification.evaluation import ClassificationEvaluator
-from hf_vit.tasks.image_classification.losses import ClassificationLoss
+from hf_vit.tasks.image_classification.imbalance import AUTO, check_present, rarity, weights_of
+from hf_vit.tasks.image_classification.losses import LOGIT_ADJUSTED, ClassificationLoss
 from hf_vit.tasks.image_classification.metrics import head_logits
 from hf_vit.tasks.image_classification.models import build_model, build_processor, describe_processor, num_channels_of
 from hf_vit.tasks.image_classification.score_maps import DrawnLabels, KeptScores, WholeImages, kept_scores
@@ -47,7 +49,7 @@ from hf_vit.tasks.image_classification.streaming import ImageStream, load_stream
 from hf_vit.tasks.image_classification.teacher_cache import cached_logits
 from hf_vit.tasks.image_classification.token_labels import TokenLabeling, is_on
 from hf_vit.tasks.task import Assessment, Batch, StepOutput, Task, data_loader
-from hf_vit.trainer.sampler import EpochBatchSampler
+from hf_vit.trainer.sampler import BalancedBatchSampler, EpochBatchSampler
 from hf_vit.vision.processors import InputFormat, normalize
 from hf_vit.words import listed
 
@@ -58,13 +60,13 @@ class ImageClassification(Task):
     name = "image_classification"
     scoring_groups: ClassVar = {"data": ScoredDataArguments, "classes": ClassOrderArguments}
     sample_unit = "images"
-    best = ("accuracy", "max")
     arguments: ImageClassificationArguments
     data: LabelledImages
 
     def __init__(self, arguments: ImageClassificationArguments):
         self.arguments = arguments
         self.seed = arguments.run.seed
+        self.best = arguments.evaluation.best
         if arguments.data.streaming:
             self.data = load_streamed_images(arguments.data)
         else:
@@ -74,7 +76,7 @@ class ImageClassification(Task):
         self.model = build_model(arguments.model, class_mapping(self.data.class_names), labels_patches)
         self.processor = build_processor(arguments.model, self.model)
         self.mix = BatchMix(arguments.augmentation, len(self.data.class_names), self.seed)
-        self.label_loss = ClassificationLoss(arguments.loss)
+        self.label_loss = self._label_loss()
         self.teachers = None
         self.teacher_logits = None
         if arguments.distillation.teacher:
@@ -93,12 +95,33 @@ class ImageClassification(Task):
         self.token_labeling = self._token_labeling(annotator) if labels_patches else None
         self.score_maps = self._score_maps() if labels_patches else None
 
+    def _label_loss(self) -> ClassificationLoss:
+        given, names = self.arguments.imbalance, self.data.class_names
+        if self.arguments.data.streaming:
+            for name, wanted in (
+                ("class_weights auto", given.class_weights == AUTO),
+                ("loss_type logit_adjusted", self.arguments.loss.loss_type == LOGIT_ADJUSTED),
+                ("balanced_sampling", given.balanced_sampling),
+            ):
+                if wanted:
+                    raise ValueError(f"--{name} does not go with --streaming, whose classes are not counted before")
+            file = given.class_weights
+            weights = None if file is None else weights_of(file, np.ones(len(names)), names)
+            return ClassificationLoss(self.arguments.loss, weights)
+        counts = self.data.class_counts("train")
+        weights = None if given.class_weights is None else weights_of(given.class_weights, counts, names)
+        if self.arguments.loss.loss_type == LOGIT_ADJUSTED:
+            check_present("--loss_type logit_adjusted", counts, names)
+        return ClassificationLoss(self.arguments.loss, weights, counts.tolist())
+
     def plan_rows(self) -> dict[str, str]:
         rows = {"classes": self.data.summary()}
         for split, found in self.data.unused.items():
             for reason, names in found.items():
                 rows.setdefault("unused", "")
                 rows["unused"] += f"{'; ' if rows['unused'] else ''}{split}, {reason}: {listed(names, MOST_NAMED)}"
+        if "train" in self.data.splits and (rare := rarity(self.data.class_counts("train"), self.data.class_names)):
+            rows["rare"] = rare
         if missing := self.data.missing():
             rows["missing"] = missing
         bad = ", ".join(f"{split} {count:,}" for split, count in self.data.bad_samples.items() if count)
@@ -181,13 +204,16 @@ class ImageClassification(Task):
         """Batches for all processes in order, or of this process from a stream."""
         if self.arguments.data.streaming:
             return self._stream_loader(batches_per_step)
-        sampler = EpochBatchSampler(
-            len(self.data.splits["train"]),
-            self.arguments.optimization.per_device_train_batch_size,
-            batches_per_step,
-            num_repeats=self.arguments.augmentation.repeated_augmentation,
-            seed=self.seed,
-        )
+        batch_size = self.arguments.optimization.per_device_train_batch_size
+        num_repeats, seed = self.arguments.augmentation.repeated_augmentation, self.seed
+        sampler: EpochBatchSampler
+        if self.arguments.imbalance.balanced_sampling:
+            if num_repeats > 1:
+                raise ValueError("--balanced_sampling repeats images itself: it takes no --repeated_augmentation")
+            sampler = BalancedBatchSampler(self.data.labels("train"), batch_size, batches_per_step, seed=seed)
+        else:
+            num_samples = len(self.data.splits["train"])
+            sampler = EpochBatchSampler(num_samples, batch_size, batches_per_step, num_repeats=num_repeats, seed=seed)
         views = self._views("train", self._train_transform)
         views.token_labels = self.score_maps
         return data_loader(views, self.arguments.data, batch_sampler=sampler)
@@ -265,6 +291,7 @@ class ImageClassification(Task):
             final=final,
             num_samples=self.arguments.data.card_num_samples,
             teachers=self.teachers,
+            by_class=self.best[0] in ("balanced_accuracy", "f1_macro"),
             annotator=None if self.token_labeling is None else self.token_labeling.origin,
         )
 
