@@ -275,6 +275,7 @@ class TrainingLoop:
         state = self.state
         if self.arguments.checkpoint.load_best_model_at_end:
             self._log(self.checkpointer.take_best(state))
+        self.task.after_training(self.final_model, self.evaluate)
         split = self.task.evaluation_splits[1]
         evaluator = self.task.evaluator(split, final=True)
         metrics, num_examples = self.evaluate(split, evaluator)

@@ -95,20 +95,36 @@ class ScoredDataArguments(DataArguments):
             raise ValueError("give either --dataset_name or a folder, such as --test_dir")
 
 
+# By whether an image has several labels.
+_METRICS = {
+    False: ("accuracy", "balanced_accuracy", "f1_macro", "loss"),
+    True: ("mean_average_precision", "f1_macro", "f1_micro", "loss"),
+}
+
+
 @dataclass
 class EvaluationArguments:
     _argument_group_name: ClassVar[str] = "Evaluation"
 
-    metric_for_best_model: str = argument(
-        "accuracy",
-        help="Decides which checkpoint is the best; balanced_accuracy is the mean recall of the classes.",
-        choices=("accuracy", "balanced_accuracy", "f1_macro", "loss"),
+    metric_for_best_model: str | None = argument(
+        None,
+        help="Decides which checkpoint is the best: accuracy, or mean_average_precision of several labels an image, "
+        "when not given; balanced_accuracy is the mean recall of the classes.",
+        choices=("accuracy", "balanced_accuracy", "f1_macro", "f1_micro", "mean_average_precision", "loss"),
     )
 
-    @property
-    def best(self) -> tuple[str, Literal["max", "min"]]:
-        """The metric and whether its largest or its smallest value is the best."""
-        return self.metric_for_best_model, "min" if self.metric_for_best_model == "loss" else "max"
+    def best(self, is_multi_label: bool) -> tuple[str, Literal["max", "min"]]:
+        """The metric and whether its largest or its smallest value is the best.
+
+        Raises:
+            ValueError: it is not measured of such labels.
+        """
+        allowed = _METRICS[is_multi_label]
+        name = self.metric_for_best_model or allowed[0]
+        if name not in allowed:
+            labels = "several labels an image" if is_multi_label else "one label an image"
+            raise ValueError(f"--metric_for_best_model of {labels} is one of {', '.join(allowed)}, found {name!r}")
+        return name, "min" if name == "loss" else "max"
 
 
 @dataclass

@@ -220,18 +220,20 @@ class BatchMix:
             self.weights.append(arguments.mixup_switch_prob if mixup else 1.0)
 
     def __call__(self, pixels: torch.Tensor, labels: torch.Tensor, key: torch.Tensor) -> Any:
-        """(B, channels, height, width), class indices (B,) -> float pixels mixed on the same scale, targets (B, C).
+        """Return float pixels (B, channels, height, width) mixed on the same scale, and targets (B, C).
 
         Args:
+            labels: class indices (B,), or 1 and 0 of each class (B, C).
             key: the key of the batch's first sample (3,), which decides the mix.
         """
         pixels = pixels.float()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed_of(self.seed, *key.tolist()))
             if not self.mixes or torch.rand(()) >= self.probability:
-                return pixels, torch.nn.functional.one_hot(labels, self.num_classes).float()
+                targets = labels if labels.ndim == 2 else torch.nn.functional.one_hot(labels, self.num_classes)
+                return pixels, targets.float()
             chosen = int(torch.multinomial(torch.tensor(self.weights), 1))
-            return self.mixes[chosen](pixels, labels)
+            return self.mixes[chosen](pixels, labels.float() if labels.ndim == 2 else labels)
 
 
 class EvaluationTransform:

@@ -16,6 +16,7 @@ from hf_vit.config import argument, check_range
 from hf_vit.models.losses import classification_loss
 
 LOGIT_ADJUSTED = "logit_adjusted"
+MULTI_LABEL = "multi_label_classification"
 
 
 @dataclass
@@ -26,8 +27,19 @@ class LossArguments:
         "cross_entropy",
         help="bce takes each class as a yes-or-no question, averaged over classes (DeiT III); focal counts what is "
         "already known less (1708.02002); logit_adjusted adds the log of each class's share of the training images to "
-        "the logits, for balanced accuracy (2007.07314).",
-        choices=("cross_entropy", "bce", "focal", LOGIT_ADJUSTED),
+        "the logits, for balanced accuracy (2007.07314). Of several labels an image: bce, focal, or asymmetric, which "
+        "counts labels that are absent less (2009.14119); cross_entropy is bce there.",
+        choices=("cross_entropy", "bce", "focal", LOGIT_ADJUSTED, "asymmetric"),
+    )
+    problem_type: str | None = argument(
+        None,
+        help="multi_label_classification: images have several labels, or none; else each has one.",
+        choices=("single_label_classification", MULTI_LABEL),
+    )
+    tune_label_thresholds: bool = argument(
+        False,
+        help="multi_label_classification: store the probability from which on each label is given in the config, that "
+        "of the best F1 on the validation split; else it is 0.5.",
     )
     label_smoothing_factor: float = argument(0.0, help="Part of each target that is spread over all classes.")
     focal_gamma: float = argument(2.0, help="focal: the power of the part that is not known yet; 0 is cross entropy.")
@@ -37,6 +49,18 @@ class LossArguments:
         check_range("label_smoothing_factor", self.label_smoothing_factor, 0, 1)
         check_range("focal_gamma", self.focal_gamma, 0)
         check_range("logit_adjustment_tau", self.logit_adjustment_tau, 0, open_low=True)
+        if self.is_multi_label and self.loss_type == LOGIT_ADJUSTED:
+            raise ValueError(f"--loss_type logit_adjusted is of classes that exclude each other, not of {MULTI_LABEL}")
+        for name, wanted in (
+            ("--loss_type asymmetric", self.loss_type == "asymmetric"),
+            ("--tune_label_thresholds", self.tune_label_thresholds),
+        ):
+            if wanted and not self.is_multi_label:
+                raise ValueError(f"{name} goes with --problem_type {MULTI_LABEL}")
+
+    @property
+    def is_multi_label(self) -> bool:
+        return self.problem_type == MULTI_LABEL
 
 
 class ClassificationLoss:

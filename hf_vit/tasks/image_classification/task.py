@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
@@ -40,15 +39,17 @@ from hf_vit.tasks.image_classification.data import (
 )
 from hf_vit.tasks.image_classification.distillation import TeacherEnsemble
 from hf_vit.tasks.image_classification.evaluation import ClassificationEvaluator
-from hf_vit.tasks.image_classification.imbalance import AUTO, check_present, rarity, weights_of
-from hf_vit.tasks.image_classification.losses import LOGIT_ADJUSTED, ClassificationLoss
+from hf_vit.tasks.image_classification.imbalance import rarity
+from hf_vit.tasks.image_classification.label_loss import build_label_loss, check_multi_label
+from hf_vit.tasks.image_classification.losses import MULTI_LABEL
 from hf_vit.tasks.image_classification.metrics import head_logits
 from hf_vit.tasks.image_classification.models import build_model, build_processor, describe_processor, num_channels_of
+from hf_vit.tasks.image_classification.multi_label_evaluation import MultiLabelEvaluator, best_thresholds
 from hf_vit.tasks.image_classification.score_maps import DrawnLabels, KeptScores, WholeImages, kept_scores
 from hf_vit.tasks.image_classification.streaming import ImageStream, load_streamed_images
 from hf_vit.tasks.image_classification.teacher_cache import cached_logits
 from hf_vit.tasks.image_classification.token_labels import TokenLabeling, is_on
-from hf_vit.tasks.task import Assessment, Batch, StepOutput, Task, data_loader
+from hf_vit.tasks.task import Assessment, Batch, Evaluator, StepOutput, Task, data_loader
 from hf_vit.trainer.sampler import BalancedBatchSampler, EpochBatchSampler
 from hf_vit.vision.processors import InputFormat, normalize
 from hf_vit.words import listed
@@ -66,17 +67,22 @@ class ImageClassification(Task):
     def __init__(self, arguments: ImageClassificationArguments):
         self.arguments = arguments
         self.seed = arguments.run.seed
-        self.best = arguments.evaluation.best
+        self.is_multi_label = arguments.loss.is_multi_label
+        self.best = arguments.evaluation.best(self.is_multi_label)
+        if self.is_multi_label:
+            check_multi_label(arguments)
         if arguments.data.streaming:
             self.data = load_streamed_images(arguments.data)
         else:
-            self.data = load_labelled_images(arguments.data, self.seed)
+            self.data = load_labelled_images(arguments.data, self.seed, is_multi_label=self.is_multi_label)
         set_seed(self.seed)
         labels_patches = is_on(arguments)
         self.model = build_model(arguments.model, class_mapping(self.data.class_names), labels_patches)
+        if arguments.loss.problem_type is not None:
+            self.model.config.problem_type = arguments.loss.problem_type
         self.processor = build_processor(arguments.model, self.model)
         self.mix = BatchMix(arguments.augmentation, len(self.data.class_names), self.seed)
-        self.label_loss = self._label_loss()
+        self.label_loss = build_label_loss(arguments, self.data)
         self.teachers = None
         self.teacher_logits = None
         if arguments.distillation.teacher:
@@ -94,25 +100,6 @@ class ImageClassification(Task):
                 raise ValueError(f"--{name} sees images in colour, and the model's have num_channels 1")
         self.token_labeling = self._token_labeling(annotator) if labels_patches else None
         self.score_maps = self._score_maps() if labels_patches else None
-
-    def _label_loss(self) -> ClassificationLoss:
-        given, names = self.arguments.imbalance, self.data.class_names
-        if self.arguments.data.streaming:
-            for name, wanted in (
-                ("class_weights auto", given.class_weights == AUTO),
-                ("loss_type logit_adjusted", self.arguments.loss.loss_type == LOGIT_ADJUSTED),
-                ("balanced_sampling", given.balanced_sampling),
-            ):
-                if wanted:
-                    raise ValueError(f"--{name} does not go with --streaming, whose classes are not counted before")
-            file = given.class_weights
-            weights = None if file is None else weights_of(file, np.ones(len(names)), names)
-            return ClassificationLoss(self.arguments.loss, weights)
-        counts = self.data.class_counts("train")
-        weights = None if given.class_weights is None else weights_of(given.class_weights, counts, names)
-        if self.arguments.loss.loss_type == LOGIT_ADJUSTED:
-            check_present("--loss_type logit_adjusted", counts, names)
-        return ClassificationLoss(self.arguments.loss, weights, counts.tolist())
 
     def plan_rows(self) -> dict[str, str]:
         rows = {"classes": self.data.summary()}
@@ -283,7 +270,30 @@ class ImageClassification(Task):
         logs = {"label_loss": label_loss, "token_label_loss": token_loss}
         return StepOutput(label_loss + labeling.weight * token_loss, logs)
 
-    def evaluator(self, split: str, *, final: bool) -> ClassificationEvaluator:
+    def after_training(self, model: PreTrainedModel, measure: Callable[[str, Evaluator], Any]) -> None:
+        """Choose the thresholds of labels on the validation split."""
+        if not self.arguments.loss.tune_label_thresholds:
+            return
+        if "validation" not in self.data.splits:
+            raise ValueError("--tune_label_thresholds needs a validation split (--train_val_split)")
+        evaluator = self._multi_label_evaluator("validation", final=False)
+        measure("validation", evaluator)
+        model.config.label_thresholds = best_thresholds(*evaluator.counted())
+        self.model.config.label_thresholds = model.config.label_thresholds
+
+    def _multi_label_evaluator(self, split: str, *, final: bool) -> MultiLabelEvaluator:
+        return MultiLabelEvaluator(
+            self.data.splits[split],
+            self.data.class_names,
+            self.processor,
+            final=final,
+            thresholds=getattr(self.model.config, "label_thresholds", None),
+            num_samples=self.arguments.data.card_num_samples,
+        )
+
+    def evaluator(self, split: str, *, final: bool) -> ClassificationEvaluator | MultiLabelEvaluator:
+        if self.is_multi_label:
+            return self._multi_label_evaluator(split, final=final)
         return ClassificationEvaluator(
             self.data.splits[split],
             self.data.class_names,
@@ -307,6 +317,9 @@ class ImageClassification(Task):
             processor = InputFormat.of(processor).processor()
         data = load_scored_images(model, arguments.data, score.split, arguments.classes.class_order)
         images = data.splits[score.split]
+        if data.is_multi_label:
+            thresholds = getattr(model.config, "label_thresholds", None)
+            several: Any = MultiLabelEvaluator(images, data.class_names, processor, final=True, thresholds=thresholds)
         views = ImageView(images, EvaluationTransform(processor), num_channels=num_channels_of(model))
         evaluator = ClassificationEvaluator(images, data.class_names, processor, final=True)
 
@@ -320,6 +333,8 @@ class ImageClassification(Task):
             return {name: picture for name, picture in pictures.items() if picture is not None}
 
         loader = data_loader(views, arguments.data, batch_size=score.per_device_eval_batch_size)
+        if data.is_multi_label:
+            return Assessment(model, loader, several, data.describe())
         return Assessment(model, loader, evaluator, data.describe(), draw)
 
     def save_pretrained(self, model: PreTrainedModel, folder: Path, state_dict: dict | None = None) -> None:
@@ -347,8 +362,9 @@ def load_scored_images(
     """
     config: Any = model.config
     class_names = [config.id2label[index] for index in range(config.num_labels)]
+    several = {"is_multi_label": config.problem_type == MULTI_LABEL}
     if class_order == "index":
-        data = load_labelled_split(arguments, split, None)
+        data = load_labelled_split(arguments, split, None, **several)
         if len(data.class_names) != len(class_names):
             raise ValueError(
                 f"--class_order index: the data has {len(data.class_names)} classes, the model {len(class_names)}"
@@ -356,4 +372,4 @@ def load_scored_images(
         return data
     if len(set(class_names)) < len(class_names):
         raise ValueError("the model has classes of the same name: --class_order index")
-    return load_labelled_split(arguments, split, class_names)
+    return load_labelled_split(arguments, split, class_names, **several)
