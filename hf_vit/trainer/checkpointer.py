@@ -235,7 +235,8 @@ class Checkpointer:
         later version has more of them."""
         found = []
         for key in [*here, *(["sampling"] if "sampling" in saved and "sampling" not in here else [])]:
-            before, now = saved.get(key), here.get(key)
+            before: Any = saved.get(key)
+            now: Any = here.get(key)
             if key == "config" and isinstance(before, dict):
                 defaults = json.loads(type(self._whole_model().config)().to_json_string(use_diff=False))
                 found += [
