@@ -13,7 +13,7 @@ import transformers
 import hf_vit
 
 # What torch and transformers import of what they find installed is theirs.
-HEAVY = {"datasets", "evaluate", "pandas", "pyarrow", "sklearn", "matplotlib", "jinja2", "sacrebleu", "babel"}
+HEAVY = {"datasets", "evaluate", "pandas", "pyarrow", "sklearn", "matplotlib", "jinja2", "peft", "sacrebleu", "babel"}
 EXTRAS = ("accelerate", "datasets", "evaluate", "jinja2", "matplotlib", "scipy", "sklearn", "torchvision", "typer")
 COMMANDS = [
     "hf_vit.train --help",

@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pandas
+import pandas  # type: ignore[import-untyped]
 from datasets import Dataset
 
 from hf_vit.words import counted
@@ -49,7 +49,7 @@ def read_table(path: Path, file_column: str | None = None) -> tuple[Dataset, str
     """
     table = _rows(path, file_column)
     names = table.column_names
-    column = file_column if file_column in names else FILE_COLUMN
+    column = file_column if file_column is not None and file_column in names else FILE_COLUMN
     if column not in names:
         raise ValueError(
             f"{str(path)!r} must have the images' names in a column {FILE_COLUMN}; it has {', '.join(names)}"
