@@ -194,9 +194,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 # What there is in place of arguments that other programs have.
-_INSTEAD = {
-    "early_stopping_patience": "there is no early stopping, --load_best_model_at_end keeps the best epoch's weights",
-}
+_INSTEAD = {}
 _MOST_NAMES = 40  # in one message
 _NOT_GIVEN: Any = object()
 # By the type of a field: how a recipe's value that is no text may be written, and in words.

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from hf_vit.tasks.image_classification.losses import MULTI_LABEL, LossArguments
 
 SEPARATOR = "|"
+_AS_WRITTEN = {"1": 1, "0": 0, "-1": -1, "": None}  # in a table with empty cells
 UNKNOWN = -1
 _NEGATIVE_GAMMA, _MARGIN = 4.0, 0.05  # of the asymmetric loss: the paper's
 
@@ -127,13 +128,14 @@ class LabelColumns:
                     f"sample {number} of the {split} split has {len(row)} entries of yes and no for "
                     f"{len(own_names)} classes"
                 )
-            for index, value in zip(order, row):
-                if value not in (0, 1, UNKNOWN, None, ""):
+            for index, entry in zip(order, row):
+                value = _AS_WRITTEN.get(entry, entry) if isinstance(entry, str) else entry
+                if value not in (0, 1, UNKNOWN, None):
                     raise ValueError(
-                        f"sample {number} of the {split} split has {value!r} for a label, which can be 1, 0 or, where "
+                        f"sample {number} of the {split} split has {entry!r} for a label, which can be 1, 0 or, where "
                         "it is not known, -1 or nothing"
                     )
-                targets[number, index] = UNKNOWN if value in (None, "") else value
+                targets[number, index] = UNKNOWN if value is None else value
         return targets
 
 

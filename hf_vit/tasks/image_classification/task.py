@@ -78,8 +78,9 @@ class ImageClassification(Task):
         set_seed(self.seed)
         labels_patches = is_on(arguments)
         self.model = build_model(arguments.model, class_mapping(self.data.class_names), labels_patches)
-        if arguments.loss.problem_type is not None:
-            self.model.config.problem_type = arguments.loss.problem_type
+        problem_type: Any = arguments.loss.problem_type
+        if problem_type is not None:
+            self.model.config.problem_type = problem_type
         self.processor = build_processor(arguments.model, self.model)
         self.mix = BatchMix(arguments.augmentation, len(self.data.class_names), self.seed)
         self.label_loss = build_label_loss(arguments, self.data)

