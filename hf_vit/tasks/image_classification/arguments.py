@@ -113,6 +113,12 @@ class EvaluationArguments:
         choices=("accuracy", "balanced_accuracy", "f1_macro", "f1_micro", "mean_average_precision", "loss"),
     )
 
+    temperature_scaling: bool = argument(
+        False,
+        help="Store a temperature in the config that, dividing the logits, makes probabilities as large as the model "
+        "is often right; fitted on the validation split, applied by `score.py --apply_temperature`.",
+    )
+
     def best(self, is_multi_label: bool) -> tuple[str, Literal["max", "min"]]:
         """The metric and whether its largest or its smallest value is the best.
 
@@ -136,6 +142,17 @@ class ClassOrderArguments:
         help="Match the model's classes to the data's by their names, or take them in the same order where names are "
         "spelled otherwise.",
         choices=("name", "index"),
+    )
+
+
+@dataclass
+class TestTimeArguments:
+    __test__: ClassVar[bool] = False  # for pytest
+    _argument_group_name: ClassVar[str] = "Test time"
+
+    apply_temperature: bool = argument(False, help="Divide the logits by the temperature in the model's config.")
+    test_time_augmentation: str | None = argument(
+        None, help="Average the probabilities of each image and its mirror image.", choices=("flip",)
     )
 
 

@@ -50,6 +50,7 @@ def check_multi_label(arguments: ImageClassificationArguments) -> None:
         "streaming": arguments.data.streaming,
         "teacher": arguments.distillation.teacher,
         "balanced_sampling": arguments.imbalance.balanced_sampling,
+        "temperature_scaling": arguments.evaluation.temperature_scaling,
         "token_label_column_name": arguments.data.token_label_column_name,
         "token_label_annotator": arguments.token_labels.token_label_annotator,
     }

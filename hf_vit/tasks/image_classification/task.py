@@ -23,12 +23,14 @@ from hf_vit.tasks.image_classification.arguments import (
     ClassOrderArguments,
     ImageClassificationArguments,
     ScoredDataArguments,
+    TestTimeArguments,
 )
 from hf_vit.tasks.image_classification.augment import (
     BatchMix,
     EvaluationTransform,
     TrainTransform,
 )
+from hf_vit.tasks.image_classification.calibration import LogitsEvaluator, adjusted, fit_temperature
 from hf_vit.tasks.image_classification.data import (
     MOST_NAMED,
     LabelledImages,
@@ -59,7 +61,11 @@ class ImageClassification(Task):
     """The task `image_classification`."""
 
     name = "image_classification"
-    scoring_groups: ClassVar = {"data": ScoredDataArguments, "classes": ClassOrderArguments}
+    scoring_groups: ClassVar = {
+        "data": ScoredDataArguments,
+        "classes": ClassOrderArguments,
+        "test_time": TestTimeArguments,
+    }
     sample_unit = "images"
     arguments: ImageClassificationArguments
     data: LabelledImages
@@ -78,11 +84,19 @@ class ImageClassification(Task):
         set_seed(self.seed)
         labels_patches = is_on(arguments)
         self.model = build_model(arguments.model, class_mapping(self.data.class_names), labels_patches)
+        for name, wanted in (
+            ("tune_label_thresholds", arguments.loss.tune_label_thresholds),
+            ("temperature_scaling", arguments.evaluation.temperature_scaling),
+        ):
+            if wanted and "validation" not in self.data.splits:
+                raise ValueError(f"--{name} needs a validation split (--train_val_split)")
         problem_type: Any = arguments.loss.problem_type
         if problem_type is not None:
             self.model.config.problem_type = problem_type
         self.processor = build_processor(arguments.model, self.model)
-        self.mix = BatchMix(arguments.augmentation, len(self.data.class_names), self.seed)
+        options = arguments.optimization
+        num_epochs = options.num_train_epochs if options.max_train_steps is None else None
+        self.mix = BatchMix(arguments.augmentation, len(self.data.class_names), self.seed, num_epochs)
         self.label_loss = build_label_loss(arguments, self.data)
         self.teachers = None
         self.teacher_logits = None
@@ -272,15 +286,18 @@ class ImageClassification(Task):
         return StepOutput(label_loss + labeling.weight * token_loss, logs)
 
     def after_training(self, model: PreTrainedModel, measure: Callable[[str, Evaluator], Any]) -> None:
-        """Choose the thresholds of labels on the validation split."""
-        if not self.arguments.loss.tune_label_thresholds:
-            return
-        if "validation" not in self.data.splits:
-            raise ValueError("--tune_label_thresholds needs a validation split (--train_val_split)")
-        evaluator = self._multi_label_evaluator("validation", final=False)
-        measure("validation", evaluator)
-        model.config.label_thresholds = best_thresholds(*evaluator.counted())
-        self.model.config.label_thresholds = model.config.label_thresholds
+        """Choose the thresholds of labels, or the temperature, on the validation split."""
+        chosen: dict[str, Any] = {}
+        if self.arguments.loss.tune_label_thresholds:
+            several = self._multi_label_evaluator("validation", final=False)
+            measure("validation", several)
+            chosen["label_thresholds"] = best_thresholds(*several.counted())
+        if self.arguments.evaluation.temperature_scaling:
+            logits = LogitsEvaluator(self.processor)
+            measure("validation", logits)
+            chosen["temperature"] = fit_temperature(*logits.counted())
+        for config in (model.config, self.model.config):
+            config.update(chosen)
 
     def _multi_label_evaluator(self, split: str, *, final: bool) -> MultiLabelEvaluator:
         return MultiLabelEvaluator(
@@ -319,6 +336,8 @@ class ImageClassification(Task):
         data = load_scored_images(model, arguments.data, score.split, arguments.classes.class_order)
         images = data.splits[score.split]
         if data.is_multi_label:
+            if arguments.test_time.apply_temperature or arguments.test_time.test_time_augmentation:
+                raise ValueError("--apply_temperature and --test_time_augmentation are of one label an image")
             thresholds = getattr(model.config, "label_thresholds", None)
             several: Any = MultiLabelEvaluator(images, data.class_names, processor, final=True, thresholds=thresholds)
         views = ImageView(images, EvaluationTransform(processor), num_channels=num_channels_of(model))
@@ -336,6 +355,7 @@ class ImageClassification(Task):
         loader = data_loader(views, arguments.data, batch_size=score.per_device_eval_batch_size)
         if data.is_multi_label:
             return Assessment(model, loader, several, data.describe())
+        model = adjusted(model, arguments.test_time)
         return Assessment(model, loader, evaluator, data.describe(), draw)
 
     def save_pretrained(self, model: PreTrainedModel, folder: Path, state_dict: dict | None = None) -> None:
