@@ -147,8 +147,13 @@ def build_optimizer(
     if arguments.lr_base_batch_size is not None:
         learning_rate *= global_batch_size / arguments.lr_base_batch_size
     if arguments.optim == "sgd":
-        momentum = {"momentum": arguments.sgd_momentum, "nesterov": True}
-        return torch.optim.SGD(groups(arguments, learning_rate), lr=learning_rate, fused=True, **momentum)
+        return torch.optim.SGD(
+            groups(arguments, learning_rate),
+            lr=learning_rate,
+            momentum=arguments.sgd_momentum,
+            nesterov=True,
+            fused=True,
+        )
     return torch.optim.AdamW(
         groups(arguments, learning_rate),
         lr=learning_rate,

@@ -10,7 +10,13 @@ from hf_vit.trainer.checkpoint import TrainingState
 from hf_vit.trainer.stopping import StoppingArguments
 
 RUN = [word for word in training_runs.TINY if not word.startswith(("--train_val", "--num_train"))]
-RUN += ["--dataset_name=sklearn_digits", "--train_val_split=0.3", "--ema_decay=none", "--num_train_epochs=6"]
+RUN += [
+    "--per_device_train_batch_size=32",
+    "--dataset_name=sklearn_digits",
+    "--train_val_split=0.3",
+    "--ema_decay=none",
+    "--num_train_epochs=4",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -38,8 +44,8 @@ def test_an_early_stop_is_the_same_after_resuming(tmp_path):
     train.main([*run, f"--output_dir={whole}"])
     record = json.loads((whole / "run.json").read_text())
     assert record["status"] == "finished" and [row["epoch"] for row in record["epochs"]] == [1, 2, 3]
-    train.main([*run, f"--output_dir={part}", "--checkpointing_steps=5", "--checkpoints_total_limit=9"])
-    checkpoint, again = part / "checkpoints" / "step_0000005", tmp_path / "again"
+    train.main([*run, f"--output_dir={part}", "--checkpointing_steps=3", "--checkpoints_total_limit=9"])
+    checkpoint, again = part / "checkpoints" / "step_0000003", tmp_path / "again"
     train.main([*run, f"--output_dir={again}", f"--resume_from_checkpoint={checkpoint}"])
     assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert len(json.loads((again / "run.json").read_text())["epochs"]) == 3

@@ -39,8 +39,8 @@ class LogitsEvaluator(Evaluator):
     def counted(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (N, C) and class indices (N,) in the split's order."""
         rows = np.concatenate(self.state["rows"])
-        rows = torch.from_numpy(rows[np.argsort(rows[:, 0], kind="stable")])
-        return rows[:, 2:], rows[:, 1].long()
+        counted = torch.from_numpy(rows[np.argsort(rows[:, 0], kind="stable")])
+        return counted[:, 2:], counted[:, 1].long()
 
 
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
