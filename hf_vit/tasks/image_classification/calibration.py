@@ -90,7 +90,7 @@ def adjusted(model: Any, arguments: TestTimeArguments) -> Any:
     Raises:
         ValueError: its config has no temperature to apply.
     """
-    temperature = getattr(model.config, "temperature", None) if arguments.apply_temperature else 1.0
+    temperature = getattr(model.config, "calibration_temperature", None) if arguments.apply_temperature else 1.0
     if temperature is None:
         raise ValueError("--apply_temperature: the model's config has none (train with --temperature_scaling)")
     flip = arguments.test_time_augmentation == "flip"

@@ -295,7 +295,7 @@ class ImageClassification(Task):
         if self.arguments.evaluation.temperature_scaling:
             logits = LogitsEvaluator(self.processor)
             measure("validation", logits)
-            chosen["temperature"] = fit_temperature(*logits.counted())
+            chosen["calibration_temperature"] = fit_temperature(*logits.counted())
         for config in (model.config, self.model.config):
             config.update(chosen)
 

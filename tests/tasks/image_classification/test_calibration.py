@@ -52,7 +52,7 @@ def scored(folder, output, *arguments):
 
 
 def test_a_run_stores_it_and_scores_with_it_when_asked(run, tmp_path):
-    temperature = json.loads((run / "config.json").read_text())["temperature"]
+    temperature = json.loads((run / "config.json").read_text())["calibration_temperature"]
     plain, cooled = scored(run, tmp_path / "a"), scored(run, tmp_path / "b", "--apply_temperature")
     assert 0 < temperature != 1 and cooled["accuracy"] == plain["accuracy"]
     assert cooled["loss"] < plain["loss"]
