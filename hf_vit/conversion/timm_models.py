@@ -79,7 +79,9 @@ def save_timm_model(folder: Path, peer: Peer, data_config: dict[str, Any], label
     architecture = peer.pretrained_cfg["architecture"]
     peer.pretrained_cfg = {**data_config, "architecture": architecture, "num_classes": peer.num_classes}
     facts = {"label_names": labels} if labels else {}
-    save_for_hf(peer, str(folder), model_config=facts, model_args=peer.model_args, safe_serialization=True)
+    # The configuration says it beside them, and transformers, which loads such folders too, gives it itself.
+    options = {name: value for name, value in peer.model_args.items() if name != "num_classes"}
+    save_for_hf(peer, str(folder), model_config=facts, model_args=options, safe_serialization=True)
 
 
 def nearest_names(name: str) -> str:

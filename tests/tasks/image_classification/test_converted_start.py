@@ -60,6 +60,13 @@ def test_without_it_an_option_of_ours_names_it(tmp_path):
         ModelArguments(convert=True)
 
 
+def test_without_it_a_folder_of_timm_keeps_its_class(peer, tmp_path):
+    model = build_model(ModelArguments(model_name_or_path=str(tmp_path / "peer")), CLASSES)
+    assert model.config.model_type == "timm_wrapper" and model.config.num_labels == 3
+    assert torch.equal(model.timm_model.blocks[0].mlp.fc1.weight, peer.blocks[0].mlp.fc1.weight)
+    assert model.timm_model.head.weight.shape == (3, 24)
+
+
 def test_a_checkpoint_of_timm_is_fine_tuned_under_a_teacher(peer, tmp_path):
     teacher, _ = save(tmp_path / "teacher", names=[str(digit) for digit in range(10)])
     flags = [*TINY, "--model_name_or_path", tmp_path / "peer", "--convert", "--teacher", teacher]
