@@ -68,8 +68,8 @@ def timm_data_config(processor: Any) -> dict[str, Any]:
 
 
 def square_processor(processor: Any, size: tuple[int, int]) -> BaseImageProcessor:
-    """The processor of images of one size in the place of one that makes patches of images of any shape (NaFlex), equal
-    to it for images of that shape; any other as it is."""
+    """The processor of images of one size in the place of one that makes patches of images of any shape (NaFlex),
+    equal to it for images of that shape; any other as it is."""
     if not hasattr(processor, "max_num_patches"):
         return processor
     return ViTImageProcessor(
