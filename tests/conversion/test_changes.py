@@ -91,6 +91,25 @@ def test_a_folder_with_a_new_head_and_its_processor(peer, tmp_path):
     torch.testing.assert_close(again.vit.norm.weight, peer.norm.weight)
 
 
+@pytest.mark.parametrize("channels", [4, 13])
+def test_a_folder_for_images_of_many_channels(peer, tmp_path, channels):
+    """Their mean and deviation are the three in turn, as the kernels are."""
+    save_for_hf(peer, tmp_path / "peer", model_args=SIZES)
+    convert(tmp_path / "peer", tmp_path / "ours", changes=Changes(num_channels=channels))
+    ours = AutoModelForImageClassification.from_pretrained(tmp_path / "ours")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "ours")
+    assert len(processor.image_mean) == len(processor.image_std) == channels
+    image = torch.randint(256, (channels, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    options = {"return_tensors": "pt", "input_data_format": "channels_first"}
+    pixel_values = processor(image.numpy(), **options)["pixel_values"]
+    assert pixel_values.shape == (1, channels, 32, 32)
+    kernel = adapt_input_conv(channels, peer.patch_embed.proj.weight.detach().clone())
+    found = ours.vit.embeddings.patch_embedding.projection.weight
+    torch.testing.assert_close(found.detach(), kernel.flatten(1))
+    with torch.no_grad():
+        assert ours(pixel_values).logits.isfinite().all()
+
+
 def test_changes_that_do_not_fit_are_refused(peer, tmp_path):
     with pytest.raises(ValueError, match=r"image_size must be a multiple of patch_size \(\[8, 8\]\), got \[30, 30\]"):
         from_peer(peer, changes=Changes(image_size=(30, 30)))

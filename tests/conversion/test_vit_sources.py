@@ -11,7 +11,7 @@ from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from hf_vit import HfViTBackbone, HfViTForImageClassification, HfViTModel
+from hf_vit import HfDetrForObjectDetection, HfViTBackbone, HfViTForImageClassification, HfViTModel
 from hf_vit.conversion.convert import convert
 from hf_vit.conversion.models import Changes, from_peer, to_peer
 
@@ -353,3 +353,14 @@ def test_a_converted_encoder_is_a_backbone_and_a_feature_extractor(tmp_path):
         photo = Image.new("RGB", (40, 30), (200, 10, 90))
         pixel_values = extract.image_processor(photo, return_tensors="pt")["pixel_values"]
         assert_close(torch.tensor(extract(photo)), peer(pixel_values).last_hidden_state)
+
+
+def test_a_detector_sees_the_features_of_a_converted_encoder(tmp_path):
+    peer = randomise(timm.create_model("deit3_small_patch16_224", **TINY))
+    from_peer(peer).save_pretrained(tmp_path / "ours")
+    sizes = {"d_model": 16, "num_queries": 3, "decoder_layers": 1, "num_labels": 2}
+    detector = HfDetrForObjectDetection.from_backbone(str(tmp_path / "ours"), out_indices=[2], **sizes).eval()
+    with torch.no_grad():
+        expected = peer.forward_intermediates(images(), intermediates_only=True)[-1]
+        assert_close(detector.base_model.backbone(images()).feature_maps[-1], expected)
+        assert detector(images()).pred_boxes.shape == (2, 3, 4)
