@@ -361,6 +361,6 @@ def test_a_detector_sees_the_features_of_a_converted_encoder(tmp_path):
     sizes = {"d_model": 16, "num_queries": 3, "decoder_layers": 1, "num_labels": 2}
     detector = HfDetrForObjectDetection.from_backbone(str(tmp_path / "ours"), out_indices=[2], **sizes).eval()
     with torch.no_grad():
-        expected = peer.forward_intermediates(images(), intermediates_only=True)[-1]
+        expected = peer.forward_intermediates(images(), intermediates_only=True, norm=True)[-1]
         assert_close(detector.base_model.backbone(images()).feature_maps[-1], expected)
         assert detector(images()).pred_boxes.shape == (2, 3, 4)
