@@ -1,8 +1,9 @@
 """Translation on the command line: a text, or lines as they come, each token shown as soon as it is known."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, TextStreamer
 
 from hf_vit.fingerprint import check_fingerprint
@@ -23,6 +24,27 @@ def load_translator(model: str, revision: str | None = None) -> TranslationPipel
         model=AutoModelForSeq2SeqLM.from_pretrained(model, revision=revision, trust_remote_code=False),
         tokenizer=AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False),
     )
+
+
+def scores_of(translator: TranslationPipeline, text: str, translations: Sequence[str]) -> list[float]:
+    """The geometric mean of the probabilities of each translation's tokens, its end among them, in (0, 1]; 1 of an
+    empty text's empty translation."""
+    if not text.strip():
+        return [1.0 for _ in translations]
+    tokenizer: Any = translator.target_tokenizer
+    rows = [tokenizer(text_target=each)["input_ids"] for each in translations]
+    eos = translator.model.generation_config.eos_token_id
+    eos = eos[0] if isinstance(eos, list) else eos
+    rows = [row if eos is None or row[-1:] == [eos] else [*row, eos] for row in rows]
+    source = translator.tokenizer(text, return_tensors="pt")
+    scores = []
+    for row in rows:
+        labels = torch.tensor([row])  # (1, T)
+        with torch.inference_mode():
+            logits = translator.model(**source, labels=labels).logits[0].float()
+        chances = logits.log_softmax(-1).gather(1, labels[0][:, None])
+        scores.append(float(chances.mean().exp()))
+    return scores
 
 
 def print_translations(translator: TranslationPipeline, texts: Iterable[str], **generate_kwargs: Any) -> None:

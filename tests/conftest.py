@@ -1,4 +1,4 @@
-"""What every test shares: a closed network, one thread, and tiny Vision Transformers that differ in every part."""
+"""Shared by all tests: a closed network, one thread, and tiny Vision Transformers that differ in every part."""
 
 import os
 
@@ -54,6 +54,7 @@ ARCHITECTURES = {
         "patch_embedding": "hybrid",
         "num_stem_blocks": 1,
     },
+    "lvvit-residual_scale": {"patch_embedding": "lvvit", "residual_scale": 0.5},
     "class_layers-talking_heads-rope_mixed": {
         "num_class_layers": 2,
         "talking_heads": True,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import sys
-from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -25,17 +22,10 @@ def translate(
     """Translate a text, or every line of standard input as it comes. Runs no code of the model's repository."""
     from transformers.utils.logging import disable_progress_bar
 
+    from hf_vit.inputs import lines
     from hf_vit.translate import load_translator, print_translations
 
     check_model_source("model", model)
     options = {} if num_beams is None else {"num_beams": num_beams}
     disable_progress_bar()  # of loading: the terminal is the translation's
-    print_translations(load_translator(model, revision), _lines() if text is None else [text], **options)
-
-
-def _lines() -> Iterator[str]:
-    """Lines of standard input as they come, in UTF-8 whatever the locale is."""
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-    for line in sys.stdin:
-        yield line.rstrip("\n")
+    print_translations(load_translator(model, revision), lines() if text is None else [text], **options)

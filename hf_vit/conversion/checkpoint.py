@@ -54,7 +54,7 @@ class Checkpoint:
 
 @unasked()
 def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
-    """What a folder, a file of weights or a repository of the Hub holds.
+    """Read what a folder, a file of weights or a repository of the Hub holds.
 
     Raises:
         ValueError: there is no such source, it is of an architecture that is not known here, its files are damaged or

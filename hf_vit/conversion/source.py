@@ -119,7 +119,7 @@ def source_of(peer: Peer) -> Source:
 _TRAINING_FIELDS = {
     *("initializer_range", "init_std", "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"),
     *("dropout", "attention_dropout", "activation_dropout", "label_smoothing", "learn_cls_mean_weight"),
-    "patch_dropout_prob",
+    *("patch_dropout_prob", "token_labeling_weight"),
     *("distillation_type", "distillation_alpha", "distillation_temperature", "apply_layernorm", "use_cache"),
 }
 # What a field means where None stands for a default, or where two values mean the same.
@@ -136,7 +136,7 @@ _MEANINGS = {
 
 
 def meaning(config: PreTrainedConfig) -> dict[str, Any]:
-    """What the configuration says of the function that its models compute, by field."""
+    """Return what the configuration says of the function that its models compute, by field."""
     found = {}
     for name in type(config).__annotations__:
         if name in _TRAINING_FIELDS or name.startswith("_"):

@@ -1,4 +1,4 @@
-"""What the families of Vision Transformers in timm share: parts of their blocks, and rules for them."""
+"""The parts that the families of Vision Transformers in timm share in their blocks, and rules for them."""
 
 from __future__ import annotations
 

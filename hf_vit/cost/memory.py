@@ -120,9 +120,9 @@ def _is_eager(config: HfViTConfig, setup: Setup) -> bool:
 
 
 def saved_bytes(config: HfViTConfig, setup: Setup) -> int:
-    """What autograd keeps of a forward pass: the patches B N C p^2, L layers (`layer_saved_bytes`), the input of the
-    final norm B T D, and with class-attention layers theirs. With gradient checkpointing the layers' inputs alone,
-    B T D each, and one layer."""
+    """Bytes that autograd keeps of a forward pass: the patches B N C p^2, L layers (`layer_saved_bytes`), the input of
+    the final norm B T D, and with class-attention layers theirs. With gradient checkpointing the layers' inputs
+    alone, B T D each, and one layer."""
     rows = setup.batch_size * tokens_in_layers(config, setup.training)
     stream = rows * config.hidden_size * setup.parameter_bytes
     layer, layers = layer_saved_bytes(config, setup), config.num_hidden_layers
@@ -135,7 +135,7 @@ def saved_bytes(config: HfViTConfig, setup: Setup) -> int:
 
 
 def layer_saved_bytes(config: HfViTConfig, setup: Setup) -> int:
-    """What autograd keeps of one layer, in numbers of the type that each has:
+    """Bytes that autograd keeps of one layer, in numbers of the type that each has:
 
     - the inputs of the two norms, 2 B T D, and two statistics a token each; their outputs, 2 B T D;
     - queries, keys and values, 3 B T D; the same once more if queries and keys are normed, with SDPA 2 B T D if they
@@ -192,11 +192,13 @@ def _mlp_copies(hidden_act: str) -> int:
 def _stem_saved_bytes(config: HfViTConfig, setup: Setup) -> int:
     """Of each of the stem's convolutions the input, of its norm the input, of ReLU the output: 2 numbers an output of
     a convolution, the image, and the patches of the last map."""
+    pixels = setup.batch_size * num_patches(config) * math.prod(config.patch_shape)
+    total = pixels * config.num_channels
+    if config.patch_embedding == "lvvit":  # three layers of 64 channels
+        return (total + (2 * 3 + 1) * 64 * pixels // 4) * setup.compute_bytes
     smallest = math.gcd(*config.patch_shape)
     halvings = (smallest & -smallest).bit_length() - 1
     layers = max(halvings, 1)
-    pixels = setup.batch_size * num_patches(config) * math.prod(config.patch_shape)
-    total = pixels * config.num_channels
     for i in range(layers):
         pixels //= 4 if halvings else 1
         width = max(config.hidden_size // 2 ** (layers - i), 8)
@@ -215,7 +217,7 @@ def _class_layers_saved_bytes(config: HfViTConfig, setup: Setup) -> int:
 
 
 def working_bytes(config: HfViTConfig, setup: Setup) -> int:
-    """What one layer holds for a moment, at its worst.
+    """Bytes that one layer holds for a moment, at its worst.
 
     Inference, with the sizes in bytes: in attention the residual stream, its norm, queries, keys and values, two
     copies of factors, 7 B T D, and the scores beside the attention weights, 2 B H T^2; in the MLP the stream before

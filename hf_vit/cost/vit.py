@@ -36,7 +36,7 @@ def vit_parts(config: HfViTConfig, batch_size: int = 1, training: bool = False) 
 
     | Part | Parameters | Multiply-accumulates |
     |---|---|---|
-    | patch embedding | C p^2 D + D (hybrid: `stem_macs` before it) | B N C p^2 D |
+    | patch embedding | C p^2 D + D (hybrid, lvvit: a stem before it) | B N C p^2 D |
     | tokens and positions | D a prefix token, the tables of the scheme | 0 |
     | QKV | L (3 D^2 + 3 D) | B L T 3 D^2 |
     | scores | 0 | B L T^2 D |
@@ -50,6 +50,7 @@ B (2 P D^2 + 2 (P + T) D^2 + 2 P (P + T) D + an MLP of P tokens) a layer |
     | pooling | weighted: D + 1; attention: 4 D^2 + 5 D, a norm, an MLP | \
 weighted: 2 B N D; attention: D^2 + B (2 N D^2 + 2 N D + D^2 + an MLP of one token) |
     | head | D C + C, twice with a distillation token, D a pooling | B D C |
+    | token labeling head | D C + C | B N D C |
 
     Args:
         config: the configuration; images are of its `image_size`.
@@ -65,6 +66,7 @@ weighted: 2 B N D; attention: D^2 + B (2 N D^2 + 2 N D + D^2 + an MLP of one tok
         part("norms", _norm_parameters(config)),
         *_pooling(config, batch_size, tokens - config.num_layer_prefix_tokens),
         _head(config, batch_size),
+        _token_labeling_head(config, batch_size, tokens - config.num_layer_prefix_tokens),
     ]
     return [each for each in parts if each.parameters or each.macs]
 
@@ -76,7 +78,8 @@ def _patch_embedding(config: HfViTConfig, batch_size: int) -> Part:
         macs = batch_size * num_patches(config) * size * config.hidden_size
         parameters = linear_parameters(size, config.hidden_size, config.patch_bias)
         return part("patch embedding", parameters, macs, without_gradient=macs)
-    parameters, macs, first = _stem(config, batch_size)
+    stem = _stem if config.patch_embedding == "hybrid" else _lvvit_stem
+    parameters, macs, first = stem(config, batch_size)
     return part("patch embedding", parameters, macs, without_gradient=first)
 
 
@@ -102,6 +105,16 @@ def _stem(config: HfViTConfig, batch_size: int) -> tuple[int, int, int]:
     size = widths[-1] * math.prod(config.patch_shape) // 4**halvings
     parameters += linear_parameters(size, config.hidden_size, config.patch_bias)
     return parameters, macs + batch_size * num_patches(config) * size * config.hidden_size, first
+
+
+def _lvvit_stem(config: HfViTConfig, batch_size: int) -> tuple[int, int, int]:
+    """The same of LV-ViT's: 49 c 64 weights, then twice 9 64 64, and 2 64 of each group norm, on a quarter of the
+    pixels."""
+    patches, patch_pixels = batch_size * num_patches(config), math.prod(config.patch_shape) // 4
+    weights = 49 * config.num_channels * 64, 9 * 64 * 64, 9 * 64 * 64
+    pixels, size = patches * patch_pixels, 64 * patch_pixels
+    parameters = sum(weights) + 3 * 2 * 64 + linear_parameters(size, config.hidden_size, config.patch_bias)
+    return parameters, pixels * sum(weights) + patches * size * config.hidden_size, pixels * weights[0]
 
 
 def _token_parameters(config: HfViTConfig) -> int:
@@ -204,3 +217,10 @@ def _head(config: HfViTConfig, batch_size: int) -> Part:
     if config.pooling == "none" or not classes:
         return part("head", 0)
     return part("head", sum(linear_parameters(each, classes) for each in widths), batch_size * sum(widths) * classes)
+
+
+def _token_labeling_head(config: HfViTConfig, batch_size: int, patches: int) -> Part:
+    size, classes = config.hidden_size, config.num_labels
+    if not config.use_token_labeling_head or config.pooling == "none" or not classes:
+        return part("token labeling head", 0)
+    return part("token labeling head", linear_parameters(size, classes), batch_size * patches * size * classes)

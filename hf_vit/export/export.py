@@ -27,7 +27,7 @@ _LIMITS = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 0.2, "int8": float("inf
 
 @dataclass
 class Report:
-    """What was exported.
+    """Result of an export.
 
     Args:
         folder: where.

@@ -37,7 +37,7 @@ class CachedDecoder:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         encoder_hidden_states: torch.Tensor,
         encoder_attention_mask: torch.Tensor | None = None,
         num_beams: int = 1,
@@ -156,13 +156,15 @@ class _CachedLayer:
         if end > self.cache.shape[2]:
             self.cache = torch.cat((self.cache, torch.empty_like(self.cache)), dim=2)
         self.cache.narrow(2, end - self.num_beams, self.num_beams).copy_(new)
-        return self.out_proj(self._attend(query, *self.cache.narrow(2, 0, end).unbind(), mask))
+        keys, values = self.cache.narrow(2, 0, end).unbind()
+        return self.out_proj(self._attend(query, keys, values, mask))
 
     def _attend_source(self, states: torch.Tensor) -> Any:
         query = self._heads(self.q_proj(states), 1)[0]
         if self.qk_norm:
             query = self.cross_q_norm(query)
-        return self.cross_out_proj(self._attend(query, *self.source, self.source_mask))
+        keys, values = self.source
+        return self.cross_out_proj(self._attend(query, keys, values, self.source_mask))
 
     def _heads(self, projected: torch.Tensor, count: int) -> Any:
         """(batch * beams, count * d_model) -> (count, batch * heads, beams, head size)."""
@@ -176,8 +178,8 @@ class _CachedLayer:
             scores = torch.baddbmm(added, query, key.transpose(1, 2), beta=share, alpha=self.head_dim**-0.5)
             output = torch.bmm(scores.softmax(-1), value)
         else:
-            batch = (tensor[None] for tensor in (query, key, value))
-            output = nn.functional.scaled_dot_product_attention(*batch, attn_mask=None if mask is None else mask[None])
+            mask = None if mask is None else mask[None]
+            output = nn.functional.scaled_dot_product_attention(query[None], key[None], value[None], attn_mask=mask)
         if self.num_beams == 1:
             return output.view(self.batch_size, self.num_heads * self.head_dim)
         output = output.view(self.batch_size, self.num_heads, self.num_beams, self.head_dim)
@@ -197,12 +199,12 @@ def _direct(norm: nn.Module) -> Any:
     return lambda states: torch.layer_norm(states, shape, weight, bias, eps)
 
 
-def _by_head(mask: torch.Tensor | None, batch_size: int, num_heads: int) -> torch.Tensor:
+def _by_head(mask: torch.Tensor, batch_size: int, num_heads: int) -> torch.Tensor:
     """(B or 1, H or 1, beams or 1, S) -> (B * H, beams or 1, S)"""
     return mask.expand(batch_size, num_heads, -1, -1).flatten(0, 1)
 
 
-def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """0 where the mask is true, -inf elsewhere."""
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
@@ -221,12 +223,12 @@ _METHODS = {
 _SKIPPED = (nn.Dropout, nn.Identity, DropPath)
 
 
-def can_be_cached(model: nn.Module) -> bool:
+def can_be_cached(model: Any) -> bool:
     """Whether [`CachedDecoder`] computes what the model computes."""
     return not why_not_cached(model)
 
 
-def why_not_cached(model: nn.Module) -> list[str]:
+def why_not_cached(model: Any) -> list[str]:
     """The reasons why [`CachedDecoder`] may not compute what the model computes, of which there are none if the model
     is on a CPU, in eval mode, its parts those of this package, watched or changed by nothing."""
     if Guarded.mode == "plain":
@@ -245,7 +247,7 @@ def why_not_cached(model: nn.Module) -> list[str]:
     prepare = type(model).prepare_inputs_for_generation
     if not (_is_own(type(model).forward) and _is_own(prepare)):
         reasons.append(f"{type(model).__name__} computes in its own way")
-    found = {}  # the first module with each reason
+    found: dict[str, str] = {}  # the first module with each reason
     for name, module in [("model", model), ("model", model.base_model), *_decoding_modules(model)]:
         for reason in _why_not_module(module):
             found.setdefault(reason, name)
@@ -255,12 +257,12 @@ def why_not_cached(model: nn.Module) -> list[str]:
     return [*reasons, *(f"{name} {reason}" for reason, name in found.items())]
 
 
-def _decoding_modules(model: nn.Module) -> Any:
+def _decoding_modules(model: Any) -> Any:
     yield from model.get_decoder().named_modules(prefix="decoder")
     yield from model.lm_head.named_modules(prefix="lm_head")
 
 
-def _parts(decoder: nn.Module) -> Any:
+def _parts(decoder: Any) -> Any:
     """The parts that are replaced or skipped: name, module, classes that it may be of."""
     yield "decoder", decoder, [HfTransformerDecoder]
     yield "decoder.dropout", decoder.dropout, _SKIPPED
@@ -277,7 +279,8 @@ def _parts(decoder: nn.Module) -> Any:
 
 
 def _why_not_module(module: nn.Module) -> list[str]:
-    reasons = [f"has {name} replaced" for name in _method_names(type(module)) & vars(module).keys()]
+    own: Any = type(module)
+    reasons = [f"has {name} replaced" for name in _method_names(own) & vars(module).keys()]
     if module.training:
         reasons.append("is in training mode")
     # transformers leaves hooks behind that record attentions and hidden states when they are asked for.
@@ -287,7 +290,7 @@ def _why_not_module(module: nn.Module) -> list[str]:
 
 
 @lru_cache
-def _method_names(module_class: type) -> frozenset[str]:
+def _method_names(module_class: Any) -> frozenset[str]:
     return frozenset(name for name in dir(module_class) if callable(getattr(module_class, name, None)))
 
 

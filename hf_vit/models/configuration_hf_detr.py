@@ -142,13 +142,13 @@ class HfDetrConfig(CodeVersionMixin, PreTrainedConfig):
 
     @property
     def position_embedding(self) -> str:
-        """What the shared layer asks for: its self-attention is the plain one."""
+        """Positions in the shared layer's self-attention: none."""
         return "none"
 
     @property
     def num_class_outputs(self) -> int:
         """Class logits of a query: the classes and, with `class_loss="softmax"`, no object."""
-        return self.num_labels + (self.class_loss == "softmax")
+        return int(self.num_labels or 0) + (self.class_loss == "softmax")
 
     @property
     def has_reference_boxes(self) -> bool:
@@ -180,7 +180,7 @@ class HfDetrConfig(CodeVersionMixin, PreTrainedConfig):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for index in self.stuff_class_ids:
-            if not 0 <= index < self.num_labels:
+            if not 0 <= index < int(self.num_labels or 0):
                 raise ValueError(f"stuff_class_ids must be in [0, {self.num_labels}), got {index}")
 
     def _check_sizes(self) -> None:

@@ -6,7 +6,6 @@ public way takes its place. `HF_VIT_CPU_PATHS=plain` in the environment takes th
 """
 
 import os
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -58,7 +57,8 @@ class Guarded:
 
     def reset(self) -> None:
         """Look the private names up again at the next call."""
-        self._private, self._failure = None, None
+        self._private: Callable | None = None
+        self._failure: str | None = None
         self.warned.discard(self.names)
 
     def why_not(self) -> str | None:
@@ -75,8 +75,9 @@ class Guarded:
     def __call__(self, *args: Any) -> Any:
         if (self._private is None or Guarded.mode == "plain") and self.why_not() is not None:
             return self.public(*args)
+        private: Any = self._private
         try:
-            return self._private(*args)
+            return private(*args)
         except Exception as error:
             if _is_out_of_memory(error):
                 raise
@@ -107,7 +108,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
-def _numbers(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def example_numbers(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Numbers in [-1, 1], some of each sign, that no state of a random generator changes."""
     count = torch.Size(shape).numel()
     return torch.arange(1, count + 1, dtype=torch.float32, device="cpu").mul_(2.4).sin_().view(shape).to(dtype)
@@ -227,7 +228,7 @@ onednn_linear = Guarded(
     "torch.ops.mkldnn._linear_pointwise",
     _find_linear(),
     _public_linear,
-    lambda: (_numbers(3, 17), _numbers(19, 17), _numbers(19)),
+    lambda: (example_numbers(3, 17), example_numbers(19, 17), example_numbers(19)),
 )
 
 # The same with an activation after it, by its name.
@@ -236,7 +237,7 @@ onednn_activated_linear = {
         "torch.ops.mkldnn._linear_pointwise",
         _find_linear(name),
         lambda states, weight, bias=None, activate=activate: activate(_public_linear(states, weight, bias)),
-        lambda: (_numbers(3, 17), _numbers(19, 17), _numbers(19)),
+        lambda: (example_numbers(3, 17), example_numbers(19, 17), example_numbers(19)),
     )
     for name, activate in (("gelu", nn.functional.gelu), ("relu", nn.functional.relu))
 }
@@ -253,7 +254,7 @@ onednn_linear_add = Guarded(
     "torch.ops.mkldnn._linear_pointwise",
     _find_linear_add,
     lambda states, weight, bias, residual: residual + _public_linear(states, weight, bias),
-    lambda: (_numbers(3, 17), _numbers(19, 17), _numbers(19), _numbers(3, 19)),
+    lambda: (example_numbers(3, 17), example_numbers(19, 17), example_numbers(19), example_numbers(3, 19)),
 )
 
 
@@ -269,7 +270,7 @@ def _find_packing(dtype: torch.dtype) -> Callable:
 
 def _multiplied(weight: torch.Tensor) -> torch.Tensor:
     multiply = _find_linear()() if weight.is_mkldnn else nn.functional.linear
-    return multiply(_numbers(3, 17, dtype=weight.dtype), weight)
+    return multiply(example_numbers(3, 17, dtype=weight.dtype), weight)
 
 
 # A weight (out_features, in_features) laid out as oneDNN likes it best, as an opaque tensor; the weight itself where
@@ -279,86 +280,11 @@ pack_weight = {
         "torch.ops.mkldnn._reorder_linear_weight or torch.ops.mkldnn._is_mkldnn_bf16_supported",
         _find_packing(dtype),
         lambda weight: weight,
-        lambda dtype=dtype: (_numbers(19, 17, dtype=dtype),),
+        lambda dtype=dtype: (example_numbers(19, 17, dtype=dtype),),
         _multiplied,
     )
     for dtype in (torch.float32, torch.bfloat16)
 }
-
-
-# --- 8 bits ----------------------------------------------------------------------------------------------------------
-
-
-def _int8_scale(weight: torch.Tensor) -> torch.Tensor:
-    return weight.abs().amax(1).clamp(min=1e-12) / 127  # (out_features,)
-
-
-def _public_int8_weight(weight: torch.Tensor, bias: torch.Tensor | None) -> tuple:
-    scale = _int8_scale(weight)
-    return (weight / scale[:, None]).round().to(torch.int8), scale, bias
-
-
-def _find_int8_weight() -> Callable:
-    quantize, prepack = torch.quantize_per_channel, torch.ops.quantized.linear_prepack
-
-    def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
-        scale = _int8_scale(weight)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what replaces quantized tensors, nothing is as fast yet
-            return prepack(quantize(weight, scale, torch.zeros_like(scale).long(), 0, torch.qint8), bias)
-
-    return pack
-
-
-def _public_int8_linear(states: torch.Tensor, weight: torch.Tensor, reduce_range: bool) -> torch.Tensor:
-    if not isinstance(weight, tuple):
-        packed, bias = torch.ops.quantized.linear_unpack(weight)
-        weight = packed.int_repr(), packed.q_per_channel_scales().float(), bias
-    rounded, scale, bias = weight
-    levels = 127 if reduce_range else 255
-    low, high = (float(bound) for bound in states.aminmax()) if states.numel() else (0.0, 0.0)
-    low, high = min(low, 0.0), max(high, 0.0)
-    step = torch.tensor((high - low) / levels if high > low else 0.1)
-    zero = round(-low / float(step))
-    inputs = (states * (1 / step)).round().add(zero).clamp(0, levels).sub(zero)
-    sums = nn.functional.linear(inputs.double(), rounded.double()).float()  # of whole numbers: exact
-    output = sums * (scale * step)
-    return output if bias is None else output + bias
-
-
-def _find_int8_linear() -> Callable:
-    multiply = torch.ops.quantized.linear_dynamic.default
-    return getattr(multiply, "_op", multiply)  # Python's wrapper looks through the arguments at every call
-
-
-def _multiplied_int8(weight: torch.Tensor) -> torch.Tensor:
-    multiply = _public_int8_linear if isinstance(weight, tuple) else _find_int8_linear()
-    return multiply(_numbers(3, 17), weight, True)
-
-
-# (weight, bias), both fp32, of shape (out_features, in_features) and (out_features,) or None -> the two as
-# `int8_linear` takes them, the weight rounded to 8 bits with a scale for each of its rows.
-int8_weight = Guarded(
-    "torch.quantize_per_channel, torch.ops.quantized.linear_prepack or torch.ops.quantized.linear_dynamic",
-    _find_int8_weight,
-    _public_int8_weight,
-    lambda: (_numbers(19, 17), _numbers(19)),
-    _multiplied_int8,
-)
-_int8_linear = Guarded("torch.ops.quantized.linear_dynamic", _find_int8_linear, _public_int8_linear)
-
-
-def int8_linear(states: torch.Tensor, weight: torch.Tensor, reduce_range: bool) -> torch.Tensor:
-    """Linear map of inputs that are rounded to 8 bits between the smallest and the largest of all, zero among them.
-
-    (rows, in_features) in fp32 -> (rows, out_features)
-
-    Args:
-        weight: of `int8_weight`.
-        reduce_range: round the inputs to 7 bits.
-    """
-    multiply = _public_int8_linear if isinstance(weight, tuple) else _int8_linear
-    return multiply(states, weight, reduce_range)
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
@@ -380,15 +306,14 @@ softmax_backward = Guarded(
     "torch.ops.aten._softmax_backward_data",
     _find_softmax_backward,
     _public_softmax_backward,
-    lambda: (_numbers(3, 5), _numbers(3, 5).softmax(-1)),
+    lambda: (example_numbers(3, 5), example_numbers(3, 5).softmax(-1)),
 )
 
 
 __all__ = [
     "Guarded",
+    "example_numbers",
     "hooks_of",
-    "int8_linear",
-    "int8_weight",
     "is_plain_eager",
     "is_untouched_linear",
     "is_watched",

@@ -22,7 +22,7 @@ _SHORTEST_WAVE = 1 / 32
 
 
 class Decoded(NamedTuple):
-    """What the decoder makes of an image."""
+    """Queries and boxes after each layer of the decoder."""
 
     hidden_states: torch.Tensor  # (L, B, Q, D), normed
     boxes: torch.Tensor  # (L, B, Q, 4)
@@ -110,8 +110,8 @@ class FeatureMix(nn.Module):
 
 
 class BoxRelativeBias(nn.Module):
-    """What a layer's cross-attention adds to its scores (Plain-DETR, 2308.01904): an MLP sees the signed distances of
-    a token's column to the left and right side of a query's box, another those of its row to top and bottom; the bias
+    """Bias of the scores of a layer's cross-attention (Plain-DETR, 2308.01904): an MLP sees the signed distances of a
+    token's column to the left and right side of a query's box, another those of its row to top and bottom; the bias
     of a token is the sum of both. Zero at initialisation.
 
     Args:
@@ -137,12 +137,13 @@ class BoxRelativeBias(nn.Module):
         """Signed logarithms of distances, which tell near from very near: (B, Q, 2) -> (B, Q, tokens, 2)."""
         distances = sides[:, :, None] - centers[:, None]
         scaled = distances.sign() * (1 + 64 * distances.abs()).log2() / 6
-        return scaled.to(self.columns.layers[0].weight.dtype)
+        first: Any = self.columns.layers[0]
+        return scaled.to(first.weight.dtype)
 
 
 class Queries(nn.Module):
-    """What the decoder starts from. Contents are learnt, one for each query of each group; boxes are those of the best
-    tokens, or learnt; without reference boxes contents are zero and positions are learnt (2005.12872).
+    """Queries that the decoder starts from. Contents are learnt, one for each query of each group; boxes are those of
+    the best tokens, or learnt; without reference boxes contents are zero and positions are learnt (2005.12872).
 
     Args:
         config: gives `num_queries`, `group_detr`, `two_stage`, `has_reference_boxes`, `num_class_outputs`.
@@ -189,7 +190,7 @@ class Queries(nn.Module):
         num_groups = self.num_groups if self.training else 1
         count = self.num_queries if chosen_boxes is None else chosen_boxes.shape[1]
 
-        def learnt(table: nn.Embedding) -> torch.Tensor:
+        def learnt(table: Any) -> torch.Tensor:
             groups = table.weight.unflatten(0, (self.num_groups, self.num_queries))[:num_groups, :count]
             return groups.flatten(0, 1).expand(batch_size, -1, -1)
 
@@ -219,7 +220,9 @@ class HfDetrDecoder(nn.Module):
         # The first prediction is the reference box itself.
         has_reference = config.has_reference_boxes
         self.box_head = FeedForwardHead(config.d_model, config.d_model, 4, num_layers=3, starts_at_zero=has_reference)
-        self.d_model, self.position_head, self.biases = config.d_model, None, None
+        self.d_model = config.d_model
+        self.position_head: Any = None
+        self.biases: Any = None
         if has_reference:
             self.position_head = FeedForwardHead(
                 config.d_model, config.d_model, config.d_model, num_layers=2, starts_at_zero=False
@@ -250,7 +253,9 @@ class HfDetrDecoder(nn.Module):
             grid_size: rows and columns of the tokens.
         """
         mask = group_mask(num_groups, contents.shape[1], contents.device) if num_groups > 1 else None
-        states, boxes, refined = contents, reference_boxes, reference_boxes
+        states = contents
+        boxes: Any = reference_boxes
+        refined: Any = reference_boxes
         all_states, all_boxes = [], []
         for i, layer in enumerate(self.layers):
             if boxes is not None:

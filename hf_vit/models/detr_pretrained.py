@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from transformers import AutoBackbone, AutoConfig
 from transformers import initialization as init
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_hf_detr import HfDetrConfig
@@ -19,7 +18,7 @@ from .tested_versions import say_if_untested
 _PRIOR = 0.01
 
 
-def make_backbone(config: PreTrainedConfig) -> PreTrainedModel:
+def make_backbone(config: Any) -> Any:
     """Return a backbone with random weights: of ours, by the class beside this file, which Auto classes do not know
     where the package is missing."""
     is_own = config.model_type == HfViTBackbone.config_class.model_type
@@ -59,7 +58,8 @@ class HfDetrPreTrainedModel(PreTrainedModel):
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **options)
         backbone = type(make_backbone(config)).from_pretrained(name_or_path, config=config)
         model = cls(HfDetrConfig(backbone_config=backbone.config, **fields))
-        getattr(model, cls.base_model_prefix, model).backbone.load_state_dict(backbone.state_dict())
+        body: Any = getattr(model, cls.base_model_prefix, model)
+        body.backbone.load_state_dict(backbone.state_dict())
         return model
 
     @torch.no_grad()
@@ -72,13 +72,15 @@ class HfDetrPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
         elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)):
             init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
+            bias: Any = getattr(module, "bias", None)
+            if bias is not None:
+                init.zeros_(bias)
         elif isinstance(module, FeatureMix):
             init.zeros_(module.weights)
 

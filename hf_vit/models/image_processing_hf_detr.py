@@ -85,7 +85,9 @@ class HfDetrImageProcessor(HfViTImageProcessor):
         classes = {"num_labels": config.num_labels, "label_ids_to_fuse": list(config.stuff_class_ids)}
         return cls(**{**classes, **kwargs})
 
-    def _validate_preprocess_kwargs(self, *, crop_pct: float, crop_mode: str, **kwargs: Any) -> None:
+    def _validate_preprocess_kwargs(  # type: ignore[override]  # called with keywords
+        self, *, crop_pct: float, crop_mode: str, **kwargs: Any
+    ) -> None:
         _check(crop_pct, crop_mode)
         super()._validate_preprocess_kwargs(crop_pct=crop_pct, crop_mode=crop_mode, **kwargs)
 

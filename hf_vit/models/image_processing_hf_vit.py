@@ -1,6 +1,7 @@
 """Image processor for photographs of any shape, as timm evaluates its models."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -82,18 +83,23 @@ class HfViTImageProcessor(PilBackend):
         if self.do_convert_grey and not len(self.image_mean) == len(self.image_std) == 1:
             raise ValueError(f"image_mean and image_std of grey images have one number each, got {self.image_mean}")
 
-    def process_image(self, image: Any, do_convert_rgb: Any = None, **kwargs: Any) -> Any:
+    def process_image(
+        self, image: Any, do_convert_rgb: Any = None, input_data_format: Any = None, **kwargs: Any
+    ) -> Any:
+        kwargs["input_data_format"] = input_data_format
         if not self.do_convert_grey:
             return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
         if isinstance(image, Image.Image):
             return _grey(image)
         return _luma(super().process_image(image, do_convert_rgb=False, **kwargs))
 
-    def _validate_preprocess_kwargs(self, *, size: Any, crop_pct: Any, crop_mode: Any, **kwargs: Any) -> None:
+    def _validate_preprocess_kwargs(  # type: ignore[override]  # called with keywords
+        self, *, size: Any, crop_pct: Any, crop_mode: Any, **kwargs: Any
+    ) -> None:
         _check(size, crop_pct, crop_mode)
         super()._validate_preprocess_kwargs(size=size, **kwargs)
 
-    def _preprocess(
+    def _preprocess(  # type: ignore[override]  # called with keywords
         self,
         images: Any,
         *,
@@ -152,10 +158,10 @@ def _luma(image: np.ndarray) -> np.ndarray:
 
 
 def _fit(
-    image: Any, target: tuple[int, int], resample: int, crop_pct: float, crop_mode: str, fill: list[float]
+    image: Any, target: tuple[int, int], resample: Any, crop_pct: float, crop_mode: str, fill: Sequence[float]
 ) -> Any:
     """A numpy array of shape (channels, height, width), resized and cropped to (channels, *target)."""
-    scaled = tuple(math.floor(length / crop_pct) for length in target)
+    scaled = math.floor(target[0] / crop_pct), math.floor(target[1] / crop_pct)
     new_size = resized(image.shape[-2:], scaled, crop_mode)
     first = ChannelDimension.FIRST
     # Pillow takes a second or fourth channel for opacity, by which it would weigh the others, and knows no more.

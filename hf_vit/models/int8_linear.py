@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .cpu_operators import int8_linear, int8_weight
+from .cpu_int8_operators import int8_linear, int8_weight
 from .cpu_processor import processor_flags
 
 

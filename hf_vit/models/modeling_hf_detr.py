@@ -235,7 +235,7 @@ class HfDetrForObjectDetection(HfDetrPreTrainedModel):
 
     def _predictions(
         self,
-        outputs: HfDetrModelOutput,
+        outputs: Any,  # an `HfDetrModelOutput`
         labels: list[dict[str, torch.Tensor]] | None,
         num_boxes: torch.Tensor | float | None,
         pred_masks: torch.Tensor | None = None,
@@ -246,7 +246,7 @@ class HfDetrForObjectDetection(HfDetrPreTrainedModel):
             logits = linear(self.class_labels_classifier, outputs.last_hidden_state)
         else:
             batch_size, has_masks = len(outputs.pred_boxes), pred_masks is not None
-            objects = read_labels(labels, batch_size, self.config.num_labels, needs_masks=has_masks)
+            objects = read_labels(labels, batch_size, int(self.config.num_labels or 0), needs_masks=has_masks)
             all_logits = linear(self.class_labels_classifier, outputs.intermediate_hidden_states)
             logits = all_logits[-1, :, : outputs.last_hidden_state.shape[1]]
             loss_dict = self._losses(outputs, all_logits, objects, num_boxes, pred_masks)
@@ -265,14 +265,14 @@ class HfDetrForObjectDetection(HfDetrPreTrainedModel):
             "cross_attentions": outputs.cross_attentions,
         }
 
-    def _auxiliary_outputs(self, logits: torch.Tensor, outputs: HfDetrModelOutput) -> list[dict] | None:
+    def _auxiliary_outputs(self, logits: torch.Tensor, outputs: Any) -> list[dict] | None:
         if not self.config.auxiliary_loss:
             return None
         return [{"logits": a, "pred_boxes": b} for a, b in zip(logits[:-1], outputs.intermediate_boxes[:-1])]
 
     def _losses(
         self,
-        outputs: HfDetrModelOutput,
+        outputs: Any,  # an `HfDetrModelOutput`
         logits: torch.Tensor,
         objects: Objects,
         num_boxes: torch.Tensor | float | None,
@@ -290,7 +290,9 @@ class HfDetrForObjectDetection(HfDetrPreTrainedModel):
             num_boxes = float(max(sum(objects.sizes), 1))
         num_queries = outputs.last_hidden_state.shape[1]
         num_groups = boxes.shape[2] // num_queries
-        of_masks = None if objects.masks is None else mask_costs(pred_masks, objects.masks, config)
+        of_masks = None
+        if objects.masks is not None and pred_masks is not None:
+            of_masks = mask_costs(pred_masks, objects.masks, config)
         matches = match_objects(logits, boxes, objects, config, num_groups, of_masks)
         losses = {}
         for i in reversed(range(len(matches))):
@@ -303,7 +305,7 @@ class HfDetrForObjectDetection(HfDetrPreTrainedModel):
                 outputs.token_logits, outputs.token_boxes, objects, pairs, config, num_boxes
             )
             losses.update({f"{name}_enc": value for name, value in of_tokens.items()})
-        if objects.masks is not None:
+        if objects.masks is not None and pred_masks is not None:
             in_first_group = matches[-1].queries < num_queries
             pairs = Match(*[each[in_first_group] for each in matches[-1]])
             losses.update(mask_losses(pred_masks, objects.masks, pairs, num_boxes))

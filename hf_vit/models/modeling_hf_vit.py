@@ -17,7 +17,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .checkpoint_conversion import rename_heads
 from .configuration_hf_vit import HfViTConfig
 from .layers import drop_path_rates, make_norm
-from .losses import classification_loss, distilled_loss
+from .losses import classification_loss, distilled_loss, token_labeling_loss
 from .pooling import Pooler
 from .position_encoding import ROTARY_POSITIONS, RelativePositionBias, fill_meta_tables
 from .tested_versions import refuse_unknown
@@ -35,6 +35,8 @@ class HfViTImageClassifierOutput(ModelOutput):
         logits (`torch.Tensor` of shape `(batch, num_labels)`): the prediction; with two heads, their mean.
         class_logits (`torch.Tensor` of shape `(batch, num_labels)`): of the class head, if there are two.
         distillation_logits (`torch.Tensor` of shape `(batch, num_labels)`): of the distillation head, likewise.
+        token_logits (`torch.Tensor` of shape `(batch, patches, num_labels)`): of each patch, with
+            `config.use_token_labeling_head`.
         hidden_states (tuple of `torch.Tensor` of shape `(batch, tokens, hidden_size)`): if asked for; the embeddings
             and the output of each layer.
         attentions (tuple of `torch.Tensor` of shape `(batch, heads, tokens, tokens)`): if asked for.
@@ -44,6 +46,7 @@ class HfViTImageClassifierOutput(ModelOutput):
     logits: torch.Tensor | None = None
     class_logits: torch.Tensor | None = None
     distillation_logits: torch.Tensor | None = None
+    token_logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -65,7 +68,7 @@ class HfViTModel(HfViTPreTrainedModel):
         config.check()
         super().__init__(config)
         self.embeddings = HfViTEmbeddings(config)
-        rotary_position = ROTARY_POSITIONS.get(config.rotary_position)
+        rotary_position = ROTARY_POSITIONS.get(config.rotary_position or "none")
         self.rotary_embedding = rotary_position(config) if rotary_position else None
         has_bias = "relative_bias" in config.position_embeddings
         self.relative_position_bias = RelativePositionBias(config) if has_bias else None
@@ -84,11 +87,17 @@ class HfViTModel(HfViTPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
-        self, pixel_values: torch.Tensor, output_attentions: bool | None = None, **kwargs: Any
+        self,
+        pixel_values: torch.Tensor,
+        mixtoken_mask: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, num_channels, height, width)`): normalised images.
+            mixtoken_mask (`torch.Tensor` of shape `(patches,)`, *optional*): bool; where it is true, the embedded
+                patches of each image give way to those of the image before it in the batch (MixToken, 2104.10858).
             output_attentions (`bool`, *optional*): return the attention weights of each layer, by the eager
                 implementation whatever the configured one.
             output_hidden_states (`bool`, *optional*): return the embeddings and the output of each layer; those of
@@ -102,9 +111,21 @@ class HfViTModel(HfViTPreTrainedModel):
             TypeError: if an argument is not known.
             ValueError: if the images do not fit the model.
         """
-        refuse_unknown(self, kwargs)
         grid_size = self.embeddings.patch_embedding.grid_size(pixel_values)
-        hidden_states = self.embeddings(pixel_values.to(self.embeddings.patch_embedding.dtype), grid_size)
+        return self._encode(pixel_values, grid_size, mixtoken_mask, output_attentions, **kwargs)
+
+    def _encode(
+        self,
+        pixel_values: torch.Tensor,
+        grid_size: tuple[int, int],
+        mixtoken_mask: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """`forward` of images whose (rows, columns) of patches are known."""
+        refuse_unknown(self, kwargs)
+        pixel_values = pixel_values.to(self.embeddings.patch_embedding.dtype)
+        hidden_states = self.embeddings(pixel_values, grid_size, mixtoken_mask)
         hidden_states, kept = self.patch_dropout(hidden_states)
         position_bias, rotary_embedding = None, None
         if self.relative_position_bias is not None:
@@ -147,8 +168,8 @@ class HfViTModel(HfViTPreTrainedModel):
 
 
 class HfViTForImageClassification(HfViTPreTrainedModel):
-    """The Vision Transformer with a linear classifier on the pooled vector and, with a distillation token, a second
-    one on that token (DeiT, 2012.12877).
+    """The Vision Transformer with a linear classifier on the pooled vector; with a distillation token, a second one
+    on that token (DeiT, 2012.12877); with `config.use_token_labeling_head`, one on each patch (2104.10858).
 
     Raises:
         ValueError: if `config.pooling` is "none".
@@ -167,6 +188,7 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
         self.classifier = self._head(config, config.pooled_size)
         has_two_heads = config.use_distillation_token
         self.distillation_head = self._head(config, config.hidden_size) if has_two_heads else None
+        self.token_labeling_head = self._head(config, config.hidden_size) if config.use_token_labeling_head else None
         self.register_load_state_dict_pre_hook(rename_heads)
         self.post_init()
 
@@ -180,6 +202,7 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         teacher_logits: torch.Tensor | None = None,
+        token_labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> HfViTImageClassifierOutput:
         """
@@ -193,25 +216,39 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
             teacher_logits (`torch.Tensor` of shape `(batch, num_labels)`, *optional*): a teacher's logits for the same
                 images. The loss is then (1 - alpha) * cross entropy of the class head with the labels + alpha *
                 distance of the distillation head from the teacher; a model with one head takes it for both.
+            token_labels (`torch.Tensor` of shape `(batch, patches, num_labels)`, *optional*): a distribution over the
+                classes for each patch, or zeros for one without a label. `config.token_labeling_weight` times the
+                cross entropy of the patches, averaged over those with a label, is added to the loss.
+            mixtoken_mask (`torch.Tensor` of shape `(patches,)`, *optional*): see [`HfViTModel`]; the labels are to be
+                mixed likewise.
 
         Raises:
             TypeError: if an argument is not known.
-            ValueError: if the images, the labels or the teacher's logits do not fit the model, or a teacher comes
-                without labels or for a regression.
+            ValueError: if the images, the labels or the teacher's logits do not fit the model, or a teacher or labels
+                of patches come without labels or for a regression.
         """
-        if teacher_logits is not None and labels is None:
-            raise ValueError("labels must be given with teacher_logits, got None")
+        for name, given in (("teacher_logits", teacher_logits), ("token_labels", token_labels)):
+            if given is not None and labels is None:
+                raise ValueError(f"labels must be given with {name}, got None")
         outputs = self.vit(pixel_values, return_dict=True, **kwargs)
         logits, class_logits, distillation_logits = self.classifier(outputs.pooler_output), None, None
         if self.distillation_head is not None:
             token = outputs.last_hidden_state[:, self.config.distillation_token_index]
             class_logits, distillation_logits = logits, self.distillation_head(self.vit.norm_pooled(token))
             logits = (class_logits + distillation_logits) / 2
+        token_logits = None
+        if self.token_labeling_head is not None:
+            patches = outputs.last_hidden_state[:, self.config.num_prefix_tokens :]
+            token_logits = self.token_labeling_head(self.vit.norm_pooled(patches))
+        loss = self._loss(logits, class_logits, distillation_logits, labels, teacher_logits)
+        if token_labels is not None and loss is not None:
+            loss = loss + self.config.token_labeling_weight * self._token_labeling_loss(token_logits, token_labels)
         return HfViTImageClassifierOutput(
-            loss=self._loss(logits, class_logits, distillation_logits, labels, teacher_logits),
+            loss=loss,
             logits=logits,
             class_logits=class_logits,
             distillation_logits=distillation_logits,
+            token_logits=token_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -241,6 +278,16 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
             problem_type=problem_type,
         )
 
+    def _token_labeling_loss(self, token_logits: torch.Tensor | None, token_labels: torch.Tensor) -> torch.Tensor:
+        if token_logits is None:
+            raise ValueError("token_labels must be None without config.use_token_labeling_head")
+        if self.config.problem_type not in (None, "single_label_classification") or self.config.num_labels == 1:
+            raise ValueError(
+                f"token_labels must be None unless the classes exclude each other, got problem_type "
+                f"{self.config.problem_type!r} and num_labels {self.config.num_labels}"
+            )
+        return token_labeling_loss(token_logits, token_labels)
+
 
 class HfViTBackbone(BackboneMixin, HfViTModel):
     """The Vision Transformer as a backbone: the patch tokens of the stages in `config.out_features`, as grids.
@@ -257,6 +304,13 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
             self.embeddings.class_token, self.embeddings.distillation_token = None, None
         self.num_features = [config.hidden_size] * len(config.stage_names)
 
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def _encode_and_capture(
+        self, pixel_values: torch.Tensor, grid_size: tuple[int, int], **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        return self._encode(pixel_values, grid_size, **kwargs)
+
     @can_return_tuple
     @filter_output_hidden_states
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BackboneOutput:
@@ -271,14 +325,14 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
             TypeError: if an argument is not known.
             ValueError: if the images do not fit the model.
         """
-        rows, columns = self.embeddings.patch_embedding.grid_size(pixel_values)
-        outputs = HfViTModel.forward(self, pixel_values, return_dict=True, **kwargs)
+        grid_size = self.embeddings.patch_embedding.grid_size(pixel_values)
+        outputs = self._encode_and_capture(pixel_values, grid_size, return_dict=True, **kwargs)
         feature_maps = []
         for stage, tokens in zip(self.stage_names, outputs.hidden_states):
             if stage in self.out_features:
                 tokens = self.norm(tokens) if self.config.apply_layernorm else tokens
                 patches = tokens[:, self.config.num_layer_prefix_tokens :].transpose(1, 2)  # (B, D, N)
-                feature_maps.append(patches.unflatten(2, (rows, columns)))
+                feature_maps.append(patches.unflatten(2, grid_size))
         return BackboneOutput(
             feature_maps=tuple(feature_maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -62,10 +62,13 @@ class TranslationPipeline(Pipeline):
         ValueError: if a tokenizer has tokens that the model lacks, or an input is not a text.
     """
 
-    _load_processor = False
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = True
+    _load_processor: Any = False
+    _load_image_processor: Any = False
+    _load_feature_extractor: Any = False
+    _load_tokenizer: Any = True
+    tokenizer: Any
+    model: Any
+    _registered_impl: Any
     # Arguments of `generate` reach it through `_sanitize_parameters`.
     _pipeline_calls_generate = False
 
@@ -103,10 +106,10 @@ class TranslationPipeline(Pipeline):
             self.target_tokenizer.save_pretrained(os.path.join(save_directory, folder))
         super().save_pretrained(save_directory, **kwargs)
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(inputs, list) and not inputs:
             return []
-        results = super().__call__(inputs, **kwargs)
+        results = super().__call__(inputs, *args, **kwargs)
         if isinstance(inputs, list) and all(len(result) == 1 for result in results):
             return [result[0] for result in results]
         return results
@@ -116,7 +119,7 @@ class TranslationPipeline(Pipeline):
             generate_kwargs.setdefault("max_length", None)  # the model's own limit, of which transformers would warn
         return {} if truncation is None else {"truncation": truncation}, generate_kwargs, {}
 
-    def preprocess(self, text: str, truncation: bool = False) -> dict:
+    def preprocess(self, text: str, truncation: bool = False) -> dict:  # type: ignore[override]  # its own parameters
         if not isinstance(text, str):
             raise ValueError(f"inputs must be a text or a list of texts, got {type(text).__name__}")
         try:
@@ -136,16 +139,16 @@ class TranslationPipeline(Pipeline):
         input_ids = torch.tensor([input_ids])  # (1, N)
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "is_empty": not text.strip()}
 
-    def _forward(self, model_inputs: dict, **generate_kwargs: Any) -> dict:
-        is_empty = model_inputs.pop("is_empty")
+    def _forward(self, input_tensors: dict, **generate_kwargs: Any) -> Any:
+        is_empty = input_tensors.pop("is_empty")
         has_limit = generate_kwargs.keys() & {"max_length", "max_new_tokens", "generation_config", "stopping_criteria"}
         limits = self.model.generation_config
         if not has_limit and limits.max_new_tokens is None and limits.max_length is None:
             generate_kwargs["max_new_tokens"] = self._max_new_tokens()
-        output_ids = self.model.generate(**model_inputs, **generate_kwargs)
+        output_ids = self.model.generate(**input_tensors, **generate_kwargs)
         if not isinstance(output_ids, torch.Tensor):
             output_ids = output_ids.sequences
-        batch_size = model_inputs["input_ids"].shape[0]
+        batch_size = input_tensors["input_ids"].shape[0]
         return {"output_ids": output_ids.unflatten(0, (batch_size, -1)), "is_empty": is_empty}
 
     def _max_new_tokens(self) -> int:
@@ -153,7 +156,7 @@ class TranslationPipeline(Pipeline):
             return _MAX_NEW_TOKENS
         return min(_MAX_NEW_TOKENS, self.model.config.max_position_embeddings - 1)
 
-    def postprocess(self, model_outputs: dict) -> list[dict[str, str]]:
+    def postprocess(self, model_outputs: Any, **kwargs: Any) -> list[dict[str, str]]:
         texts = self.target_tokenizer.batch_decode(model_outputs["output_ids"][0], skip_special_tokens=True)
         return [{"translation_text": "" if model_outputs["is_empty"] else text.strip()} for text in texts]
 

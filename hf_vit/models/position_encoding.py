@@ -109,7 +109,7 @@ class LearnedPosition(nn.Module):
         positions = resample_table(self.table(), grid_size).flatten(0, 1)
         if self.prefix is None:
             return positions[None]
-        prefix = self.prefix
+        prefix: torch.Tensor = self.prefix
         if self.num_registers_without:
             prefix = nn.functional.pad(prefix, (0, 0, 0, self.num_registers_without))
         return torch.cat((prefix, positions))[None]
@@ -138,6 +138,8 @@ class FixedPosition(nn.Module):
         scheme: a name in `config.position_embeddings`.
     """
 
+    table: torch.Tensor
+
     def __init__(self, config: Any, scheme: str):
         super().__init__()
         self.scheme = scheme
@@ -156,6 +158,10 @@ class FixedPosition(nn.Module):
             prefix = torch.arange(self.num_prefix_tokens, dtype=torch.float32, device=device)
             rows, columns = torch.cat((torch.full_like(prefix, -1.0), rows)), torch.cat((prefix, columns))
         return [rows, columns]
+
+    def compute_table(self, grid_size: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
+        """The table of a grid."""
+        raise NotImplementedError
 
     def is_native(self, grid_size: tuple[int, int]) -> bool:
         return all(_is_known(length == native) for length, native in zip(grid_size, self.native_grid_size))

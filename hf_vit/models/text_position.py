@@ -95,8 +95,9 @@ def _go_on_by_one(position_ids: torch.Tensor, attention_mask: torch.Tensor | Non
         return True
     if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
         return _differ_as_slots(position_ids, attention_mask, slots)
-    has_rows = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
-    is_padding = attention_mask[:, slots] == 0 if has_rows else torch.zeros_like(position_ids, dtype=torch.bool)
+    is_padding = torch.zeros_like(position_ids, dtype=torch.bool)
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        is_padding = attention_mask[:, slots] == 0
     for expected in (slots[None], text_position_ids(attention_mask, slots)):
         shift = (position_ids - expected).float()  # (B, T), padding aside the same for all tokens of a text
         low, high = shift.masked_fill(is_padding, torch.inf), shift.masked_fill(is_padding, -torch.inf)
@@ -105,7 +106,7 @@ def _go_on_by_one(position_ids: torch.Tensor, attention_mask: torch.Tensor | Non
     return False
 
 
-def _differ_as_slots(position_ids: torch.Tensor, attention_mask: torch.Tensor | None, slots: Any) -> bool:
+def _differ_as_slots(position_ids: torch.Tensor, attention_mask: torch.Tensor, slots: Any) -> bool:
     """Whether every token is as far from each that it attends to as their slots are; of tokens in a cache nothing is
     known but their slots."""
     shift = position_ids - slots  # (B, T)
@@ -220,7 +221,7 @@ class RelativeXLSelfAttention(SelfAttention):
         self.position_bias = nn.Parameter(torch.zeros(self.num_attention_heads, 1, self.head_dim))
 
     def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, position_bias: Any, **kwargs: Any
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, position_bias: Any = None, **kwargs: Any
     ) -> Any:
         encodings, rows = position_bias
         positions = linear(self.r_proj, encodings.to(query.dtype)).unflatten(

@@ -1,5 +1,6 @@
 """Which values a configuration of the Vision Transformer may have, and with which others."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers.activations import ACT2FN
@@ -12,14 +13,15 @@ ABSOLUTE = ("learned", "learned_2d", "sincos_1d", "sincos_2d")
 RELATIVE = ("relative_bias", "relative_bias_per_layer")
 ROTARY = ("rope_2d", "rope_axial", "rope_mixed")
 POSITION_EMBEDDINGS = (*ABSOLUTE, *RELATIVE, *ROTARY, "none")
-PATCH_EMBEDDINGS = ("conv", "hybrid")
+PATCH_EMBEDDINGS = ("conv", "hybrid", "lvvit")
 PATCH_FITS = ("exact", "pad", "crop")
 DISTILLATION_TYPES = ("soft", "hard")
 
 
-def pair(value: int | list[int] | tuple[int, ...]) -> tuple[int, ...]:
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
     """Return a size given as one number or as (height, width) as the latter."""
-    return (value, value) if isinstance(value, int) else tuple(value)
+    pair: Any = (value, value) if isinstance(value, int) else tuple(value)
+    return pair
 
 
 def check_config(config: Any) -> None:
@@ -41,11 +43,20 @@ def check_config(config: Any) -> None:
         "initializer_range",
         "layer_norm_eps",
         "layer_scale_init_value",
+        "residual_scale",
         "rope_theta",
     ):
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be above 0, got {value}")
+
+    if config.token_labeling_weight < 0:
+        raise ValueError(f"token_labeling_weight must be at least 0, got {config.token_labeling_weight}")
+    if config.use_token_labeling_head and config.patch_dropout_prob:
+        raise ValueError(
+            f"patch_dropout_prob must be 0 with use_token_labeling_head, which classifies every patch, got "
+            f"{config.patch_dropout_prob}"
+        )
 
 
 def _check_sizes(config: Any) -> None:
@@ -66,6 +77,8 @@ def _check_sizes(config: Any) -> None:
         value = getattr(config, name)
         if value is not None and (len(pair(value)) != 2 or min(pair(value)) < 1):
             raise ValueError(f"{name} must be a positive integer or a pair (height, width) of them, got {value}")
+    if config.patch_embedding == "lvvit" and any(patch % 2 for patch in config.patch_shape):
+        raise ValueError(f"patch_size must be even for patch_embedding 'lvvit', got {config.patch_size}")
     if config.patch_fit == "crop":
         if any(size < patch for size, patch in zip(config.image_shape, config.patch_shape)):
             raise ValueError(f"image_size must be at least patch_size ({config.patch_size}), got {config.image_size}")

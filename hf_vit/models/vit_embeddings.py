@@ -54,8 +54,17 @@ class HfViTEmbeddings(nn.Module):
         tokens = (self.class_token, self.distillation_token)
         return torch.cat([token for token in tokens if token is not None], dim=1)
 
-    def forward(self, pixel_values: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    def forward(
+        self, pixel_values: torch.Tensor, grid_size: tuple[int, int], mixtoken_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         patches = self.patch_embedding(pixel_values, grid_size)  # (B, N, D)
+        if mixtoken_mask is not None:
+            if mixtoken_mask.shape != patches.shape[1:2] or mixtoken_mask.dtype != torch.bool:
+                raise ValueError(
+                    f"mixtoken_mask must be bool of shape {tuple(patches.shape[1:2])}, got {mixtoken_mask.dtype} of "
+                    f"shape {tuple(mixtoken_mask.shape)}"
+                )
+            patches = torch.where(mixtoken_mask[:, None], patches.roll(1, dims=0), patches)
         positions = self.position_embedding(grid_size) if self.position_embedding else None
         if positions is not None and not self.has_prefix_positions:
             patches = patches + positions

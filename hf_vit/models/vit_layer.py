@@ -30,6 +30,7 @@ class _PreNormLayer(GradientCheckpointingLayer):
             norm=make_norm(config, config.intermediate_size) if config.mlp_hidden_norm else None,
         )
         self.layer_scale1, self.layer_scale2 = self._layer_scale(config), self._layer_scale(config)
+        self.residual_scale = config.residual_scale
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = DropPath(drop_path_rate)
 
@@ -39,16 +40,19 @@ class _PreNormLayer(GradientCheckpointingLayer):
         return nn.Identity() if value is None else LayerScale(config.hidden_size, value)
 
     def _add_branches(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        hidden_states = hidden_states + self.drop_path(self.dropout(self.layer_scale1(attended)))
+        hidden_states = hidden_states + self._scaled(self.drop_path(self.dropout(self.layer_scale1(attended))))
         states = self.mlp_norm(hidden_states)
         if self._adds_mlp_as_it_is():
             return self.mlp(states, hidden_states)
         branch = self.mlp(states)
-        return hidden_states + self.drop_path(self.dropout(self.layer_scale2(branch)))
+        return hidden_states + self._scaled(self.drop_path(self.dropout(self.layer_scale2(branch))))
+
+    def _scaled(self, branch: torch.Tensor) -> torch.Tensor:
+        return branch if self.residual_scale == 1 else branch * self.residual_scale
 
     def _adds_mlp_as_it_is(self) -> bool:
         """Whether nothing is done to the MLP's branch, and nobody looks at it, before it is added."""
-        if self.training or torch.compiler.is_compiling():
+        if self.training or torch.compiler.is_compiling() or self.residual_scale != 1:
             return False
         if type(self.mlp) is not MLP or type(self.layer_scale2) is not nn.Identity:
             return False

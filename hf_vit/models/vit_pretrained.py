@@ -61,8 +61,9 @@ class HfViTPreTrainedModel(InferenceModesMixin, OwnConversionsMixin, PreTrainedM
                 init.zeros_(module.bias)
         elif isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)):
             init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
+            bias: Any = getattr(module, "bias", None)
+            if bias is not None:
+                init.zeros_(bias)
         elif isinstance(module, LayerScale):
             init.constant_(module.scale, module.init_value)
         elif isinstance(module, ClassTokenMeanPooling) and module.weight_logit is not None:

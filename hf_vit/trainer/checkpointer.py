@@ -40,7 +40,7 @@ _WRAPPERS = ("module.", "_orig_mod.")  # of models that processes share, or that
 
 @dataclass
 class Resumable:
-    """What a checkpoint holds of a run.
+    """Contents of a checkpoint of a run.
 
     Args:
         model, optimizer: as Accelerate prepared them.

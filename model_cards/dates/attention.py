@@ -145,7 +145,7 @@ class MultiHeadAttention(nn.Module):
         self.num_attention_heads = num_attention_heads
         self.head_dim = config.hidden_size // num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
-        self.layer_idx = layer_idx
+        self.layer_idx: Any = layer_idx  # an index wherever there is a cache
 
     def _add_norms_and_output(self, config: Any, bias: bool) -> None:
         self.q_norm = self._head_norm(config) if config.qk_norm else nn.Identity()
@@ -283,17 +283,17 @@ class CrossAttention(MultiHeadAttention):
     def _keys_and_values(
         self, encoder_hidden_states: torch.Tensor, past_key_values: Cache | None, key_position: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        has_cache = isinstance(past_key_values, EncoderDecoderCache)
-        if has_cache and past_key_values.is_updated.get(self.layer_idx):
-            layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
+        cache = past_key_values if isinstance(past_key_values, EncoderDecoderCache) else None
+        if cache is not None and cache.is_updated.get(self.layer_idx):
+            layer: Any = cache.cross_attention_cache.layers[self.layer_idx]
             return layer.keys, layer.values
         key, value = self._heads(linear(self.kv_proj, encoder_hidden_states), 2)  # (B, H, S, K) each
         if key_position is not None:
             key, _ = self._heads(linear(self.kv_proj, encoder_hidden_states + key_position), 2)
         key = self.k_norm(key)
-        if has_cache:
-            key, value = past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
-            past_key_values.is_updated[self.layer_idx] = True
+        if cache is not None:
+            key, value = cache.cross_attention_cache.update(key, value, self.layer_idx)
+            cache.is_updated[self.layer_idx] = True
         return key, value
 
 

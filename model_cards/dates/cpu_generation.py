@@ -74,9 +74,10 @@ def _hooked(loop: Callable, generate: Callable, arguments: dict) -> Any:
 
 def _raised_by_transformers(traceback: TracebackType | None) -> bool:
     """Whether an error is of a line in transformers itself, and not of what it has called."""
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback.tb_frame.f_code.co_filename.startswith(_ROOT)
+    frames: Any = traceback
+    while frames.tb_next is not None:
+        frames = frames.tb_next
+    return frames.tb_frame.f_code.co_filename.startswith(_ROOT)
 
 
 __all__ = ["LoopNotRun", "generate_with_loop", "say_slow"]

@@ -39,7 +39,7 @@ class _OneDNNLinear(torch.autograd.Function):
 
 
 def linear(
-    layer: nn.Module,
+    layer: Any,
     states: torch.Tensor,
     activation: nn.Module | None = None,
     residual: torch.Tensor | None = None,
@@ -70,7 +70,7 @@ def linear(
     return output if residual is None else residual + output
 
 
-def _way_of(layer: nn.Module, states: torch.Tensor) -> Callable[..., torch.Tensor] | None:
+def _way_of(layer: Any, states: torch.Tensor) -> Callable[..., torch.Tensor] | None:
     """The layer's matmul by oneDNN as a function of an activation's name and a residual, or None."""
     if torch.compiler.is_compiling() or not is_untouched_linear(layer):
         return None
@@ -105,9 +105,8 @@ def _may_add(states: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor)
 _METADATA = {
     *(
         getattr(torch.Tensor, name).__get__
-        for name in ("device", "dtype", "is_leaf", "layout", "ndim", "requires_grad")
+        for name in ("device", "dtype", "is_leaf", "layout", "ndim", "requires_grad", "shape")
     ),
-    torch.Tensor.shape.__get__,
     torch.Tensor.dim,
     torch.Tensor.is_complex,
     torch.Tensor.is_floating_point,
@@ -129,8 +128,11 @@ class PackedParameter(nn.Parameter):
     key.
     """
 
+    _packed: Any  # the weight as oneDNN lays it out
+    _rows: torch.Tensor | None  # the rows, of a weight that embeds tokens too
+
     @staticmethod
-    def pack(parameter: nn.Parameter, embeds: bool) -> None:
+    def pack(parameter: Any, embeds: bool) -> None:
         """Make an ordinary parameter a packed one."""
         with _LOCK, torch.inference_mode(False), torch.no_grad():
             weight = parameter.detach()
@@ -141,7 +143,8 @@ class PackedParameter(nn.Parameter):
             parameter.__class__ = PackedParameter
             # Of the right shape, but without memory of its own: cannot be written to, and read it is no number.
             nothing = torch.full((1, 1), torch.nan, dtype=weight.dtype).expand(weight.shape)
-            nn.Parameter.__torch_function__(torch.Tensor.data.__set__, (PackedParameter,), (parameter, nothing), {})
+            set_data = getattr(torch.Tensor, "data").__set__  # noqa: B009 - to the type checker a tensor
+            nn.Parameter.__torch_function__(set_data, (PackedParameter,), (parameter, nothing), {})
 
     def unpack(self) -> None:
         """Make it an ordinary parameter again."""
@@ -149,7 +152,8 @@ class PackedParameter(nn.Parameter):
             if type(self) is not PackedParameter:  # another thread was first
                 return
             packed, rows = vars(self).pop("_packed"), vars(self).pop("_rows")
-            self.__class__ = nn.Parameter
+            itself: Any = self
+            itself.__class__ = nn.Parameter
             self.data = packed.to_dense() if rows is None else rows
 
     def matmul_of(self, bias: torch.Tensor | None) -> Any:
@@ -194,7 +198,7 @@ def _may_multiply(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
     )
 
 
-def _multiply(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def _multiply(input: torch.Tensor, weight: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
     return weight.matmul_of(bias)(input)
 
 
@@ -239,7 +243,7 @@ def unpack_weights(model: nn.Module) -> None:
 
 def weights_to_pack(model: nn.Module) -> list[tuple[nn.Parameter, str | None]]:
     """The weights of a model's linear layers, each with the reason why it is not to be packed, or None."""
-    owners = {}
+    owners: dict[int, tuple[nn.Parameter, list[nn.Module]]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), (parameter, []))[1].append(module)
@@ -261,7 +265,7 @@ def _embeds(module: nn.Module, parameter: nn.Parameter) -> bool:
     return type(module) is nn.Embedding and module.weight is parameter
 
 
-def direct(layer: nn.Module) -> Any:
+def direct(layer: Any) -> Any:
     """The layer as a function of few rows, (rows, in_features) -> (rows, out_features), while nothing is trained and
     nothing watches: what is called many times over is looked at once."""
     if not is_untouched_linear(layer):

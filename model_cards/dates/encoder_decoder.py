@@ -77,16 +77,17 @@ class HfTransformerStack(HfTransformerPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             given = "neither" if input_ids is None else "both"
             raise ValueError(f"exactly one of {self.input_name} and their embeddings must be given, got {given}")
+        tokens: Any = input_ids
         if inputs_embeds is None:
-            if input_ids.device.type == "cpu" and not torch.compiler.is_compiling() and input_ids.numel():
-                low, high = (int(value) for value in input_ids.aminmax())
+            if tokens.device.type == "cpu" and not torch.compiler.is_compiling() and tokens.numel():
+                low, high = (int(value) for value in tokens.aminmax())
                 size = self.embed_tokens.weight.shape[0]  # of an adapter's wrapper too
                 if low < 0 or high >= size:
                     raise ValueError(
                         f"{self.input_name} must be in [0, {size}), got {low if low < 0 else high}: "
                         f"the tokenizer's vocabulary does not match the model's"
                     )
-            inputs_embeds = self.embed_tokens(input_ids)
+            inputs_embeds = self.embed_tokens(tokens)
         if inputs_embeds.shape[1] == 0:
             raise ValueError(
                 f"{self.input_name} must have at least one token, got shape {(*inputs_embeds.shape[:2],)}"
@@ -284,8 +285,9 @@ class HfTransformerDecoder(HfTransformerStack):
             self._check_several_texts(bool(use_cache) or past_key_values is not None)
         if use_cache and past_key_values is None:
             past_key_values = self._new_cache(encoder_hidden_states is not None)
-        has_two_caches = isinstance(past_key_values, EncoderDecoderCache)
-        own_cache = past_key_values.self_attention_cache if has_two_caches else past_key_values
+        own_cache: Any = past_key_values
+        if isinstance(past_key_values, EncoderDecoderCache):
+            own_cache = past_key_values.self_attention_cache
 
         embeddings = self.embed(input_ids, inputs_embeds)
         past_length, num_keys = 0, embeddings.shape[1]
@@ -327,9 +329,8 @@ class HfTransformerDecoder(HfTransformerStack):
                 **{CACHE_NAME: past_key_values},
                 **attention_kwargs,
             )
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: past_key_values if use_cache else None}
-        )
+        kept: dict[str, Any] = {CACHE_NAME: past_key_values if use_cache else None}
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.norm(hidden_states), **kept)
 
     def _check_several_texts(self, has_cache: bool) -> None:
         if has_cache:
@@ -353,7 +354,7 @@ class HfTransformerDecoderModel(HfTransformerPreTrainedModel):
         config ([`HfTransformerConfig`]): the configuration.
     """
 
-    _keys_to_ignore_on_load_unexpected = (r"^(model\.)?encoder\.",)
+    _keys_to_ignore_on_load_unexpected: Any = (r"^(model\.)?encoder\.",)
 
     def __init__(self, config: HfTransformerConfig):
         super().__init__(config)
@@ -363,7 +364,7 @@ class HfTransformerDecoderModel(HfTransformerPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.decoder.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.decoder.embed_tokens = value
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,7 @@
-"""Losses of image classification, with and without a teacher, and of text."""
+"""Losses of image classification, with and without a teacher, and of text.
+
+Shapes: B batch, N patches.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -168,6 +171,33 @@ def distilled_loss(
     return (1 - options.distillation_alpha) * from_labels + options.distillation_alpha * from_teacher
 
 
+def token_labeling_loss(token_logits: torch.Tensor, token_labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of each patch with its own label, averaged over the patches that have one, in fp32 (token
+    labeling, 2104.10858).
+
+    Args:
+        token_logits: shape (batch, patches, num_labels).
+        token_labels: of the same shape: a distribution over the classes for each patch, or zeros for one without a
+            label.
+
+    Raises:
+        ValueError: if the shape does not fit, or (on the CPU, as for [`classification_loss`]) a patch's label is
+            neither a distribution nor zeros.
+    """
+    if token_labels.shape != token_logits.shape or not token_labels.is_floating_point():
+        raise ValueError(
+            f"token_labels must have shape {tuple(token_logits.shape)} and a floating-point dtype, got shape "
+            f"{tuple(token_labels.shape)} and dtype {token_labels.dtype}"
+        )
+    token_labels = token_labels.float()
+    _check_range(token_labels, 0, 1, "distributions over the classes for each patch, in [0, 1]")
+    shares = token_labels.sum(-1)  # (B, N)
+    is_labelled = shares > 0
+    _check_range(shares + ~is_labelled, 0.95, 1.05, "distributions over the classes for each patch, of sum 1 or 0")
+    losses = -(token_labels * token_logits.float().log_softmax(-1)).sum(-1)
+    return losses.sum() / is_labelled.sum().clamp(min=1)
+
+
 def token_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -204,4 +234,4 @@ def token_loss(
     return loss / count
 
 
-__all__ = ["classification_loss", "distillation_loss", "distilled_loss", "token_loss"]
+__all__ = ["classification_loss", "distillation_loss", "distilled_loss", "token_labeling_loss", "token_loss"]

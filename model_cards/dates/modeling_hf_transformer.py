@@ -27,7 +27,7 @@ from .text_position import holds_several_texts
 from .transformer_pretrained import HfTransformerPreTrainedModel
 
 
-def _stem(stack: nn.Module) -> list[nn.Module]:
+def _stem(stack: Any) -> list[nn.Module]:
     """The parts of an encoder or decoder below its layers."""
     parts = (stack.embed_tokens, stack.token_position, stack.attention_position, stack.embedding_norm)
     return [part for part in parts if part is not None]
@@ -55,7 +55,7 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.encoder.embed_tokens = value
         if self.config.share_encoder_decoder_embeddings:
             self.decoder.embed_tokens = value
@@ -116,10 +116,11 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
         elif not isinstance(encoder_outputs, BaseModelOutput):
             names = ("last_hidden_state", "hidden_states", "attentions")
             encoder_outputs = BaseModelOutput(**dict(zip(names, encoder_outputs)))
+        encoded: Any = encoder_outputs
         decoder_outputs = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
-            encoder_hidden_states=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoded.last_hidden_state,
             encoder_attention_mask=attention_mask,
             past_key_values=past_key_values,
             inputs_embeds=decoder_inputs_embeds,
@@ -134,9 +135,9 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
             decoder_hidden_states=decoder_outputs.hidden_states,
             decoder_attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.cross_attentions,
-            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
-            encoder_hidden_states=encoder_outputs.hidden_states,
-            encoder_attentions=encoder_outputs.attentions,
+            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
         )
 
 
@@ -174,7 +175,8 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         """
         if mode:
             refuse_quantized(self, "trained")
-        return super().train(mode)
+        super().train(mode)
+        return self
 
     def resize_encoder_token_embeddings(self, new_num_tokens: int) -> nn.Embedding:
         """Resize the encoder's vocabulary, where it has its own.
@@ -200,7 +202,7 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         self.tie_weights()
         return self.model.decoder.embed_tokens
 
-    def _resize_own_embeddings(self, stack: nn.Module, new_num_tokens: int) -> None:
+    def _resize_own_embeddings(self, stack: Any, new_num_tokens: int) -> None:
         if self.config.share_encoder_decoder_embeddings:
             raise ValueError("share_encoder_decoder_embeddings must be False to resize one of them, got True")
         refuse_quantized(self, "resized")
@@ -299,7 +301,7 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, CheckedGenerationMi
         config ([`HfTransformerConfig`]): the configuration.
     """
 
-    _keys_to_ignore_on_load_unexpected = (r"^(model\.)?encoder\.",)
+    _keys_to_ignore_on_load_unexpected: Any = (r"^(model\.)?encoder\.",)
     _ties = {"lm_head.weight": "model.decoder.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: HfTransformerConfig):
@@ -315,7 +317,7 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, CheckedGenerationMi
 
     def layer_groups(self) -> list[list[nn.Module]]:
         """As those of [`HfTransformerModel`], of the decoder alone."""
-        decoder = self.get_decoder()
+        decoder = self.model.decoder
         return [_stem(decoder), *([layer] for layer in decoder.layers)]
 
     @can_return_tuple

@@ -23,7 +23,7 @@ class HfTransformerPreTrainedModel(InferenceModesMixin, PreTrainedModel):
     config_class = HfTransformerConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("HfTransformerLayer",)
+    _no_split_modules: Any = ("HfTransformerLayer",)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -55,13 +55,14 @@ class HfTransformerPreTrainedModel(InferenceModesMixin, PreTrainedModel):
             self._init_matrix(module.weight, std=module.embedding_dim**-0.5)
         elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
             init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
+            bias: Any = getattr(module, "bias", None)
+            if bias is not None:
+                init.zeros_(bias)
         elif isinstance(module, RelativeXLSelfAttention):
             init.zeros_(module.content_bias)
             init.zeros_(module.position_bias)
 
-    def _init_matrix(self, weight: nn.Parameter, std: float | None) -> None:
+    def _init_matrix(self, weight: torch.Tensor, std: float | None) -> None:
         std = self.config.init_std or std
         if std is None:
             init.xavier_uniform_(weight)
@@ -69,14 +70,14 @@ class HfTransformerPreTrainedModel(InferenceModesMixin, PreTrainedModel):
             init.normal_(weight, std=std)
 
     @property
-    def _tied_weights_keys(self) -> dict[str, str]:
+    def _tied_weights_keys(self) -> dict[str, str]:  # type: ignore[override]  # transformers only reads it
         return dict(self._ties) if getattr(self.config, self._tying_switch) else {}
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """See `PreTrainedModel.get_expanded_tied_weights_keys`, which knows one switch where here are two."""
         return super().get_expanded_tied_weights_keys(all_submodels=True) if all_submodels else self._tied_weights_keys
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]  # what is not named here is handed on
         self, save_directory: Any, is_main_process: bool = True, state_dict: dict | None = None, **kwargs: Any
     ) -> Any:
         """See `PreTrainedModel.save_pretrained`. Weights that share their memory though the configuration does not tie

@@ -39,8 +39,8 @@ class _ResampleToModel(ConversionOps):
         source_patterns: Any,
         target_patterns: Any,
         *,
-        model: Any,
-        full_layer_name: Any,
+        model: Any = None,
+        full_layer_name: Any = None,
         **kwargs: Any,
     ) -> Any:
         ((name, tables),) = input_dict.items()
@@ -71,16 +71,20 @@ class OwnConversionsMixin:
     """A model that is loaded by the conversions of its own code. transformers keeps them by `model_type`, for all
     versions of the code alike that a process may have imported from folders."""
 
+    config_class: Any
+
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
+        model: Any = super()
+        model.__init__(config, *args, **kwargs)
         register_checkpoint_conversion_mapping(config.model_type, checkpoint_conversions(), overwrite=True)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """See `PreTrainedModel.from_pretrained`."""
         others = get_checkpoint_conversion_mapping(cls.config_class.model_type)
+        model: Any = super()
         try:
-            return super().from_pretrained(*args, **kwargs)
+            return model.from_pretrained(*args, **kwargs)
         finally:
             if others is not None:  # older code registered its own once, when it was imported
                 register_checkpoint_conversion_mapping(cls.config_class.model_type, others, overwrite=True)

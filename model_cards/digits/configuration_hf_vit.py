@@ -37,7 +37,7 @@ AUTO_MAP = {
 PROCESSOR_AUTO_MAP = {"AutoImageProcessor": "image_processing_hf_vit.HfViTImageProcessor"}
 
 
-def _field_names(config_class: type) -> set[str]:
+def _field_names(config_class: Any) -> set[str]:
     return {*config_class.__dataclass_fields__, "num_labels", "out_features", "out_indices", "attn_implementation"}
 
 
@@ -62,6 +62,8 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
             from 0 in the first.
         layer_scale_init_value (`float`, *optional*): initial value, above 0, of the learnt scale of each residual
             branch (LayerScale, 2103.17239). `None`: no scale.
+        residual_scale (`float`): constant, above 0, that multiplies each residual branch (residual scaling of LV-ViT,
+            2104.10858, which divides by 1 or 2).
         initializer_range (`float`): standard deviation of the initial weights, after truncation at two deviations.
         layer_norm_eps (`float`): epsilon of the layer norms.
         image_size (`int` or pair): (height, width) in pixels for which the positions are laid out. Images of other
@@ -81,7 +83,8 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
             distillation token then enter before the first of them, and they alone change there; registers go through
             the other layers with the patches.
         patch_embedding (`str`): `"conv"`: one linear map of each patch. `"hybrid"`: a small convolutional stem
-            (2106.14881), then the linear map.
+            (2106.14881), then the linear map. `"lvvit"`: the stem of LV-ViT (2104.10858), three convolutions of 64
+            channels, the first of 7 x 7 and stride 2, with group norms, then the linear map; `patch_size` is even.
         patch_fit (`str`): what becomes of images whose height or width is no multiple of the patch size: `"exact"`
             (an error), `"pad"` (zeros on the right and below) or `"crop"` (what is left over there is not looked at,
             as a convolution does).
@@ -117,6 +120,9 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
             it was.
         cls_mean_weight (`float`): share of the class token in `cls_mean`, in [0, 1].
         learn_cls_mean_weight (`bool`): learn that share, starting from `cls_mean_weight` (then in (0, 1)).
+        use_token_labeling_head (`bool`): classify every patch, too (token labeling, 2104.10858); see `token_labels` of
+            [`HfViTForImageClassification`].
+        token_labeling_weight (`float`): weight, at least 0, of the patches' loss beside that of the image.
         distillation_type (`str`): `"soft"` (KL divergence) or `"hard"` (the teacher's decision).
         distillation_alpha (`float`): share of the distillation loss, in [0, 1].
         distillation_temperature (`float`): temperature of soft distillation, above 0.
@@ -141,6 +147,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     patch_dropout_prob: float | int = 0.0
     drop_path_rate: float | int = 0.0
     layer_scale_init_value: float | int | None = None
+    residual_scale: float | int = 1.0
     initializer_range: float | int = 0.02
     layer_norm_eps: float | int = 1e-6
     image_size: int | list[int] | tuple[int, ...] = 224
@@ -173,6 +180,8 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     pooling_norm: str | None = None
     cls_mean_weight: float | int = 0.5
     learn_cls_mean_weight: bool = False
+    use_token_labeling_head: bool = False
+    token_labeling_weight: float | int = 0.5
     distillation_type: str = "soft"
     distillation_alpha: float | int = 0.5
     distillation_temperature: float | int = 3.0
@@ -182,7 +191,9 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     # Trainer then hands compute_metrics the mean of the two heads alone.
-    keys_to_ignore_at_inference = ["class_logits", "distillation_logits", "hidden_states", "attentions"]  # noqa: RUF012
+    keys_to_ignore_at_inference = [  # noqa: RUF012
+        *("class_logits", "distillation_logits", "token_logits", "hidden_states", "attentions")
+    ]
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
@@ -196,8 +207,9 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     @classmethod
     def from_variant(cls, name: str, **overrides: Any) -> "HfViTConfig":
         """The configuration of a published model, for instance `"vit_small_patch16_224"`,
-        `"deit_small_distilled_patch16_384"` or `"cait_s24_224"`: `{vit,deit}_{size}[_distilled]_patch{P}_{image size}`
-        or `cait_{size}_{image size}`.
+        `"deit_small_distilled_patch16_384"`, `"cait_s24_224"` or `"lvvit_small"`:
+        `{vit,deit}_{size}[_distilled]_patch{P}_{image size}`, `cait_{size}_{image size}` or
+        `lvvit_{size}[_{image size}]`.
 
         Args:
             name: a name of `vit_variants.variant_names`, with any image size that is a multiple of the patch size.
@@ -239,7 +251,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     @property
     def output_attentions(self) -> bool:
         """Whether the models return attention weights; they can with any attention implementation."""
-        return self._output_attentions
+        return bool(self._output_attentions)
 
     @output_attentions.setter
     def output_attentions(self, value: bool) -> None:
@@ -271,7 +283,7 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     @property
     def position_grid(self) -> tuple[int, int]:
         """`position_grid_size`, or its default."""
-        return self.grid_size if self.position_grid_size is None else tuple(self.position_grid_size)
+        return self.grid_size if self.position_grid_size is None else pair(self.position_grid_size)
 
     @property
     def num_prefix_tokens(self) -> int:

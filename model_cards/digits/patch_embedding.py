@@ -32,7 +32,8 @@ class PatchEmbedding(nn.Module):
         self.num_channels = config.num_channels
         self.patch_shape = config.patch_shape
         self.patch_fit = config.patch_fit
-        self.stem = ConvStem(config) if config.patch_embedding == "hybrid" else None
+        stem = _STEMS.get(config.patch_embedding)
+        self.stem = stem(config) if stem else None
         channels = self.stem.out_channels if self.stem else config.num_channels
         stride = self.stem.stride if self.stem else 1
         self.map_patch_shape = (self.patch_shape[0] // stride, self.patch_shape[1] // stride)
@@ -100,7 +101,24 @@ def _nearest_multiples(length: int, patch: int) -> list[int]:
     return [multiple for multiple in (below, below + patch) if multiple > 0]
 
 
-class ConvStem(nn.Module):
+class _Stem(nn.Module):
+    """Convolutions before the linear map: (batch, channels, height, width) -> (batch, out_channels, height / stride,
+    width / stride)."""
+
+    stride: int
+    out_channels: int
+    layers: nn.Sequential
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        features = pixel_values
+        for layer in self.layers:
+            is_strided = isinstance(layer, nn.Conv2d) and layer.stride[0] > 1
+            convolve: Any = _convolve_by_matmul if is_strided and strided_convolution_may_be_wrong(features) else None
+            features = convolve(layer, features) if convolve else layer(features)
+        return features
+
+
+class ConvStem(_Stem):
     """Convolutions of stride 2 that halve the resolution while the patch can be halved (2106.14881: early convolutions
     help Transformers see better), or one of stride 1 where the patch is odd, each followed by `num_stem_blocks`
     residual blocks. Channels double, from at least 8, up to half of `hidden_size`.
@@ -124,22 +142,34 @@ class ConvStem(nn.Module):
             layers += [ResidualBlock(out_channels) for _ in range(config.num_stem_blocks)]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        features = pixel_values
-        for layer in self.layers:
-            is_strided = isinstance(layer, nn.Conv2d) and layer.stride[0] > 1
-            convolve: Any = _convolve_by_matmul if is_strided and strided_convolution_may_be_wrong(features) else None
-            features = convolve(layer, features) if convolve else layer(features)
-        return features
+
+class LVViTStem(_Stem):
+    """The stem of LV-ViT (2104.10858): a convolution of 7 x 7 and stride 2, then two of 3 x 3, of 64 channels each,
+    with group norms in place of the paper's batch norms.
+
+    Args:
+        config: gives `num_channels`.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.stride, self.out_channels = 2, 64
+        layers: list[nn.Module] = []
+        for in_channels, size, stride in ((config.num_channels, 7, 2), (64, 3, 1), (64, 3, 1)):
+            layers += [*_convolution(in_channels, 64, size, stride), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
 
 
 def _convolve_by_matmul(convolution: nn.Conv2d, features: torch.Tensor) -> torch.Tensor:
-    """`convolution(features)` for a kernel of 3 x 3, stride 2, padding 1 and no bias, as one matmul with the nine
-    pixels that each output sees: (batch, channels, height, width) -> (batch, channels, height / 2, width / 2)."""
+    """`convolution(features)` for a square, odd kernel, stride 2, padding that keeps the grid and no bias, as one
+    matmul with the pixels that each output sees: (batch, channels, height, width) -> (batch, channels, height / 2,
+    width / 2)."""
     height, width = features.shape[2] // 2, features.shape[3] // 2
-    padded = nn.functional.pad(features, (1, 1, 1, 1))
-    pixels = [padded[:, :, i : i + 2 * height : 2, j : j + 2 * width : 2] for i in range(3) for j in range(3)]
-    kernel = convolution.weight.permute(0, 2, 3, 1).flatten(1)  # (out channels, 9 * channels)
+    size, padding = convolution.kernel_size[0], convolution.kernel_size[0] // 2
+    padded = nn.functional.pad(features, (padding,) * 4)
+    offsets = [(i, j) for i in range(size) for j in range(size)]
+    pixels = [padded[:, :, i : i + 2 * height : 2, j : j + 2 * width : 2] for i, j in offsets]
+    kernel = convolution.weight.permute(0, 2, 3, 1).flatten(1)  # (out channels, size * size * channels)
     return torch.matmul(kernel, torch.cat(pixels, dim=1).flatten(2)).unflatten(2, (height, width))
 
 
@@ -157,9 +187,9 @@ class ResidualBlock(nn.Module):
         return torch.relu(features + self.layers(features))
 
 
-def _convolution(in_channels: int, out_channels: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+def _convolution(in_channels: int, out_channels: int, size: int = 3, stride: int = 1) -> tuple[nn.Module, nn.Module]:
     return (
-        nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
+        nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=size // 2, bias=False),
         # Batch statistics would tie samples to each other and to the number of processes.
         nn.GroupNorm(math.gcd(out_channels, 8), out_channels),
     )
@@ -169,4 +199,6 @@ def _num_halvings(length: int) -> int:
     return (length & -length).bit_length() - 1
 
 
-__all__ = ["ConvStem", "PatchEmbedding", "ResidualBlock"]
+_STEMS = {"hybrid": ConvStem, "lvvit": LVViTStem}
+
+__all__ = ["ConvStem", "LVViTStem", "PatchEmbedding", "ResidualBlock"]

@@ -20,7 +20,7 @@ def strict_config(cls: Any) -> Any:
     cls = strict(cls)
     assign = cls.__setattr__
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self: Any, name: str, value: Any) -> None:
         try:
             assign(self, name, value)
         except StrictDataclassFieldValidationError as error:

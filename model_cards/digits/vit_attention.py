@@ -23,9 +23,10 @@ class HfViTSelfAttention(SelfAttention):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config, output_bias=config.proj_bias)
-        self.query_bias, self.value_bias = None, None
+        self.query_bias: nn.Parameter | None = None
+        self.value_bias: nn.Parameter | None = None
         if config.qkv_bias and not config.key_bias:
-            self.qkv_proj.bias = None
+            self.qkv_proj.register_parameter("bias", None)
             self.query_bias = nn.Parameter(torch.zeros(config.hidden_size))
             self.value_bias = nn.Parameter(torch.zeros(config.hidden_size))
         self.output_norm = make_norm(config) if config.attention_output_norm else nn.Identity()
@@ -35,7 +36,7 @@ class HfViTSelfAttention(SelfAttention):
 
     def _project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         query, key, value = super()._project(hidden_states)  # (B, H, T, K) each
-        if self.query_bias is not None:
+        if self.query_bias is not None and self.value_bias is not None:
             shape = (self.num_attention_heads, 1, self.head_dim)
             query, value = query + self.query_bias.view(shape), value + self.value_bias.view(shape)
         return query, key, value
@@ -61,6 +62,7 @@ class TalkingHeadsSelfAttention(HfViTSelfAttention):
         attention_mask: torch.Tensor | None = None,
         position_bias: torch.Tensor | None = None,
         output_attentions: bool = False,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         scores = torch.matmul(query * self.head_dim**-0.5, key.transpose(2, 3))  # (B, H, T, T)
         if position_bias is not None:

@@ -28,6 +28,10 @@ _CAIT_SIZES = {
     "m36": (768, 36, 16, 1e-6, 384),
     "m48": (768, 48, 16, 1e-6, 448),
 }
+# hidden_size, num_hidden_layers, num_attention_heads, residual scale: table 2 of LV-ViT (2104.10858) and its tiny
+# model.
+_LVVIT_SIZES = {"tiny": (240, 12, 4, 1.0), "small": (384, 16, 6, 0.5), "medium": (512, 20, 8, 0.5)}
+_LVVIT_PATTERN = re.compile(r"lvvit_([a-z]+)(?:_(\d+))?")
 _CAIT_PATTERN = re.compile(r"cait_([a-z]+\d+)_(\d+)")
 
 
@@ -40,7 +44,8 @@ def variant_names() -> list[str]:
                 names.append(f"{family}_{size}_patch{patch_size}_224")
                 if family == "deit":
                     names.append(f"{family}_{size}_distilled_patch{patch_size}_224")
-    return [*names, *(f"cait_{size}_{sizes[-1]}" for size, sizes in _CAIT_SIZES.items())]
+    names += [f"cait_{size}_{sizes[-1]}" for size, sizes in _CAIT_SIZES.items()]
+    return [*names, *(f"lvvit_{size}_224" for size in _LVVIT_SIZES)]
 
 
 def variant_fields(name: str) -> dict[str, object]:
@@ -52,6 +57,9 @@ def variant_fields(name: str) -> dict[str, object]:
     match = _CAIT_PATTERN.fullmatch(name)
     if match and match[1] in _CAIT_SIZES:
         return _cait_fields(*_CAIT_SIZES[match[1]][:4], image_size=int(match[2]))
+    match = _LVVIT_PATTERN.fullmatch(name)
+    if match and match[1] in _LVVIT_SIZES:
+        return _lvvit_fields(*_LVVIT_SIZES[match[1]], image_size=int(match[2] or 224))
     match = _VARIANT_PATTERN.fullmatch(name)
     fields: Any = match.groups() if match else (None,) * 5
     family, size, distilled, patch_size, image_size = fields
@@ -83,6 +91,23 @@ def _cait_fields(
         "num_class_layers": 2,
         "talking_heads": True,
         "layer_scale_init_value": initial_scale,
+    }
+
+
+def _lvvit_fields(
+    hidden_size: int, num_hidden_layers: int, num_attention_heads: int, residual_scale: float, image_size: int
+) -> dict[str, object]:
+    return {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": num_hidden_layers,
+        "num_attention_heads": num_attention_heads,
+        "intermediate_size": 3 * hidden_size,
+        "patch_size": 16,
+        "image_size": image_size,
+        "qkv_bias": False,
+        "patch_embedding": "lvvit",
+        "residual_scale": residual_scale,
+        "use_token_labeling_head": True,
     }
 
 

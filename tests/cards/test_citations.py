@@ -21,6 +21,15 @@ CASES = {
     ),
     "Register tokens": ([{"num_register_tokens": 4}], [{"num_register_tokens": 0}]),
     "Convolutional stem": ([{"patch_embedding": "hybrid"}], [{"patch_embedding": "linear"}]),
+    "Token labeling, MixToken, or LV-ViT's stem and residual scaling": (
+        [
+            {"token_label_annotator": "x", "token_labeling_weight": 0.5},
+            {"token_label_column_name": "mask", "token_labeling_weight": 0.5},
+            {"patch_embedding": "lvvit"},
+            {"residual_scale": 0.5},
+        ],
+        [{"token_label_annotator": "x", "token_labeling_weight": 0.0}, {"residual_scale": 1.0}],
+    ),
     "Residual blocks": ([{"num_stem_blocks": 1}], [{"num_stem_blocks": 0}]),
     "Transformer": ([{"model_type": "hf_transformer"}], [{"model_type": "marian"}]),
     "Sine-cosine position embedding": ([{"position_embedding": "sincos_1d"}], [{"position_embedding": "learned"}]),

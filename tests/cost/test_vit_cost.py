@@ -23,6 +23,7 @@ CASES = {
     "gated, distilled": {"hidden_act": "swiglu", "use_distillation_token": True},
     "stem": {"patch_embedding": "hybrid", "num_stem_blocks": 1},
     "stem of stride 1": {"patch_embedding": "hybrid", "patch_size": 3, "image_size": [15, 24]},
+    "LV-ViT": {"patch_embedding": "lvvit", "residual_scale": 0.5, "use_token_labeling_head": True},
     "class layer": {"num_class_layers": 1},
     "CaiT": {
         "num_class_layers": 2,
@@ -80,9 +81,10 @@ def counted_flops(model, backward):
     height, width = model.config.image_shape
     images = torch.zeros(BATCH, 3, height, width, device="meta")
     with counter, torch.set_grad_enabled(backward):
-        logits = model(images).logits
+        outputs = model(images)
         if backward:
-            logits.sum().backward()
+            answers = [outputs.logits] if outputs.token_logits is None else [outputs.logits, outputs.token_logits]
+            sum(each.sum() for each in answers).backward()
     return counter.get_total_flops()
 
 
@@ -151,6 +153,7 @@ def bytes_that_autograd_keeps(model, images, mixed_precision):
         {"attention_output_norm": True, "mlp_hidden_norm": True},
         {"talking_heads": True, "num_class_layers": 2},
         {"patch_embedding": "hybrid", "num_stem_blocks": 1},
+        {"patch_embedding": "lvvit", "residual_scale": 0.5},
         {"hidden_dropout_prob": 0.1},
     ],
     ids=str,

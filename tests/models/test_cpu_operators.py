@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformer_tools import make_model, tokens
 
-from hf_vit.models import cpu_operators
+from hf_vit.models import cpu_int8_operators, cpu_operators
 from hf_vit.models.cpu_linear import linear
 from hf_vit.models.cpu_operators import Guarded
 
@@ -213,16 +213,16 @@ def test_a_lack_of_memory_is_no_fault_of_a_name(monkeypatch, fresh_guards, warni
 @pytest.mark.parametrize("reduce_range", [False, True])
 @pytest.mark.parametrize("shape", [(1, 33), (20, 33)])
 def test_the_public_int8_layer_is_the_private_one(shape, reduce_range, fresh_guards):
-    if cpu_operators.int8_weight.why_not() is not None:
-        pytest.skip(cpu_operators.int8_weight.why_not())
+    if cpu_int8_operators.int8_weight.why_not() is not None:
+        pytest.skip(cpu_int8_operators.int8_weight.why_not())
     generator = torch.Generator().manual_seed(0)
     weight, bias, states = (torch.randn(size, generator=generator) for size in ((17, 33), (17,), shape))
     for offset in (0.0, 3.0, -3.0):  # numbers of both signs, and of one
-        packed = cpu_operators.int8_weight(weight, bias)
-        public = cpu_operators.int8_weight.public(weight, bias)
-        got = cpu_operators.int8_linear(states + offset, public, reduce_range)
-        torch.testing.assert_close(got, cpu_operators.int8_linear(states + offset, packed, reduce_range))
-        unpacked = cpu_operators._int8_linear.public(states + offset, packed, reduce_range)
+        packed = cpu_int8_operators.int8_weight(weight, bias)
+        public = cpu_int8_operators.int8_weight.public(weight, bias)
+        got = cpu_int8_operators.int8_linear(states + offset, public, reduce_range)
+        torch.testing.assert_close(got, cpu_int8_operators.int8_linear(states + offset, packed, reduce_range))
+        unpacked = cpu_int8_operators._int8_linear.public(states + offset, packed, reduce_range)
         torch.testing.assert_close(unpacked, got)
 
 

@@ -1,4 +1,4 @@
-"""What does not fit is refused with the argument's name, the value found and what is allowed; what is odd works."""
+"""Input that does not fit is refused by the argument's name, the value found and what is allowed; odd input works."""
 
 import re
 
@@ -79,7 +79,7 @@ POSITIONS = f"{ABSOLUTE}, relative_bias, relative_bias_per_layer, {ROTARY}, none
             {"num_class_layers": 1, "position_embedding_on_prefix": True},
             "position_embedding_on_prefix must not be True with num_class_layers 1",
         ),
-        ({"patch_embedding": "linear"}, "patch_embedding must be one of conv, hybrid, got 'linear'"),
+        ({"patch_embedding": "linear"}, "patch_embedding must be one of conv, hybrid, lvvit, got 'linear'"),
         ({"num_stem_blocks": -1}, "num_stem_blocks must be at least 0, got -1"),
         ({"num_stem_blocks": 1}, "num_stem_blocks must be 0 without patch_embedding 'hybrid', got 1"),
         ({"distillation_type": "warm"}, "distillation_type must be one of soft, hard, got 'warm'"),

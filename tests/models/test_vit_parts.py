@@ -24,8 +24,11 @@ from hf_vit.models.pooling import Pooler
 
 
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-@pytest.mark.parametrize("patch_size", [4, (2, 8), (3, 5)], ids=str)
-@pytest.mark.parametrize("patch_embedding", ["conv", "hybrid"])
+@pytest.mark.parametrize(
+    ("patch_embedding", "patch_size"),
+    [*((name, size) for name in ("conv", "hybrid") for size in (4, (2, 8), (3, 5))), ("lvvit", 4), ("lvvit", (2, 8))],
+    ids=str,
+)
 def test_patch_embedding_is_a_convolution(tiny_config, patch_embedding, patch_size, dtype, tolerance):
     """Whose stride equals its kernel; after the stem, if there is one. That of torch in bf16 is wrong for a kernel and
     stride of (1, 4) on processors with AMX."""

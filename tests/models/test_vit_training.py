@@ -175,6 +175,9 @@ def test_no_residual_branch_is_split_between_devices(model):
     """Wherever memory ends, as `device_map="auto"` sees it."""
     total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     whole = ["vit.embeddings", "vit.pooler", *(f"vit.layers.{i}" for i in range(len(model.vit.layers)))]
+    embeddings = sum(parameter.numel() * parameter.element_size() for parameter in model.vit.embeddings.parameters())
+    if embeddings > 0.6 * total:
+        pytest.skip("hardly anything is left for a second device")
     for share in (0.6, 0.7, 0.8, 0.9):
         memory = {"cpu": int(share * total), "disk": 10 * total}
         device_map = infer_auto_device_map(model, memory, no_split_module_classes=model._no_split_modules)

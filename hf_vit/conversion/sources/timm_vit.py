@@ -124,7 +124,7 @@ class TimmVisionTransformer(Source):
 
 
 def _options_beside_the_defaults(config: HfViTConfig, pooling: str) -> dict[str, Any]:
-    """What DeiT's class, which knows few options, need not be told."""
+    """Options that DeiT's class, which knows few, need not be told."""
     options: dict[str, Any] = {"act_layer": ACTIVATION_NAMES[config.hidden_act]}
     if config.hidden_act in GATED_ACTIVATIONS:  # of which timm counts both halves
         options["mlp_ratio"] = mlp_ratio(config.hidden_size, 2 * config.intermediate_size)

@@ -11,6 +11,7 @@ from hf_vit.tasks.image_classification.augment import AugmentationArguments
 from hf_vit.tasks.image_classification.distillation import DistillationArguments
 from hf_vit.tasks.image_classification.losses import LossArguments
 from hf_vit.tasks.image_classification.models import ModelArguments
+from hf_vit.tasks.image_classification.token_labels import TokenLabelArguments
 from hf_vit.trainer.arguments import TrainingArguments
 
 
@@ -34,6 +35,11 @@ class DataArguments(SourceArguments):
     test_dir: str | None = argument(None, help="Local folder of the images that the result is measured on, likewise.")
     image_column_name: str | None = argument(None, help="Column of images; found by its type when not given.")
     label_column_name: str | None = argument(None, help="Column of labels; found by its type when not given.")
+    token_label_column_name: str | None = argument(
+        None,
+        help="Label the patches of training images by this column: masks (images of class indices) or objects with "
+        "bbox (x, y, width, height in pixels).",
+    )
     class_names: list[str] | None = argument(
         None, help="Names of the classes in the order of their labels, where the data does not hold them."
     )
@@ -105,3 +111,4 @@ class ImageClassificationArguments(TrainingArguments):
     augmentation: AugmentationArguments
     loss: LossArguments
     distillation: DistillationArguments
+    token_labels: TokenLabelArguments

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers import ViTImageProcessor
 from transformers.image_utils import pil_torch_interpolation_mapping
@@ -78,6 +79,11 @@ class AugmentationArguments:
         names += ["auto_augment", "color_jitter", "random_erasing_prob", "mixup_alpha", "cutmix_alpha"]
         return ["train_crop"] * (self.train_crop != "resize") + [name for name in names if getattr(self, name)]
 
+    @property
+    def moves_unseen(self) -> bool:
+        """Whether a policy turns or shifts images in ways of its own."""
+        return self.auto_augment not in (None, "three_augment")
+
     def describe(self) -> str:
         """The augmentation in a few words, by the arguments that make it."""
         parts = [self.train_crop.replace("_", " ")]
@@ -108,24 +114,50 @@ class TrainTransform:
         self.seed = seed
         form = InputFormat.of(processor)
         size, interpolation = form.size, pil_torch_interpolation_mapping[form.resample]
-        steps: list[torch.nn.Module] = _crop(arguments, size, interpolation)
+        moves: list[torch.nn.Module] = _crop(arguments, size, interpolation)
         if arguments.horizontal_flip_prob:
-            steps.append(v2.RandomHorizontalFlip(arguments.horizontal_flip_prob))
-        steps += [*_affine(arguments), *_auto_augment(arguments, size, form.num_channels)]
+            moves.append(v2.RandomHorizontalFlip(arguments.horizontal_flip_prob))
+        moves += _affine(arguments)
+        steps: list[torch.nn.Module] = _auto_augment(arguments, size, form.num_channels)
         if arguments.color_jitter:
             steps.append(v2.ColorJitter(*[arguments.color_jitter] * 3))
         if arguments.random_erasing_prob:
             mean_color = [255 * mean for mean in form.mean]
             steps.append(v2.RandomErasing(arguments.random_erasing_prob, value=mean_color))
-        self.transform = v2.Compose(steps)
+        self.move, self.change = v2.Compose(moves), v2.Compose(steps) if steps else None
 
     def __call__(self, images: Sequence[torch.Tensor], keys: Sequence[SampleKey]) -> list[torch.Tensor]:
         with torch.random.fork_rng(devices=[]):
-            return [self._view(image, key) for image, key in zip(images, keys)]
+            return [self._view(key, image)[0] for image, key in zip(images, keys)]
 
-    def _view(self, image: torch.Tensor, key: SampleKey) -> torch.Tensor:
+    def with_positions(
+        self, images: Sequence[torch.Tensor], keys: Sequence[SampleKey]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The same views, each with what its pixels show: (3, H, W), the height and width in its image, in parts of
+        its sides, and 1 where it shows the image, 0 beyond."""
+        with torch.random.fork_rng(devices=[]):
+            views = [self._view(key, tv_tensors.Image(image), _positions(image)) for image, key in zip(images, keys)]
+        # What lies beyond counts as zero where pixels are mixed.
+        return [(view.as_subclass(torch.Tensor), _unmixed(shown)) for view, shown in views]
+
+    def _view(self, key: SampleKey, image: torch.Tensor, *beside: torch.Tensor) -> list[torch.Tensor]:
+        """The image and what moves with it."""
         torch.default_generator.manual_seed(seed_of(self.seed, *key))
-        return self.transform(image)
+        moved = self.move(image, *beside)
+        image, *others = moved if beside else (moved,)
+        return [self.change(image) if self.change else image, *others]
+
+
+def _positions(image: torch.Tensor) -> torch.Tensor:
+    height, width = image.shape[-2:]
+    rows, columns = (torch.arange(side) + 0.5 for side in (height, width))
+    grid = torch.meshgrid(rows / height, columns / width, indexing="ij")
+    return tv_tensors.Image(torch.stack((*grid, torch.ones(height, width))))
+
+
+def _unmixed(shown: torch.Tensor) -> torch.Tensor:
+    shown = shown.as_subclass(torch.Tensor)
+    return torch.cat((shown[:2] / shown[2:].clamp(min=1e-3), shown[2:]))
 
 
 def _crop(arguments: AugmentationArguments, size: tuple[int, int], interpolation: Any) -> list[torch.nn.Module]:

@@ -21,7 +21,7 @@ from hf_vit.tasks.image_classification.record import (
     Teacher,
 )
 
-MAX_TABLE_ROWS = 30  # a longer table of classes is cut to its best and worst ends
+MAX_TABLE_ROWS = 30  # a longer table of classes is cut to its best and worst rows
 TABLE_END_ROWS = 10
 
 _ARCHITECTURE = {
@@ -39,7 +39,9 @@ _ARCHITECTURE = {
     "hidden_act": "Activation",
     "qk_norm": "Normalised queries and keys",
     "layer_scale_init_value": "LayerScale, initial value",
+    "residual_scale": "Residual branches times",
     "drop_path_rate": "Stochastic depth, last layer",
+    "use_token_labeling_head": "Head for labels of patches",
 }
 
 _AUTO_CLASSES = """\
@@ -101,6 +103,9 @@ class ImageClassificationFacts(CardFacts):
     accuracy: float | None
     heads: dict[str, list[Metric]]
     teachers: list[Teacher]
+    annotator: Teacher | None
+    token_label_column: str | None
+    token_labeling_weight: float
     class_names: list[str]
     per_class: list[ClassScore]
     confusion_matrix: list[list[int]]
@@ -115,12 +120,18 @@ class ImageClassificationFacts(CardFacts):
         metrics = result.metrics
         names = data.class_names or [str(name) for name in records.config.get("id2label", {}).values()]
         teachers = records.run.teachers or [Teacher(name=name) for name in records.arguments.get("teacher") or []]
+        annotator, annotator_name = records.run.annotator, records.arguments.get("token_label_annotator")
+        if annotator is None and annotator_name:
+            annotator = Teacher(name=annotator_name)
         return {
             **shared,
             "metrics": _fractions_first(shared["metrics"]),
             "accuracy": metrics.accuracy,
             "heads": {name: _fractions_first(metrics_of(of_head)) for name, of_head in metrics.heads.items()},
             "teachers": [teacher.model_copy(update={"name": local(teacher.name)}) for teacher in teachers],
+            "annotator": annotator and annotator.model_copy(update={"name": local(annotator.name)}),
+            "token_label_column": records.arguments.get("token_label_column_name"),
+            "token_labeling_weight": records.arguments.get("token_labeling_weight", 0.0),
             "class_names": names,
             "per_class": metrics.per_class,
             "confusion_matrix": metrics.confusion_matrix if len(metrics.confusion_matrix) == len(names) else [],
@@ -195,7 +206,8 @@ class ImageClassificationFacts(CardFacts):
 
     @property
     def class_table(self) -> list[ClassScore]:
-        """The rows to show: all of them in their order, or the ends of a long table from the best F1 to the worst."""
+        """The rows to show: all of them in their order, or of a long table the first and last from the best F1 to the
+        worst."""
         if len(self.tested) <= MAX_TABLE_ROWS:
             return self.tested
         ranked = sorted(self.tested, key=lambda row: -row.f1)

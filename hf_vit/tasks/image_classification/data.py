@@ -6,20 +6,18 @@ import contextlib
 import io
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets
 from PIL import Image as PILImage
 from sklearn.model_selection import train_test_split
 
 from hf_vit.files import digest
-from hf_vit.sample_keys import SampleKey
 from hf_vit.sources import (
     limit_samples,
     load_source,
@@ -32,7 +30,7 @@ from hf_vit.sources import (
 from hf_vit.tasks.image_classification.arguments import DataArguments, ScoredDataArguments
 from hf_vit.vision.bad_samples import find_bad_samples
 from hf_vit.vision.columns import find_class_names, find_image_column, find_label_column, label_namer
-from hf_vit.vision.decoding import decode_pixels, encoded, num_levels
+from hf_vit.vision.decoding import encoded, num_levels
 from hf_vit.vision.folders import (
     HOW_TO_TABLE,
     Unused,
@@ -196,6 +194,8 @@ def labelled(
 ) -> LabelledImages:
     """Finds the columns in the first split, and the classes too when they are not given."""
     reference = next(iter(raw.values()))
+    if arguments.token_label_column_name in reference.column_names:  # masks are images, too
+        reference = reference.remove_columns([arguments.token_label_column_name])
     image_column = find_image_column(reference, arguments.image_column_name)
     label_column = find_label_column(reference, arguments.label_column_name, image_column)
     class_names = list(class_names or find_class_names(reference, label_column, arguments.class_names))
@@ -214,6 +214,8 @@ def labelled(
             for split, dataset in raw.items()
         },
     )
+    if arguments.token_label_column_name is not None and "train" in raw:
+        images.splits["train"] = _with_token_labels(images.splits["train"], raw["train"], arguments)
     if arguments.on_bad_sample == "skip":
         _leave_out_bad_samples(images, arguments.dataloader_num_workers)
     return images
@@ -272,6 +274,19 @@ def _with_class_indices(
     return images.add_column("label", np.asarray([index_of[name] for name in names], dtype=np.int64))
 
 
+def _with_token_labels(images: Dataset, raw: Dataset, arguments: DataArguments) -> Dataset:
+    """The images with the column `token_label`, masks not decoded."""
+    column = arguments.token_label_column_name
+    if column not in raw.column_names:
+        raise ValueError(f"--token_label_column_name {column!r} is no column; columns: {', '.join(raw.column_names)}")
+    labels = raw.select_columns([column])
+    if isinstance(labels.features[column], Image):
+        labels = labels.cast_column(column, Image(decode=False))
+    if column != "token_label":
+        labels = labels.rename_column(column, "token_label")
+    return concatenate_datasets([images, labels], axis=1)
+
+
 def _leave_out_bad_samples(images: LabelledImages, num_workers: int) -> None:
     for name, split in images.splits.items():
         bad = find_bad_samples(split, num_workers)
@@ -304,65 +319,6 @@ def _make_validation(images: LabelledImages, arguments: DataArguments, seed: int
             )
     split_off_validation(splits, arguments, seed, stratify)
     limit_samples(splits, arguments, seed)
-
-
-class ImageView(torch.utils.data.Dataset):
-    """Samples of a split as tensors; the key decides the view.
-
-    Items hold `pixel_values` (3, H, W) uint8, `labels` () int64 and `sample_key` (3,) int64. A plain integer index
-    stands for `SampleKey(0, index, 0)`.
-
-    Args:
-        split: columns `image` and `label`.
-        transform: decoded images, (3, height, width) uint8 each, and their keys to as many (3, H, W) uint8.
-        keep_in_memory: decode all images now and never again.
-        num_channels: 3, or 1 of grey images.
-    """
-
-    def __init__(
-        self,
-        split: Dataset,
-        transform: Callable[[list[torch.Tensor], list[SampleKey]], Sequence[torch.Tensor] | torch.Tensor],
-        *,
-        keep_in_memory: bool = False,
-        num_channels: int = 3,
-    ):
-        self.decoded = DecodedImages(split, num_channels) if keep_in_memory else None
-        self.num_channels = num_channels
-        self.split = split.select_columns(["label"]) if keep_in_memory else split
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, key: SampleKey | int) -> dict[str, torch.Tensor]:
-        return self.__getitems__([key])[0]
-
-    def __getitems__(self, keys: Sequence[SampleKey | int]) -> list[dict[str, torch.Tensor]]:
-        full = [key if isinstance(key, tuple) else SampleKey(0, key, 0) for key in keys]
-        rows = self.split[[key.index for key in full]]
-        if self.decoded is None:
-            images = [decode_pixels(image, key.index, self.num_channels) for image, key in zip(rows["image"], full)]
-        else:
-            images = [self.decoded[key.index] for key in full]
-        return [
-            {"pixel_values": pixels, "labels": torch.tensor(label), "sample_key": torch.tensor(key)}
-            for pixels, label, key in zip(self.transform(images, full), rows["label"], full)
-        ]
-
-
-class DecodedImages:
-    """The decoded images of a split, whatever their sizes, one after the other in one tensor that workers share."""
-
-    def __init__(self, split: Dataset, num_channels: int = 3):
-        images = [decode_pixels(image, index, num_channels) for index, image in enumerate(split["image"])]
-        self.shapes = [image.shape for image in images]
-        self.starts = np.cumsum([0, *(image.numel() for image in images)]).tolist()
-        self.pixels = torch.cat([image.flatten() for image in images])
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        """(3, height, width) uint8."""
-        return self.pixels[self.starts[index] : self.starts[index + 1]].view(self.shapes[index])
 
 
 def class_mapping(class_names: Sequence[str]) -> dict[str, dict]:

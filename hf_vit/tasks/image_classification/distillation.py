@@ -77,6 +77,7 @@ class Teacher(nn.Module):
         name: a model of the Hub or a folder.
         class_names: the student's, in its order.
         class_order: "name": the teacher's classes bear the same names; "index": they come in the same order.
+        flags: the arguments that name the model and its class order, for messages.
 
     Raises:
         ValueError: the teacher's classes are not the student's, or its processor takes steps that are not known here.
@@ -87,20 +88,26 @@ class Teacher(nn.Module):
     order: torch.Tensor
 
     def __init__(
-        self, name: str, class_names: list[str], *, class_order: str = "name", trust_remote_code: bool = False
+        self,
+        name: str,
+        class_names: list[str],
+        *,
+        class_order: str = "name",
+        trust_remote_code: bool = False,
+        flags: tuple[str, str] = ("--teacher", "--teacher_class_order"),
     ):
         super().__init__()
         self.name = name
-        check_model_source("--teacher", name)
+        check_model_source(flags[0], name)
         options = {"trust_remote_code": trust_remote_code}
         self.model = AutoModelForImageClassification.from_pretrained(name, **options).eval().requires_grad_(False)
         problem_type = getattr(self.model.config, "problem_type", None)
         if problem_type not in (None, "single_label_classification"):
             raise ValueError(
-                f"--teacher {name!r} has problem_type {problem_type!r}: its classes must exclude each other"
+                f"{flags[0]} {name!r} has problem_type {problem_type!r}: its classes must exclude each other"
             )
         processor = AutoImageProcessor.from_pretrained(name, **options)
-        _check_steps(name, processor.to_dict())
+        _check_steps(f"{flags[0]} {name!r}", processor.to_dict())
         form = InputFormat.of(processor)
         self.register_buffer("mean", 255 * torch.tensor(form.mean)[:, None, None], persistent=False)
         self.register_buffer("std", 255 * torch.tensor(form.std)[:, None, None], persistent=False)
@@ -108,45 +115,54 @@ class Teacher(nn.Module):
         self.interpolation = pil_torch_interpolation_mapping[form.resample]
         self.flips_channels = form.do_flip_channel_order
         find_order = _order_of_names if class_order == "name" else _same_order
-        order = find_order(name, self.model.config.id2label, class_names)
+        order = find_order((f"{flags[0]} {name!r}", flags[1]), self.model.config.id2label, class_names)
         self.register_buffer("order", torch.tensor(order), persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, height, width) in 0..255 to logits (B, C) in the student's order of classes."""
+        return self.model(pixel_values=self.seen(pixels)).logits[:, self.order]
+
+    def seen(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, height, width) in 0..255 to the pixel values that the model takes."""
         if pixels.shape[-2:] != self.size:
             pixels = F.resize(pixels, list(self.size), interpolation=self.interpolation, antialias=True)
         if self.flips_channels:
             pixels = pixels.flip(1)
-        return self.model(pixel_values=(pixels - self.mean) / self.std).logits[:, self.order]
+        return (pixels - self.mean) / self.std
+
+    def describe(self) -> dict[str, str | None]:
+        """Name and, of a model from the Hub, revision."""
+        return {"name": self.name, "revision": getattr(self.model.config, "_commit_hash", None)}
 
 
-def _check_steps(name: str, fields: dict[str, Any]) -> None:
+def _check_steps(teacher: str, fields: dict[str, Any]) -> None:
     """Raises `ValueError` where a processor does to an image what a view cannot be given."""
     if fields.get("do_resize", True) is False:
-        raise ValueError(f"--teacher {name!r}: its image processor has do_resize=False, so no size to resize views to")
+        raise ValueError(f"{teacher}: its image processor has do_resize=False, so no size to resize views to")
     for field, value in fields.items():
         if field.startswith("do_") and value and field not in STEPS:
-            raise ValueError(f"--teacher {name!r}: its image processor has {field}={value}, which views do not follow")
+            raise ValueError(f"{teacher}: its image processor has {field}={value}, which views do not follow")
 
 
-def _same_order(name: str, id2label: dict[int, str], class_names: list[str]) -> list[int]:
+def _same_order(teacher: tuple[str, str], id2label: dict[int, str], class_names: list[str]) -> list[int]:
     if len(id2label) != len(class_names):
-        raise ValueError(f"--teacher {name!r} has {len(id2label)} classes, the data {len(class_names)}")
+        raise ValueError(f"{teacher[0]} has {len(id2label)} classes, the data {len(class_names)}")
     return list(range(len(class_names)))
 
 
-def _order_of_names(name: str, id2label: dict[int, str], class_names: list[str]) -> list[int]:
+def _order_of_names(teacher: tuple[str, str], id2label: dict[int, str], class_names: list[str]) -> list[int]:
+    name, order_flag = teacher
     index_of = {label: int(index) for index, label in id2label.items()}
     if len(index_of) < len(id2label):
-        raise ValueError(f"--teacher {name!r} has classes of the same name; --teacher_class_order index")
+        raise ValueError(f"{name} has classes of the same name; {order_flag} index")
     missing = [label for label in class_names if label not in index_of]
     surplus = [label for label in index_of if label not in class_names]
     if missing or surplus:
         lacks = f" lacks {', '.join(missing[:10])}" if missing else ""
         has = f" knows {', '.join(surplus[:10])}, which the data does not" if surplus else ""
         raise ValueError(
-            f"--teacher {name!r} has other classes than the data: it{lacks}{' and' * bool(lacks and has)}{has}; "
-            "--teacher_class_order index where only the names differ"
+            f"{name} has other classes than the data: it{lacks}{' and' * bool(lacks and has)}{has}; "
+            f"{order_flag} index where only the names differ"
         )
     return [index_of[label] for label in class_names]
 
@@ -169,7 +185,7 @@ class TeacherEnsemble(nn.Module):
     def describe(self) -> list[dict[str, str | None]]:
         """Name and, of a teacher from the Hub, revision of each."""
         teachers: Any = self.teachers
-        return [{"name": each.name, "revision": getattr(each.model.config, "_commit_hash", None)} for each in teachers]
+        return [each.describe() for each in teachers]
 
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:

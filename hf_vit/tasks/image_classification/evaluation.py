@@ -32,6 +32,7 @@ class ClassificationEvaluator(Evaluator):
         final: count what the detailed metrics need, and keep what was predicted of each sample.
         num_samples: how many `save_samples` saves.
         teachers: whose accuracy on the split is measured as well, where final.
+        annotator: name and revision of the model that labels patches, for the record.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class ClassificationEvaluator(Evaluator):
         final: bool,
         num_samples: int = 0,
         teachers: TeacherEnsemble | None = None,
+        annotator: dict[str, Any] | None = None,
     ):
         self.images = images
         self.class_names = class_names
@@ -50,6 +52,7 @@ class ClassificationEvaluator(Evaluator):
         self.final = final
         self.num_samples = num_samples
         self.teachers = teachers if final else None
+        self.annotator = annotator
         self.counters: dict[str, ClassificationCounter] = {}  # by head, that of the prediction under ""
         self.state = {"heads": {}}
         if final:
@@ -104,11 +107,13 @@ class ClassificationEvaluator(Evaluator):
         )
 
     def records(self) -> dict[str, Any]:
-        """The teachers, with what each reaches on the split."""
+        """The teachers, with what each reaches on the split, and the annotator."""
+        annotator = {} if self.annotator is None else {"annotator": self.annotator}
         if self.teachers is None:
-            return {}
+            return annotator
         accuracies = (self.state["right"] / len(self._rows())).tolist()
-        return {"teachers": [{**who, "accuracy": value} for who, value in zip(self.teachers.describe(), accuracies)]}
+        teachers = [{**who, "accuracy": value} for who, value in zip(self.teachers.describe(), accuracies)]
+        return {**annotator, "teachers": teachers}
 
     def _rows(self) -> np.ndarray:
         """Index, label, prediction and confidence of each sample, (samples, 4), in the split's order."""

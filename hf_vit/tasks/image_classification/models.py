@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -92,15 +92,29 @@ class ModelArguments:
         return None if self.image_size is None else (self.image_size[0], self.image_size[-1])
 
 
-def build_model(arguments: ModelArguments, class_mapping: dict[str, dict]) -> PreTrainedModel:
+def build_model(
+    arguments: ModelArguments, class_mapping: dict[str, dict], labels_patches: bool = False
+) -> PreTrainedModel:
     """A model for the classes, from a checkpoint (with a new head where the classes differ) or from scratch.
 
+    Args:
+        labels_patches: with a head for labels of patches.
+
     Raises:
-        ValueError: an unknown architecture, variant or config field, or weights that do not fit.
+        ValueError: an unknown architecture, variant or config field, weights that do not fit, or a head that nothing
+            would train.
     """
+    if labels_patches:
+        overrides = Options({**arguments.config_overrides, "use_token_labeling_head": True})
+        arguments = replace(arguments, config_overrides=overrides)
     if "problem_type" in arguments.config_overrides:
         raise ValueError("--config_overrides: problem_type cannot be set, the classes of this task exclude each other")
     model = _pretrained(arguments, class_mapping) if arguments.model_name_or_path else _new(arguments, class_mapping)
+    if getattr(model.config, "use_token_labeling_head", False) != labels_patches:
+        raise ValueError(
+            "a model with a token labeling head needs --token_label_annotator or --token_label_column_name; without "
+            "the head: --config_overrides use_token_labeling_head=false"
+        )
     if num_channels_of(model) not in COLOUR_MODES:
         raise ValueError(
             f"num_channels must be 3, of colour images, or 1, of grey ones, found {num_channels_of(model)}: images of "
@@ -260,8 +274,8 @@ def _per_channel(values: list[float] | None, num_channels: int) -> list[float] |
 
 
 def describe_processor(arguments: ModelArguments, processor: Any, command: Sequence[str]) -> str:
-    """What happens to images before the model sees them, and whose choice it was: a flag's of the command line, the
-    recipe's, the checkpoint's."""
+    """Say what happens to images before the model sees them, and whose choice it was: a flag's of the command line,
+    the recipe's, the checkpoint's."""
     form = InputFormat.of(processor)
     base = arguments.model_name_or_path
     height, width = form.size

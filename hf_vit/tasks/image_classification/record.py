@@ -130,4 +130,5 @@ class ImageClassificationRecord(record.Record):
     epochs: list[Epoch] = []
     result: Result = Result()
     teachers: Annotated[list[Teacher], HOLDS_PATHS] = []
+    annotator: Annotated[Teacher | None, HOLDS_PATHS] = None  # of the patches
     card: Measurement = Measurement()

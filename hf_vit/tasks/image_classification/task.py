@@ -16,8 +16,9 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_vit import HfViTConfig
-from hf_vit.models.losses import distillation_loss
+from hf_vit.models.losses import distillation_loss, token_labeling_loss
 from hf_vit.tasks.image_classification import figures
+from hf_vit.tasks.image_classification.annotator import Annotator
 from hf_vit.tasks.image_classification.arguments import (
     ClassOrderArguments,
     ImageClassificationArguments,
@@ -30,7 +31,6 @@ from hf_vit.tasks.image_classification.augment import (
 )
 from hf_vit.tasks.image_classification.data import (
     MOST_NAMED,
-    ImageView,
     LabelledImages,
     class_mapping,
     load_labelled_images,
@@ -41,8 +41,11 @@ from hf_vit.tasks.image_classification.evaluation import ClassificationEvaluator
 from hf_vit.tasks.image_classification.losses import ClassificationLoss
 from hf_vit.tasks.image_classification.metrics import head_logits
 from hf_vit.tasks.image_classification.models import build_model, build_processor, describe_processor, num_channels_of
+from hf_vit.tasks.image_classification.score_maps import DrawnLabels, KeptScores, WholeImages, kept_scores
 from hf_vit.tasks.image_classification.streaming import ImageStream, load_streamed_images
 from hf_vit.tasks.image_classification.teacher_cache import cached_logits
+from hf_vit.tasks.image_classification.token_labels import TokenLabeling, is_on
+from hf_vit.tasks.image_classification.views import ImageView
 from hf_vit.tasks.task import Assessment, Batch, StepOutput, Task, data_loader
 from hf_vit.trainer.sampler import EpochBatchSampler
 from hf_vit.vision.processors import InputFormat, normalize
@@ -67,7 +70,8 @@ class ImageClassification(Task):
         else:
             self.data = load_labelled_images(arguments.data, self.seed)
         set_seed(self.seed)
-        self.model = build_model(arguments.model, class_mapping(self.data.class_names))
+        labels_patches = is_on(arguments)
+        self.model = build_model(arguments.model, class_mapping(self.data.class_names), labels_patches)
         self.processor = build_processor(arguments.model, self.model)
         self.mix = BatchMix(arguments.augmentation, len(self.data.class_names), self.seed)
         self.label_loss = ClassificationLoss(arguments.loss)
@@ -82,8 +86,12 @@ class ImageClassification(Task):
                 folder = Path(arguments.distillation.teacher_cache_dir)
                 self.teacher_logits = self._cached_teacher_logits(self.teachers, folder)
 
-        if self.teachers is not None and num_channels_of(self.model) != 3:
-            raise ValueError("--teacher sees images in colour, and the model's have num_channels 1")
+        annotator = arguments.token_labels.token_label_annotator if labels_patches else None
+        for name, given in (("teacher", self.teachers), ("token_label_annotator", annotator)):
+            if given is not None and num_channels_of(self.model) != 3:
+                raise ValueError(f"--{name} sees images in colour, and the model's have num_channels 1")
+        self.token_labeling = self._token_labeling(annotator) if labels_patches else None
+        self.score_maps = self._score_maps() if labels_patches else None
 
     def plan_rows(self) -> dict[str, str]:
         rows = {"classes": self.data.summary()}
@@ -131,6 +139,42 @@ class ImageClassification(Task):
             },
         )
 
+    def _token_labeling(self, name: str | None) -> TokenLabeling:
+        given, annotator = self.arguments.token_labels, None
+        self.model.config.token_labeling_weight = given.token_labeling_weight
+        if name is not None:
+            options: dict[str, Any] = {
+                "class_order": given.token_label_class_order,
+                "trust_remote_code": given.token_label_trust_remote_code,
+            }
+            annotator = Annotator(name, self.data.class_names, **options)
+        return TokenLabeling(given, annotator, self.model.config, self.data.class_names, self.seed)
+
+    def _score_maps(self) -> KeptScores | DrawnLabels | None:
+        """Labels of patches that are known of whole images."""
+        given, labeling, names = self.arguments.token_labels, self.token_labeling, self.data.class_names
+        patch_shape = self.model.config.patch_shape
+        train = self.data.splits["train"]
+        if self.arguments.data.token_label_column_name is not None:
+            return DrawnLabels(train.features["token_label"], names, patch_shape)
+        if given.token_label_cache_dir is None or self.arguments.run.dry_run:
+            return None
+        assert labeling is not None and labeling.annotator is not None
+        annotator = labeling.annotator.to(PartialState().device)
+        labeling.annotator = None  # batches bring the labels
+        scores, classes = kept_scores(
+            annotator,
+            ImageView(train, WholeImages(annotator.size, annotator.interpolation)),
+            Path(given.token_label_cache_dir),
+            {"train": self.data.describe()["splits"]["train"]["fingerprint"]},
+            given.token_label_top_k,
+            {
+                "batch_size": self.arguments.optimization.per_device_eval_batch_size,
+                "num_workers": self.arguments.data.dataloader_num_workers,
+            },
+        )
+        return KeptScores(scores, classes, len(names), patch_shape)
+
     def train_loader(self, batches_per_step: int) -> DataLoader:
         """Batches for all processes in order, or of this process from a stream."""
         if self.arguments.data.streaming:
@@ -143,6 +187,7 @@ class ImageClassification(Task):
             seed=self.seed,
         )
         views = self._views("train", self._train_transform)
+        views.token_labels = self.score_maps
         return data_loader(views, self.arguments.data, batch_sampler=sampler)
 
     def _stream_loader(self, batches_per_step: int) -> DataLoader:
@@ -174,6 +219,8 @@ class ImageClassification(Task):
     def training_step(self, model: torch.nn.Module, batch: Batch) -> StepOutput:
         """Loss of the labels or, with teachers, of both, which `logs` tells apart."""
         pixels, targets = batch["pixel_values"], batch["labels"]
+        if self.token_labeling is not None:
+            return self._token_labeling_step(model, batch, self.token_labeling)
         if self.mix.mixes:
             pixels, targets = self.mix(pixels, targets, batch["sample_key"][0])
         outputs = model(pixel_values=normalize(pixels, self.processor))
@@ -196,6 +243,18 @@ class ImageClassification(Task):
         logs = {"label_loss": label_loss, "teacher_loss": teacher_loss}
         return StepOutput((1 - share) * label_loss + share * teacher_loss, logs)
 
+    def _token_labeling_step(self, model: torch.nn.Module, batch: Batch, labeling: TokenLabeling) -> StepOutput:
+        pixels = batch["pixel_values"]
+        token_labels = labeling.labels(batch, pixels)
+        targets, token_labels, mask = labeling.mix(batch["labels"], token_labels, batch["sample_key"][0])
+        outputs = model(
+            pixel_values=normalize(pixels, self.processor), **({} if mask is None else {"mixtoken_mask": mask})
+        )
+        label_loss = self.label_loss(outputs.logits, targets)
+        token_loss = token_labeling_loss(outputs.token_logits, token_labels)
+        logs = {"label_loss": label_loss, "token_label_loss": token_loss}
+        return StepOutput(label_loss + labeling.weight * token_loss, logs)
+
     def evaluator(self, split: str, *, final: bool) -> ClassificationEvaluator:
         return ClassificationEvaluator(
             self.data.splits[split],
@@ -204,6 +263,7 @@ class ImageClassification(Task):
             final=final,
             num_samples=self.arguments.data.card_num_samples,
             teachers=self.teachers,
+            annotator=None if self.token_labeling is None else self.token_labeling.origin,
         )
 
     @classmethod

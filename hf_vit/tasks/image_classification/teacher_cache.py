@@ -18,7 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from hf_vit.files import digest, write_atomically
 
 
-def _digest(teachers: nn.Module, facts: dict[str, Any]) -> str:
+def digest_of(teachers: nn.Module, facts: dict[str, Any]) -> str:
+    """A digest of models and of what else decides their answers."""
+
     def parts() -> Iterator[bytes]:
         yield json.dumps(facts, sort_keys=True, default=str).encode()
         for name, tensor in sorted({**teachers.state_dict(), **dict(teachers.named_buffers())}.items()):
@@ -40,7 +42,7 @@ def cached_logits(
         facts: what decides the views: the data's fingerprint, the processor.
         loader_options: of the `DataLoader` that goes through the views.
     """
-    path = folder / f"{_digest(teachers, facts)}.safetensors"
+    path = folder / f"{digest_of(teachers, facts)}.safetensors"
     if path.is_file():
         return load_file(path)["logits"]
     device = next(teachers.buffers()).device

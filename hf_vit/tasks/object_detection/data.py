@@ -64,7 +64,7 @@ class AnnotatedData:
         }
 
     def summary(self) -> list[str]:
-        """What was found in each split, in words, where there is something to say."""
+        """Say what was found in each split, in words, where there is something to say."""
         lines = []
         for split, report in self.checked.reports.items():
             told = {

@@ -16,14 +16,18 @@ from hf_vit.cards.format import shorten
 MAX_CURVES = 8  # classes; the rest would not be told apart
 MAX_SAMPLES = 8
 MAX_WRITTEN = 12  # objects of a picture whose names are written
-_OUTCOMES = {"right": (BLUE, "-"), "wrong": (ORANGE, "-"), "missed": (ORANGE, ":")}
+_OUTCOMES: dict[str, tuple[str, Any]] = {"right": (BLUE, "-"), "wrong": (ORANGE, "-"), "missed": (ORANGE, ":")}
 
 
 def with_images(facts: Any, rows: list[dict]) -> list[dict]:
     return [{**row, "image": (facts.folder / row["file"]).read_bytes().hex()} for row in rows]
 
 
-@from_data(lambda facts: with_images(facts, facts.samples[:MAX_SAMPLES]))
+def _first_samples(facts: Any) -> list[dict]:
+    return with_images(facts, facts.samples[:MAX_SAMPLES])
+
+
+@from_data(_first_samples)
 def samples(rows: list[dict]) -> Figure:
     """Images with what was found, rightly (blue) or not (orange), and what was missed (dotted)."""
     columns = min(2, len(rows))
@@ -70,7 +74,7 @@ def precision_recall(curves: list[dict]) -> Figure:
     colors = [BLUE, ORANGE, GREY]
     for index, curve in enumerate(curves):
         recall = np.linspace(0, 100, len(curve["precision"]))
-        style = {"color": colors[index % 3], "linestyle": styles[index // 3 % 4]}
+        style: dict[str, Any] = {"color": colors[index % 3], "linestyle": styles[index // 3 % 4]}
         axes.plot(recall, 100 * np.array(curve["precision"]), label=shorten(curve["label"], 18), **style)
     axes.set(xlim=(0, 101), ylim=(0, 102), xlabel="recall (%)", ylabel="precision (%)")
     axes.legend(loc="lower left")

@@ -16,7 +16,7 @@ class Split(record.Split):
 
 
 class Check(Part):
-    """What was found in the annotations of a split before training; see `vision.annotations.checks.SplitReport`."""
+    """Findings in the annotations of a split before training; see `vision.annotations.checks.SplitReport`."""
 
     images: int
     objects: int
