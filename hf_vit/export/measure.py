@@ -94,7 +94,8 @@ def translator_scores(source: str, exported: Path, format: str, data: dict[str, 
     for generate in (original, theirs):
         texts = _translations(generate, assessment.loader, evaluator.tokenizer, len(references))
         scores.append(text_metrics(texts, references))
-    return [Score(name, *(score[name] for score in scores), len(references)) for name in ("bleu", "exact_match")]
+    before, after = scores
+    return [Score(name, before[name], after[name], len(references)) for name in ("bleu", "exact_match")]
 
 
 def _translations(generate: Generate, loader: Iterable[Any], tokenizer: Any, count: int) -> list[str]:
@@ -146,7 +147,7 @@ def _ctranslate2(exported: Path, source: str, max_length: int) -> Generate:
             for ids, mask in zip(input_ids, attention_mask)
         ]
         found = translator.translate_batch(texts, beam_size=1, max_decoding_length=max_length)
-        return [tokenizers.target.convert_tokens_to_ids(each.hypotheses[0]) for each in found]
+        return [[tokenizers.target.convert_tokens_to_ids(token) for token in each.hypotheses[0]] for each in found]
 
     return generate
 
