@@ -140,6 +140,7 @@ def _ctranslate2(exported: Path, source: str, max_length: int) -> Generate:
     from hf_vit.text.tokenization import load_tokenizers
 
     tokenizers, translator = load_tokenizers(source), Translator(str(exported), device="cpu")
+    target: Any = tokenizers.target
 
     def generate(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[list[int]]:
         texts = [
@@ -147,7 +148,7 @@ def _ctranslate2(exported: Path, source: str, max_length: int) -> Generate:
             for ids, mask in zip(input_ids, attention_mask)
         ]
         found = translator.translate_batch(texts, beam_size=1, max_decoding_length=max_length)
-        return [[tokenizers.target.convert_tokens_to_ids(token) for token in each.hypotheses[0]] for each in found]
+        return [target.convert_tokens_to_ids(each.hypotheses[0]) for each in found]
 
     return generate
 
