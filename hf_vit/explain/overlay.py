@@ -12,7 +12,7 @@ with extra("hub"):
     import matplotlib
     from PIL import Image
 
-_FAINTEST, _STRONGEST = 0.1, 0.85  # opacity of the least and of the largest value
+_FAINTEST, _STRONGEST = 0.1, 0.7  # opacity of the least and of the largest value
 
 
 def overlay(image: Any, values: Any, signed: bool = False) -> Image.Image:
