@@ -36,10 +36,11 @@ def draw_explanation(explanation: Explanation) -> bytes:
         _show(next(remaining), image, "as the model sees it")
         for each in explanation.classes:
             _show(next(remaining), overlay(image, each.heat_map.numpy(), signed=each.is_exact), _title_of(each))
-            _draw_curves(next(remaining), each)
+        for each in explanation.classes:
+            _draw_curves(next(remaining), each, height)
         _show(next(remaining), overlay(image, explanation.rollout.numpy()), "attention, all layers")
         _show(next(remaining), explanation.features.numpy(), "features (PCA)")
-        _draw_distance(next(remaining), explanation.distance.numpy())
+        _draw_distance(next(remaining), explanation.distance.numpy(), height)
         for index, head in enumerate(heads, 1):
             _show(next(remaining), overlay(image, head), f"last layer, head {index}")
         for axes in remaining:
@@ -72,28 +73,25 @@ def _title_of(each: ClassExplanation) -> str:
 
 
 def _show(axes: Axes, image: Any, title: str) -> None:
-    axes.imshow(
-        image,
-        interpolation="nearest"
-        if max(image.shape[:2] if hasattr(image, "shape") else image.size) < 64
-        else "antialiased",
-    )
+    side = max(image.shape[:2] if hasattr(image, "shape") else image.size)
+    axes.imshow(image, interpolation="nearest" if side < 64 else "antialiased")
     axes.set_title(title, fontsize=10)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
 
-def _draw_curves(axes: Axes, each: ClassExplanation) -> None:
+def _draw_curves(axes: Axes, each: ClassExplanation, height: float) -> None:
     steps = 100 * each.curves.fractions.numpy()
     for curves, dash, order in ((each.curves, "-", ""), (each.chance, ":", ", by chance")):
         axes.plot(steps, curves.deletion[0].numpy(), dash, color=_ORANGE, label=f"deletion{order}")
         axes.plot(steps, curves.insertion[0].numpy(), dash, color=_BLUE, label=f"insertion{order}")
     axes.set_title(f"score of {_escaped([each.label[:18]])[0]}", fontsize=10)
     axes.set_xlabel("patches (%)")
-    axes.legend(fontsize=7, frameon=False)
+    axes.set_box_aspect(height)
+    axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
 
-def _draw_distance(axes: Axes, distance: Any) -> None:
+def _draw_distance(axes: Axes, distance: Any, height: float) -> None:
     layers = range(1, len(distance) + 1)
     for heads in distance.T:
         axes.plot(layers, heads, "o", color=_GREY, markersize=3)
@@ -101,6 +99,7 @@ def _draw_distance(axes: Axes, distance: Any) -> None:
     axes.set_title("attention distance", fontsize=10)
     axes.set(xlabel="layer", ylabel="pixels")
     axes.set_ylim(bottom=0)
+    axes.set_box_aspect(height)
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
