@@ -18,7 +18,7 @@ def reshape_transform(
     such layers (batch, tokens, hidden_size) go through it likewise.
 
     A class token that alone is pooled leaves the other outputs of the last layer without gradients: take
-    `model.vit.layers[-1].attention_norm` as the target layer, or `model.vit.norm` where patches are pooled.
+    `model.vit.layers[-1].attention_norm` as the target layer, or `model.vit.layers[-1]` where patches are pooled.
 
     Args:
         model: an `HfViTModel` or a model with one inside.

@@ -103,7 +103,7 @@ def test_distance_is_that_of_what_patches_attend_to(model, images):
 @pytest.mark.parametrize("size", [(16, 16), (24, 16)])
 def test_grad_cam_of_the_last_norm_is_the_evidence_for_a_class(tiny_model, images, size):
     """Every averaged patch has the head's row as its gradient: Grad-CAM is the positive evidence."""
-    model = tiny_model(pooling="mean", num_register_tokens=1)
+    model = tiny_model(pooling="mean", pooling_norm="before", num_register_tokens=1)
     pixel_values = images(model, 2, *size)
     transform = reshape_transform(model, size)
     with GradCAM(LogitsOf(model), [model.vit.norm], reshape_transform=transform) as cam:
