@@ -110,7 +110,7 @@ def class_index(model: PreTrainedModel, name: str) -> int:
     Raises:
         ValueError: there is no such class; the message gives the nearest names.
     """
-    labels: dict[int, str] = model.config.id2label
+    labels = _labels_of(model)
     by_name = {label: index for index, label in labels.items()}
     if name in by_name:
         return by_name[name]
@@ -119,6 +119,11 @@ def class_index(model: PreTrainedModel, name: str) -> int:
     near = difflib.get_close_matches(name, by_name, n=3, cutoff=0.4)
     hint = f"nearest: {', '.join(near)}" if near else f"there are {len(labels)}, {', '.join(list(by_name)[:5])}, ..."
     raise ValueError(f"class {name!r} does not exist, {hint}")
+
+
+def _labels_of(model: PreTrainedModel) -> dict[int, str]:
+    config: Any = model.config
+    return config.id2label
 
 
 def _explain_class(
@@ -133,7 +138,7 @@ def _explain_class(
         heat_map = attention_relevance(model, pixel_values, index)
     by_chance = torch.rand(heat_map.shape, generator=torch.Generator().manual_seed(0))
     return ClassExplanation(
-        label=model.config.id2label[index],
+        label=_labels_of(model)[index],
         score=float(scores_of(model, logits)[0, index]),
         logit=float(logits[0, index]),
         heat_map=heat_map[0],

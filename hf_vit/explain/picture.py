@@ -15,6 +15,7 @@ with extra("hub"):
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 COLUMNS = 4
 MAX_HEADS = 12
@@ -100,7 +101,7 @@ def _draw_distance(axes: Axes, distance: Any, height: float) -> None:
     axes.set(xlabel="layer", ylabel="pixels")
     axes.set_ylim(bottom=0)
     axes.set_box_aspect(height)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _png(figure: Figure) -> bytes:
