@@ -15,6 +15,7 @@ with extra("hub"):
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
 COLUMNS = 4
@@ -31,14 +32,14 @@ def draw_explanation(explanation: Explanation) -> bytes:
     num_panels = 2 + 2 * len(explanation.classes) + 2 + len(heads)
     lines = -(-num_panels // COLUMNS)
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(2.7 * COLUMNS, lines * (2.5 * height + 0.55)), layout="constrained")
+        figure = Figure(figsize=(2.7 * COLUMNS, lines * (2.5 * height + 0.75) + 0.4), layout="constrained")
         panels = figure.subplots(lines, COLUMNS, squeeze=False).ravel()
         remaining = iter(panels)
         _show(next(remaining), image, "as the model sees it")
         for each in explanation.classes:
             _show(next(remaining), overlay(image, each.heat_map.numpy(), signed=each.is_exact), _title_of(each))
         for each in explanation.classes:
-            _draw_curves(next(remaining), each, height)
+            drawn = _draw_curves(next(remaining), each, height)
         _show(next(remaining), overlay(image, explanation.rollout.numpy()), "attention, all layers")
         _show(next(remaining), explanation.features.numpy(), "features (PCA)")
         _draw_distance(next(remaining), explanation.distance.numpy(), height)
@@ -46,6 +47,7 @@ def draw_explanation(explanation: Explanation) -> bytes:
             _show(next(remaining), overlay(image, head), f"last layer, head {index}")
         for axes in remaining:
             axes.axis("off")
+        figure.legend(handles=drawn, loc="outside lower center", ncols=len(drawn), frameon=False)
         return _png(figure)
 
 
@@ -81,15 +83,17 @@ def _show(axes: Axes, image: Any, title: str) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _draw_curves(axes: Axes, each: ClassExplanation, height: float) -> None:
+def _draw_curves(axes: Axes, each: ClassExplanation, height: float) -> list[Line2D]:
+    """Draws the four curves of a class; returns the lines, for a legend."""
     steps = 100 * each.curves.fractions.numpy()
+    lines = []
     for curves, dash, order in ((each.curves, "-", ""), (each.chance, ":", ", by chance")):
-        axes.plot(steps, curves.deletion[0].numpy(), dash, color=_ORANGE, label=f"deletion{order}")
-        axes.plot(steps, curves.insertion[0].numpy(), dash, color=_BLUE, label=f"insertion{order}")
+        lines += axes.plot(steps, curves.deletion[0].numpy(), dash, color=_ORANGE, label=f"deletion{order}")
+        lines += axes.plot(steps, curves.insertion[0].numpy(), dash, color=_BLUE, label=f"insertion{order}")
     axes.set_title(f"score of {_escaped([each.label[:18]])[0]}", fontsize=10)
     axes.set_xlabel("patches (%)")
     axes.set_box_aspect(height)
-    axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    return lines
 
 
 def _draw_distance(axes: Axes, distance: Any, height: float) -> None:
