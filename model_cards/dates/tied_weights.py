@@ -4,13 +4,14 @@ from collections import defaultdict
 from typing import Any, ClassVar
 
 import torch
+from transformers.modeling_utils import PreTrainedModel
 from transformers.pytorch_utils import id_tensor_storage
 
 from .int8_linear import refuse_quantized
 
 
-class TiedWeightsMixin:
-    """A model that ties weights where a field of its configuration says so. Goes before `PreTrainedModel`."""
+class TiedWeightsModel(PreTrainedModel):
+    """Base of models that tie weights where a field of their configuration says so."""
 
     # What is tied to what where this field of the configuration is true.
     _ties: ClassVar[dict[str, str]] = {}
@@ -56,4 +57,4 @@ class TiedWeightsMixin:
         return copies
 
 
-__all__ = ["TiedWeightsMixin"]
+__all__ = ["TiedWeightsModel"]

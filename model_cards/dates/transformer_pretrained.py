@@ -5,17 +5,16 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_hf_transformer import HfTransformerConfig
 from .inference_modes import InferenceModesMixin
 from .int8_linear import refuse_quantized
 from .tested_versions import fault_of_code, say_if_untested, say_once
 from .text_position import RelativeXLSelfAttention
-from .tied_weights import TiedWeightsMixin
+from .tied_weights import TiedWeightsModel
 
 
-class HfTransformerPreTrainedModel(InferenceModesMixin, TiedWeightsMixin, PreTrainedModel):
+class HfTransformerPreTrainedModel(InferenceModesMixin, TiedWeightsModel):
     """Initialisation and capabilities shared by all Transformer models."""
 
     config: HfTransformerConfig
