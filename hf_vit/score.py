@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def score(assessment: Assessment, accelerator: Accelerator, arguments: ScoreArgu
 
 def _task_of(command: list[str]) -> type[Task]:
     """The task that is named, or that a folder's record names, or that the model is for: one that writes texts is a
-    translator, any other classifies images."""
+    translator, unless it reads images; any other classifies images."""
     name, folder = _flag(command, "task"), _flag(command, "model_name_or_path")
     record = Path(folder or "", RUN_FILE)
     if name is None and folder and record.is_file():
@@ -86,7 +87,8 @@ def _task_of(command: list[str]) -> type[Task]:
     elif name is None and folder:
         check_model_source("--model_name_or_path", folder)
         config, _ = PreTrainedConfig.get_config_dict(folder, revision=_flag(command, "model_revision"))
-        name = "translation" if config.get("is_encoder_decoder") else None
+        if config.get("is_encoder_decoder"):
+            name = "image_to_text" if "vision_config" in config else "translation"
     return tasks.class_of(name or RunArguments.task, "task", Task)
 
 
@@ -119,7 +121,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     record = {
         "task": task.name,
         "model": {"name": arguments.model_name_or_path, "revision": arguments.model_revision},
-        "command": " ".join(["python training/score.py", *command]),
+        "command": shlex.join([*_program(), *command]),
         **environment(accelerator),
         "data": assessment.data,
         "result": result,
@@ -133,6 +135,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             f"{SCORE_FILE} is in {folder}"
         )
     return record
+
+
+def _program() -> list[str]:
+    """Words that start a scoring as this one was: those of an installed package, or of a clone."""
+    return ["hf-vit", "score"] if sys.argv[0] == "hf-vit score" else ["python", "training/score.py"]
 
 
 def _write(folder: Path, record: dict[str, Any], assessment: Assessment, *, predictions: bool) -> None:

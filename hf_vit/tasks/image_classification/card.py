@@ -21,7 +21,7 @@ from hf_vit.tasks.image_classification.record import (
     Teacher,
 )
 
-MAX_TABLE_ROWS = 30  # a longer table of classes is cut to its best and worst ends
+MAX_TABLE_ROWS = 30  # a longer table of classes is cut to its best and worst rows
 TABLE_END_ROWS = 10
 
 _ARCHITECTURE = {
@@ -101,6 +101,7 @@ class ImageClassificationFacts(CardFacts):
     splits: dict[str, Split]
     measured: Measurement
     accuracy: float | None
+    mean_average_precision: float | None
     heads: dict[str, list[Metric]]
     teachers: list[Teacher]
     annotator: Teacher | None
@@ -127,6 +128,7 @@ class ImageClassificationFacts(CardFacts):
             **shared,
             "metrics": _fractions_first(shared["metrics"]),
             "accuracy": metrics.accuracy,
+            "mean_average_precision": metrics.mean_average_precision,
             "heads": {name: _fractions_first(metrics_of(of_head)) for name, of_head in metrics.heads.items()},
             "teachers": [teacher.model_copy(update={"name": local(teacher.name)}) for teacher in teachers],
             "annotator": annotator and annotator.model_copy(update={"name": local(annotator.name)}),
@@ -206,7 +208,8 @@ class ImageClassificationFacts(CardFacts):
 
     @property
     def class_table(self) -> list[ClassScore]:
-        """The rows to show: all of them in their order, or the ends of a long table from the best F1 to the worst."""
+        """The rows to show: all of them in their order, or of a long table the first and last from the best F1 to the
+        worst."""
         if len(self.tested) <= MAX_TABLE_ROWS:
             return self.tested
         ranked = sorted(self.tested, key=lambda row: -row.f1)

@@ -16,7 +16,8 @@ from hf_vit.tasks.image_classification.augment import (
     EvaluationTransform,
     TrainTransform,
 )
-from hf_vit.tasks.image_classification.data import DataArguments, ImageView, load_labelled_images
+from hf_vit.tasks.image_classification.data import DataArguments, load_labelled_images
+from hf_vit.tasks.image_classification.views import ImageView
 from hf_vit.trainer.sampler import EpochBatchSampler
 from hf_vit.vision.decoding import decode, decode_pixels
 from hf_vit.vision.processors import normalize
@@ -206,7 +207,7 @@ def test_images_kept_in_memory_are_decoded_once_and_give_the_same_views(num_work
     expected = batches(num_workers, epoch=1)
     calls = []
     monkeypatch.setattr(
-        "hf_vit.tasks.image_classification.data.decode_pixels",
+        "hf_vit.tasks.image_classification.views.decode_pixels",
         lambda *args: calls.append(args) or decode_pixels(*args),
     )
     kept = batches(num_workers, epoch=1, keep_in_memory=True)
