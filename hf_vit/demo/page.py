@@ -114,7 +114,10 @@ def _texts(models: Sequence[Model]) -> None:
         rows = gr.Dataframe(
             headers=["text", "translation", "score"], label=_called(model), interactive=False, wrap=True
         )
-        read = gr.Image(label="What was read for each token of the first translation", interactive=False)
+        gr.Markdown("What was read for each token of the first translation:")
+        read = gr.Image(
+            label="Attention to the text", show_label=False, interactive=False
+        )  # a label would lie over it
         button.click(_told(partial(_translations, model)), [text, count], [rows, read], api_name=False)
 
 
