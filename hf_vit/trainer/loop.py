@@ -15,19 +15,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from hf_vit.trainer import loaders
 from hf_vit.trainer.arguments import TrainingArguments
 from hf_vit.trainer.averaging import averaged_model
 from hf_vit.trainer.checkpoint import TrainingState, run_facts
 from hf_vit.trainer.checkpointer import Checkpointer, Resumable, sharding_of
 from hf_vit.trainer.energy import EnergyMeter
 from hf_vit.trainer.evaluation import evaluate
-from hf_vit.trainer.loaders import (
-    loader_from,
-    prepare_evaluation_loader,
-    prepare_train_loader,
-    schedule_of,
-    tell_deepspeed,
-)
 from hf_vit.trainer.optim import build_optimizer, build_scheduler
 from hf_vit.trainer.output_dir import CHECKPOINTS
 from hf_vit.trainer.progress import Meter, progress_bar
@@ -82,18 +76,18 @@ class TrainingLoop:
         """Model, optimizer, schedule, loaders and averages, on this process's device."""
         accelerator, task, options = self.accelerator, self.task, self.arguments.optimization
         train_loader = task.train_loader(accelerator.num_processes * options.gradient_accumulation_steps)
-        self.schedule = schedule_of(train_loader)
+        self.schedule = loaders.schedule_of(train_loader)
         self.steps_per_epoch = self.schedule.steps_per_epoch
         self.num_steps = options.max_train_steps or options.num_train_epochs * self.steps_per_epoch
-        tell_deepspeed(accelerator, self.schedule, options.max_grad_norm)
+        loaders.tell_deepspeed(accelerator, self.schedule, options.max_grad_norm)
         optimizer = build_optimizer(options, self.schedule.samples_per_step, task.parameter_groups)
         # Not prepared: Accelerate would step it once for each process.
         self.scheduler = build_scheduler(optimizer, options, self.num_steps)
         self.evaluation_loaders = {
-            split: prepare_evaluation_loader(accelerator, task.evaluation_loader(split))
+            split: loaders.prepare_evaluation_loader(accelerator, task.evaluation_loader(split))
             for split in dict.fromkeys(task.evaluation_splits)
         }
-        self.train_loader = prepare_train_loader(accelerator, train_loader)
+        self.train_loader = loaders.prepare_train_loader(accelerator, train_loader)
         self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
         self.watch = StepWatch(accelerator, optimizer, self.output_dir / CHECKPOINTS)
         whole = accelerator.unwrap_model(self.model)
@@ -146,18 +140,10 @@ class TrainingLoop:
             self._log(f"stopping at step {self.state.step:,} of {self.num_steps:,}: {reason}")
         return reason is not None
 
-    def _time_is_up(self) -> bool:
-        limit = self.arguments.stopping.max_seconds
-        if limit is None:
-            return False
-        # All processes stop at the same step.
-        is_up = self.state.training_seconds + self._meter.since_lap >= limit
-        return any(gather_object([is_up])) if self.accelerator.num_processes > 1 else is_up
-
     def _train_epoch(self) -> None:
         state = self.state
         self.schedule.set_epoch(state.epoch)
-        loader = loader_from(self.train_loader, state.epoch, state.batch)
+        loader = loaders.loader_from(self.train_loader, state.epoch, state.batch)
         train_mode(self.model)
         self._num_read = state.batch  # batches whose losses are known
         self._meter = Meter(self.schedule.samples_per_batch * self.accelerator.num_processes)
@@ -165,7 +151,8 @@ class TrainingLoop:
             self._train_batch(batch)
             if self.accelerator.sync_gradients:
                 self._after_step()
-                if state.step == self.num_steps or self._time_is_up():
+                seconds = state.training_seconds + self._meter.since_lap
+                if state.step == self.num_steps or self.arguments.stopping.time_is_up(self.accelerator, seconds):
                     break
         self._read_losses(newest=True)
         self._meter.stop()
@@ -201,7 +188,9 @@ class TrainingLoop:
         self._progress.update()
         memory = peak_memory_bytes(self.accelerator.device) / 2**30
         loss = f"loss {state.loss_sum / self._num_read:.3f}, " if self._num_read else ""
-        self._progress.set_postfix_str(f"{loss}{self._speed()}, {memory:.1f} GiB", refresh=False)
+        self._progress.set_postfix_str(
+            f"{loss}{self._meter.told(self.task.sample_unit)}, {memory:.1f} GiB", refresh=False
+        )
         if is_logged:
             terms = {f"train_{name}": value for name, value in state.mean_terms().items()}
             values = {"train_loss": state.loss_sum / state.batch, "learning_rate": self.scheduler.get_last_lr()[-1]}
@@ -237,13 +226,8 @@ class TrainingLoop:
         self.checkpointer.save(self.state)
         self._saved_step = self.state.step
 
-    def _speed(self) -> str:
-        speed, waiting = f"{self._meter.speed:,.0f}", f"{self._meter.wait_fraction:.0%}"
-        return f"{speed} {self.task.sample_unit}/s, waiting for data {waiting} of the time"
-
     def _end_epoch(self) -> None:
-        state, meter = self.state, self._meter
-        split = self.task.evaluation_splits[0]
+        state, split = self.state, self.task.evaluation_splits[0]
         evaluator = self.task.evaluator(split, final=False)
         metrics, _ = self.evaluate(split, evaluator)
         state.share(gather_object([state.losses]))
@@ -254,9 +238,7 @@ class TrainingLoop:
             "train_loss": state.loss_sum / state.batch,
             **({"train_terms": state.mean_terms()} if state.terms else {}),
             "metrics": metrics,
-            "duration_s": meter.elapsed,
-            f"{self.task.sample_unit}_per_second": meter.speed,
-            "data_wait_fraction": meter.wait_fraction,
+            **self._meter.facts(self.task.sample_unit),
         }
         # An epoch that was cut short is told again when a later run completes it.
         state.epochs = [*(earlier for earlier in state.epochs if earlier["epoch"] != row["epoch"]), row]
@@ -270,7 +252,7 @@ class TrainingLoop:
         self.accelerator.log(numbers, step=state.step)
         self._log(
             f"epoch {row['epoch']:>3}: train loss {row['train_loss']:.4f}, {split} loss {metrics['loss']:.4f}, "
-            f"{evaluator.headline(metrics)}, {self._speed()}"
+            f"{evaluator.headline(metrics)}, {self._meter.told(self.task.sample_unit)}"
         )
         if state.step >= self.num_steps and (warning := evaluator.warning(metrics)):
             self._log(f"{split} {warning}")

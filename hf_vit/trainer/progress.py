@@ -63,6 +63,18 @@ class Meter:
     def wait_fraction(self) -> float:
         return self.waited / self.elapsed
 
+    def facts(self, sample_unit: str) -> dict[str, float]:
+        """The measurement for the run's record."""
+        return {
+            "duration_s": self.elapsed,
+            f"{sample_unit}_per_second": self.speed,
+            "data_wait_fraction": self.wait_fraction,
+        }
+
+    def told(self, sample_unit: str) -> str:
+        """Speed and waiting in words."""
+        return f"{self.speed:,.0f} {sample_unit}/s, waiting for data {self.wait_fraction:.0%} of the time"
+
 
 def progress_bar(num_steps: int, step: int, is_main: bool) -> tqdm:
     """A bar of optimizer steps on the terminal of the main process."""

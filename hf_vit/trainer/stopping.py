@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
 from hf_vit.config import argument, check_range
 from hf_vit.trainer.checkpoint import TrainingState
 from hf_vit.words import counted
@@ -36,6 +39,13 @@ class StoppingArguments:
             raise ValueError(
                 "--early_stopping_patience needs a validation split (--train_val_split): a test split decides nothing"
             )
+
+    def time_is_up(self, accelerator: Accelerator, seconds: float) -> bool:
+        """Whether training has lasted for the time that it is given; all processes get the same answer."""
+        if self.max_seconds is None:
+            return False
+        is_up = seconds >= self.max_seconds
+        return any(gather_object([is_up])) if accelerator.num_processes > 1 else is_up
 
     def reason(self, state: TrainingState) -> str | None:
         """A sentence where an evaluated run is to stop, else None. It depends on the state alone: a resumed run stops
