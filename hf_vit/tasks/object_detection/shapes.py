@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
@@ -56,7 +58,11 @@ def _draw_scene(generator: np.random.Generator) -> tuple[PILImage.Image, list[An
         if any(_overlap(box, each.bbox) > _MAX_OVERLAP for each in annotations):
             continue
         category = int(generator.integers(len(SHAPES)))
-        _draw_shape(ImageDraw.Draw(picture), SHAPES[category], box, _contrasting(generator, background))
+        first, last = (
+            (_SUPERSAMPLING * left, _SUPERSAMPLING * top),
+            (_SUPERSAMPLING * (left + side), _SUPERSAMPLING * (top + side)),
+        )
+        draw_shape(ImageDraw.Draw(picture), SHAPES[category], (*first, *last), _contrasting(generator, background))
         annotations.append(Annotation(category, box))
     return picture.resize((SIDE, SIDE), PILImage.Resampling.LANCZOS), annotations
 
@@ -75,12 +81,12 @@ def _contrasting(generator: np.random.Generator, background: tuple[int, ...]) ->
             return tuple(colour.tolist())
 
 
-def _draw_shape(draw: ImageDraw.ImageDraw, name: str, box: tuple[float, ...], colour: tuple[int, ...]) -> None:
-    left, top, side = (_SUPERSAMPLING * value for value in box[:3])
-    right, bottom = left + side, top + side
+def draw_shape(draw: ImageDraw.ImageDraw, name: str, corners: tuple[float, float, float, float], fill: Any) -> None:
+    """A filled shape within the corners (left, top, right, bottom)."""
+    left, top, right, bottom = corners
     if name == "circle":
-        draw.ellipse((left, top, right, bottom), fill=colour)
+        draw.ellipse(corners, fill=fill)
     elif name == "square":
-        draw.rectangle((left, top, right, bottom), fill=colour)
+        draw.rectangle(corners, fill=fill)
     else:
-        draw.polygon([(left, bottom), (right, bottom), ((left + right) / 2, top)], fill=colour)
+        draw.polygon([(left, bottom), (right, bottom), ((left + right) / 2, top)], fill=fill)
