@@ -58,11 +58,9 @@ def _draw_scene(generator: np.random.Generator) -> tuple[PILImage.Image, list[An
         if any(_overlap(box, each.bbox) > _MAX_OVERLAP for each in annotations):
             continue
         category = int(generator.integers(len(SHAPES)))
-        first, last = (
-            (_SUPERSAMPLING * left, _SUPERSAMPLING * top),
-            (_SUPERSAMPLING * (left + side), _SUPERSAMPLING * (top + side)),
-        )
-        draw_shape(ImageDraw.Draw(picture), SHAPES[category], (*first, *last), _contrasting(generator, background))
+        x, y, length = (_SUPERSAMPLING * value for value in (left, top, side))
+        corners = (x, y, x + length, y + length)
+        draw_shape(ImageDraw.Draw(picture), SHAPES[category], corners, _contrasting(generator, background))
         annotations.append(Annotation(category, box))
     return picture.resize((SIDE, SIDE), PILImage.Resampling.LANCZOS), annotations
 
