@@ -93,6 +93,7 @@ def match_objects(
     config: Any,
     num_groups: int = 1,
     mask_costs: torch.Tensor | None = None,
+    num_copies: int = 1,
 ) -> list[Match]:
     """Match the queries of each layer and group with the objects of their image.
 
@@ -101,6 +102,7 @@ def match_objects(
         boxes: shape (layers, batch, groups * queries, 4).
         config: gives the weights of the costs.
         mask_costs: of the last layer's first group, shape (batch, queries, objects of the largest image).
+        num_copies: queries of a group that an object is given.
     """
     classes = pad_sequence(list(objects.class_labels.split(objects.sizes)), batch_first=True)  # (B, T)
     costs = matching_costs(
@@ -108,7 +110,7 @@ def match_objects(
     )
     if mask_costs is not None:
         costs[-1, :, : mask_costs.shape[1]] += mask_costs
-    return match(costs, objects.sizes, num_groups)
+    return match(costs, objects.sizes, num_groups, num_copies)
 
 
 def box_and_class_losses(
