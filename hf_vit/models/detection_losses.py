@@ -17,8 +17,8 @@ from .matcher import Match, match, matching_costs
 _SCORE_SHARE = 0.25
 # What a target is at least: a box that misses its object is still to learn which object it was given.
 _LEAST_TARGET = 0.01
-# Power of an unmatched query's score that weighs it (2008.13367): most of them are easy. With 2, as there, queries that
-# share an object all settle at a score of about a third, for then hardly anything pushes down those that lose it.
+# Power of an unmatched query's score that weighs it (2008.13367): most of them are easy. With 2, as there, queries
+# that share an object settle at a score of about a third, for hardly anything pushes down those that lose it.
 _GAMMA = 1.0
 
 
