@@ -12,15 +12,15 @@ from PIL import ImageDraw
 from hf_vit.vision.annotations.rows import AnnotatedImages, AnnotatedSplit, Annotation, Category
 
 SHAPES = ("circle", "square", "triangle")
-SIDE = 96  # pixels
+SIDE = 64  # pixels
 MAX_SHAPES = 5
-NUM_IMAGES = {"train": 600, "validation": 100, "test": 200}
+NUM_IMAGES = {"train": 1500, "validation": 100, "test": 200}
 _SUPERSAMPLING = 4  # so that edges are smooth
 _MAX_OVERLAP = 0.2  # of the smaller of two boxes
 
 
 def draw_shapes() -> AnnotatedImages:
-    """600, 100 and 200 scenes of up to five circles, squares and triangles, some of which hide parts of others; one in
+    """1,500, 100 and 200 scenes of up to five circles, squares and triangles, some of which hide parts of others; one in
     some twenty scenes is empty."""
     splits = {split: _draw_split(count, seed) for seed, (split, count) in enumerate(NUM_IMAGES.items())}
     categories = [Category(index, name) for index, name in enumerate(SHAPES)]
