@@ -20,8 +20,8 @@ _MAX_OVERLAP = 0.2  # of the smaller of two boxes
 
 
 def draw_shapes() -> AnnotatedImages:
-    """1,500, 100 and 200 scenes of up to five circles, squares and triangles, some of which hide parts of others; one in
-    some twenty scenes is empty."""
+    """1,500, 100 and 200 scenes of up to five circles, squares and triangles, some of which hide parts of others; one
+    in some twenty scenes is empty."""
     splits = {split: _draw_split(count, seed) for seed, (split, count) in enumerate(NUM_IMAGES.items())}
     categories = [Category(index, name) for index, name in enumerate(SHAPES)]
     return AnnotatedImages(
