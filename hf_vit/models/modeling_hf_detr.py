@@ -301,9 +301,9 @@ class HfDetrForObjectDetection(HfDetrPreTrainedModel):
             losses.update({f"{name}{ending}": value for name, value in of_layer.items()})
         if outputs.token_logits is not None:
             copies = config.token_matches
-            predicted = (outputs.token_logits, outputs.token_boxes)
-            (pairs,) = match_objects(*[each[None] for each in predicted], objects, config, num_copies=copies)
-            of_tokens = box_and_class_losses(*predicted, objects, pairs, config, num_boxes * copies)
+            token_logits, token_boxes = outputs.token_logits, outputs.token_boxes
+            (pairs,) = match_objects(token_logits[None], token_boxes[None], objects, config, num_copies=copies)
+            of_tokens = box_and_class_losses(token_logits, token_boxes, objects, pairs, config, num_boxes * copies)
             losses.update({f"{name}_enc": value for name, value in of_tokens.items()})
         if objects.masks is not None and pred_masks is not None:
             in_first_group = matches[-1].queries < num_queries

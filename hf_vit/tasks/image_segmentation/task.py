@@ -19,7 +19,7 @@ class ImageSegmentation(ObjectDetection):
 
     name = "image_segmentation"
     best = ("pq", "max")
-    auto_class: ClassVar = AutoModelForImageSegmentation
+    auto_class: ClassVar[Any] = AutoModelForImageSegmentation
     model_class: ClassVar[type[PreTrainedModel]] = HfDetrForSegmentation
     with_masks: ClassVar[bool] = True
 

@@ -49,15 +49,14 @@ def _draw_split(count: int, seed: int) -> AnnotatedSplit:
 
 def draw_scene(generator: np.random.Generator) -> tuple[PILImage.Image, list[Annotation]]:
     """A scene and its segments, no two of which share a pixel."""
-    sky = (generator.integers(120, 200), generator.integers(170, 230), 255)
-    ground = (generator.integers(80, 140), generator.integers(60, 110), generator.integers(20, 60))
-    picture = PILImage.new("RGB", (SIDE, SIDE), tuple(map(int, sky)))
-    ids = PILImage.new("L", (SIDE, SIDE), 1)
+    sky = tuple(generator.integers((120, 170, 255), (200, 230, 256)).tolist())
+    ground = tuple(generator.integers((80, 60, 20), (140, 110, 60)).tolist())
+    picture, ids = PILImage.new("RGB", (SIDE, SIDE), sky), PILImage.new("L", (SIDE, SIDE), 1)
     pens = (ImageDraw.Draw(picture), ImageDraw.Draw(ids))
     left, right = generator.uniform(0.4 * SIDE, 0.8 * SIDE, 2).tolist()
-    horizon = [(0, left), (SIDE, right), (SIDE, SIDE), (0, SIDE)]
-    for pen, fill in zip(pens, (tuple(map(int, ground)), 2)):
-        pen.polygon(horizon, fill=fill)
+    below = [(0, left), (SIDE, right), (SIDE, SIDE), (0, SIDE)]
+    pens[0].polygon(below, fill=ground)
+    pens[1].polygon(below, fill=2)
     kinds = {1: len(SHAPES), 2: len(SHAPES) + 1}  # the class of each segment
     has_crowd = generator.random() < _CROWDED
     count = 0 if generator.random() < _EMPTY else int(generator.integers(1, MAX_SHAPES + 1))
@@ -90,5 +89,6 @@ def _draw(
     """A shape in the picture and, of the same pixels, in the map of ids."""
     left, top = generator.uniform(0, SIDE - side, 2).tolist()
     colour = tuple(generator.integers(0, 256, 3).tolist())
-    for pen, fill in zip(pens, (colour, number)):
-        draw_shape(pen, SHAPES[kind], (left, top, left + side, top + side), fill)
+    corners = (left, top, left + side, top + side)
+    draw_shape(pens[0], SHAPES[kind], corners, colour)
+    draw_shape(pens[1], SHAPES[kind], corners, number)

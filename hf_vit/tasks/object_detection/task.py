@@ -36,7 +36,7 @@ class ObjectDetection(Task):
     scoring_groups: ClassVar = {"data": ObjectDataArguments}
     sample_unit = "images"
     best = ("ap", "max")
-    auto_class: ClassVar = AutoModelForObjectDetection
+    auto_class: ClassVar[Any] = AutoModelForObjectDetection
     model_class: ClassVar[type[PreTrainedModel]] = HfDetrForObjectDetection
     with_masks: ClassVar[bool] = False
     arguments: ObjectDetectionArguments
