@@ -11,7 +11,19 @@ PACKAGE = Path(hf_vit.__file__).parent
 FLOORS = [
     {"models"},
     # Of `tasks` only what finds them
-    {"config", "errors", "extras", "files", "fingerprint", "sample_keys", "tasks", "record", "unasked", "words"},
+    {
+        "config",
+        "errors",
+        "extras",
+        "files",
+        "fingerprint",
+        "sample_keys",
+        "tasks",
+        "record",
+        "recipes",
+        "unasked",
+        "words",
+    },
     {"vision", "text", "conversion", "explain", "cost", "sources", "source_arguments", "fast_paths"},
     {"inputs", "drawing"},
     {"isolated"},
@@ -19,7 +31,7 @@ FLOORS = [
     {"hub"},
     {"trainer", "tasks.task"},  # the loop and its contract
     {"tasks."},  # their folders
-    {"train", "score", "study", "translate", "predict", "embed", "cli", "export"},
+    {"train", "score", "study", "translate", "predict", "embed", "demo", "cli", "export"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
