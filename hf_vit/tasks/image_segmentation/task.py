@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from transformers import AutoModelForImageSegmentation, PreTrainedModel
 
 from hf_vit import HfDetrForSegmentation
+from hf_vit.tasks.image_segmentation.arguments import ImageSegmentationArguments
 from hf_vit.tasks.image_segmentation.evaluation import SegmentationEvaluator
 from hf_vit.tasks.object_detection.data import AnnotatedData
 from hf_vit.tasks.object_detection.task import ObjectDetection
@@ -18,10 +19,10 @@ class ImageSegmentation(ObjectDetection):
     """The task `image_segmentation`."""
 
     name = "image_segmentation"
-    best = ("pq", "max")
     auto_class: ClassVar[Any] = AutoModelForImageSegmentation
     model_class: ClassVar[type[PreTrainedModel]] = HfDetrForSegmentation
     with_masks: ClassVar[bool] = True
+    arguments: ImageSegmentationArguments
 
     def evaluator(self, split: str, *, final: bool) -> SegmentationEvaluator:
         num_samples = self.arguments.data.card_num_samples if final else 0

@@ -227,7 +227,6 @@ def test_the_worst_mistakes_are_shown_the_surest_first(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
-        ("--early_stopping_patience=3", "--load_best_model_at_end keeps the best epoch's weights"),
         ("--test_dirs=x", "did you mean 'test_dir'?"),
         ("--zzz=1", "--help lists what there is"),
     ],
