@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_vit.models.position_encoding import resample_table
+from hf_vit.models.token_reduction import ungrouped
 
 
 @torch.no_grad()
@@ -42,13 +43,48 @@ def attention_maps(
     body: Any = model.base_model
     grid_size = body.embeddings.patch_embedding.grid_size(pixel_values)
     outputs = body(pixel_values, output_attentions=True, return_dict=True)
+    last_hidden_state, attentions = of_all_tokens(body, outputs), outputs.attentions
     if query is None:
-        query = pooling_weights(body, outputs.last_hidden_state)
-    layers = [
-        attention_of_all_tokens(attention, outputs.last_hidden_state.shape[1]) for attention in outputs.attentions
-    ]
+        query = pooling_weights(body, last_hidden_state)
+    if outputs.token_groups is not None:
+        before = (*outputs.token_groups[:-1], *outputs.token_groups[-1:] * body.config.num_class_layers)
+        attentions = [ungrouped_attention(each, group) for each, group in zip(attentions, before)]
+    layers = [attention_of_all_tokens(attention, last_hidden_state.shape[1]) for attention in attentions]
     attentions, rollout = torch.stack(layers, dim=1), attention_rollout(layers)  # (B, L, H, T, T), (B, T, T)
     return attention_to_grid(attentions, query, grid_size), attention_to_grid(rollout, query, grid_size)
+
+
+def of_all_tokens(body: Any, outputs: Any) -> torch.Tensor:
+    """The last hidden states, of every token of the sequence that of its group where tokens were merged: (batch,
+    tokens of the whole sequence, hidden_size).
+
+    Args:
+        body: an `HfViTModel`.
+        outputs: its outputs.
+    """
+    if outputs.token_groups is None:
+        return outputs.last_hidden_state
+    later = body.config.num_prefix_tokens - body.config.num_layer_prefix_tokens  # tokens of class-attention layers
+    tokens = outputs.last_hidden_state
+    return torch.cat((tokens[:, :later], ungrouped(tokens[:, later:], outputs.token_groups[-1])), dim=1)
+
+
+def ungrouped_attention(attention: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """Attention (batch, heads, queries, keys) of a layer among groups of tokens, as attention among the tokens: the
+    members of a group look where it looks, and share what it gets.
+
+    Args:
+        group: of each token, shape (batch, tokens of the whole sequence). Keys before the groups, and queries that are
+            such keys alone, stay as they are.
+    """
+    num_queries, num_keys = attention.shape[2:]
+    first = num_keys - int(group.max()) - 1
+    alone = torch.arange(first, device=group.device).expand(group.shape[0], -1)
+    keys = torch.cat((alone, group + first), dim=1)[:, None, None]  # (B, 1, 1, S)
+    sizes = torch.zeros(group.shape[0], 1, 1, num_keys, device=group.device)
+    sizes = sizes.scatter_add(3, keys, torch.ones_like(keys, dtype=sizes.dtype))
+    attention = (attention / sizes).take_along_dim(keys, dim=3)
+    return attention.take_along_dim(keys.transpose(2, 3), dim=2) if num_queries == num_keys else attention
 
 
 def attention_of_all_tokens(attention: torch.Tensor, num_tokens: int) -> torch.Tensor:
@@ -127,7 +163,7 @@ def pooling_weights(model: PreTrainedModel, last_hidden_state: torch.Tensor) -> 
 
     Args:
         model: an `HfViTModel` or a model with one inside.
-        last_hidden_state: the output of that `HfViTModel`, shape (batch, tokens, hidden_size).
+        last_hidden_state: the output of that `HfViTModel`, shape (batch, tokens, hidden_size); see [`of_all_tokens`].
 
     Returns:
         fp32 tensor of shape (batch, tokens). Rows sum to one.
