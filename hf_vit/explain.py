@@ -46,7 +46,7 @@ def attention_maps(
     last_hidden_state, attentions = of_all_tokens(body, outputs), outputs.attentions
     if query is None:
         query = pooling_weights(body, last_hidden_state)
-    if outputs.token_groups is not None:
+    if getattr(outputs, "token_groups", None) is not None:  # code of version 0.1.0 knows none
         before = (*outputs.token_groups[:-1], *outputs.token_groups[-1:] * body.config.num_class_layers)
         attentions = [ungrouped_attention(each, group) for each, group in zip(attentions, before)]
     layers = [attention_of_all_tokens(attention, last_hidden_state.shape[1]) for attention in attentions]
@@ -62,7 +62,7 @@ def of_all_tokens(body: Any, outputs: Any) -> torch.Tensor:
         body: an `HfViTModel`.
         outputs: its outputs.
     """
-    if outputs.token_groups is None:
+    if getattr(outputs, "token_groups", None) is None:
         return outputs.last_hidden_state
     later = body.config.num_prefix_tokens - body.config.num_layer_prefix_tokens  # tokens of class-attention layers
     tokens = outputs.last_hidden_state

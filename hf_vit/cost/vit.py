@@ -10,6 +10,7 @@ import math
 
 from hf_vit.cost.parts import Part, linear_parameters, mlp_macs, mlp_parameters, norm_parameters, part
 from hf_vit.models.configuration_hf_vit import HfViTConfig
+from hf_vit.models.token_schedule import token_reduction
 
 
 def num_patches(config: HfViTConfig) -> int:
@@ -25,6 +26,8 @@ def num_class_tokens(config: HfViTConfig) -> int:
 def tokens_in_layers(config: HfViTConfig, training: bool = False) -> int:
     """Tokens that go through the self-attention layers: T = N + prefix tokens. In training those that
     `patch_dropout_prob` keeps: max(1, round(N (1 - p))) of the N patches."""
+    if reduction := token_reduction(config):
+        raise ValueError(f"{reduction} must be off: the cost of fewer tokens from layer to layer is not forecast")
     patches = num_patches(config)
     if training and config.patch_dropout_prob:
         patches = max(1, round(patches * (1 - config.patch_dropout_prob)))
