@@ -18,8 +18,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hf_vit.config import load_recipe
 from hf_vit.files import write_atomically
+from hf_vit.recipes import load_recipe
 from hf_vit.study import finished_run
 from hf_vit.tasks.image_classification.data import DataArguments, load_labelled_images
 

@@ -84,7 +84,7 @@ def images_for(peer: nn.Module, config: Any) -> tuple[torch.Tensor, dict[str, to
 
 
 def answers(model: nn.Module, arguments: dict[str, torch.Tensor], with_features: bool = False) -> list[torch.Tensor]:
-    """What the model says, and the output of each layer where asked for."""
+    """Logits of the model, and the output of each layer where asked for."""
     if not isinstance(model, transformers.PreTrainedModel):
         (pixel_values,) = arguments.values()
         found = [model(pixel_values)]

@@ -25,8 +25,8 @@ from report import write_report
 from sacrebleu.metrics import BLEU
 from translation_quality import load, translations
 
-from hf_vit.config import load_recipe
 from hf_vit.files import write_atomically
+from hf_vit.recipes import load_recipe
 from hf_vit.study import check_arguments, finished_run
 from hf_vit.tasks.translation.data import load_parallel_texts
 from hf_vit.train import parse
@@ -85,7 +85,7 @@ def by_length(predictions: list[str], sources: list[str], references: list[str])
 
 
 def row_of(run: dict) -> dict:
-    """What the table says of a run."""
+    """The row of a run in the table."""
     speeds = [epoch["sentences_per_second"] for epoch in run["epochs"]]
     tokens = sum(run["data"]["splits"]["train"]["mean_tokens"])
     measured, beam = run["result"]["metrics"], f"beam{run['arguments']['num_beams']}_bleu"

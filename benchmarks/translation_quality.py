@@ -1,4 +1,4 @@
-"""What rounding the weights costs a translator: BLEU in fp32, bf16 and int8, greedily and with beams.
+"""The cost of rounding the weights of a translator: BLEU in fp32, bf16 and int8, greedily and with beams.
 
     python benchmarks/translation_quality.py --model_name_or_path FOLDER --dataset_name FOLDER_OR_ID \\
         [--test_split_name test_2016_flickr] [--output benchmarks/results/translation_quality.json]

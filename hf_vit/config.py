@@ -24,7 +24,6 @@ import dataclasses
 import difflib
 import functools
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,11 +31,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
 
 from hf_vit.errors import DEBUG_HELP
-from hf_vit.files import read_utf8
+from hf_vit.recipes import load_recipe, read_yaml
 
 DEFAULT_RECIPE = "digits"
 
@@ -47,34 +45,6 @@ def argument(default: Any = None, *, help: str, **metadata: Any) -> Any:
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """YAML as version 1.2 has it: 1e-5 is a number, and no key comes twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} comes twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def read_yaml(text: str) -> Any:
-    """The content of a YAML text.
-
-    Raises:
-        ValueError: it is no YAML, or a key of a mapping comes twice; the message is one line.
-    """
-    try:
-        return yaml.load(text, _YamlLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
 
 
 class Options(dict[str, Any]):
@@ -317,23 +287,6 @@ def recipe_path(name_or_path: str, recipes: Mapping[str, Path]) -> Path:
     if not path.is_file():
         raise ValueError(f"--recipe {name_or_path!r} not found; {closest(name_or_path, sorted(recipes))}")
     return path
-
-
-def load_recipe(path: Path) -> dict[str, Any]:
-    """The fields of a recipe as a flat dict.
-
-    Raises:
-        ValueError: the file does not hold a YAML mapping, or names another recipe.
-    """
-    try:
-        content = read_yaml(read_utf8(path)) or {}
-    except ValueError as error:
-        raise ValueError(f"recipe {path}: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"recipe {path} must hold `name: value` lines, found {type(content).__name__}")
-    if "recipe" in content:
-        raise ValueError(f"recipe {path}: a recipe cannot name another recipe")
-    return content
 
 
 def parse_groups(groups: Sequence[type], argv: Sequence[str], description: str) -> list[Any]:

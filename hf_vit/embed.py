@@ -91,7 +91,7 @@ def write_embeddings(embeddings: Embeddings, output: Path) -> Path:
 
 
 def read_embeddings(path: Path) -> Embeddings:
-    """What `write_embeddings` wrote.
+    """Embeddings that `write_embeddings` wrote.
 
     Raises:
         ValueError: the file is not there, or holds something else.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     record = {
         "task": task.name,
         "model": {"name": arguments.model_name_or_path, "revision": arguments.model_revision},
-        "command": " ".join(["python training/score.py", *command]),
+        "command": shlex.join([*_program(), *command]),
         **environment(accelerator),
         "data": assessment.data,
         "result": result,
@@ -133,6 +134,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             f"{SCORE_FILE} is in {folder}"
         )
     return record
+
+
+def _program() -> list[str]:
+    """Words that start a scoring as this one was: those of an installed package, or of a clone."""
+    return ["hf-vit", "score"] if sys.argv[0] == "hf-vit score" else ["python", "training/score.py"]
 
 
 def _write(folder: Path, record: dict[str, Any], assessment: Assessment, *, predictions: bool) -> None:

@@ -23,9 +23,10 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from hf_vit.cards.facts import metrics_of
-from hf_vit.config import argument, closest, read_yaml
+from hf_vit.config import argument, closest
 from hf_vit.errors import told
 from hf_vit.files import read_utf8, write_atomically
+from hf_vit.recipes import read_yaml
 from hf_vit.record import RUN_FILE, Record, read_record
 from hf_vit.train import parse
 from hf_vit.trainer.output_dir import CHECKPOINTS

@@ -13,7 +13,7 @@ NBSP = "\u00a0"
 
 
 def run_records(class_names=DIGITS, num_epochs=12, images_per_class=36):
-    """What training leaves in run.json, for a classifier that is right in nine cases of ten."""
+    """The run.json of a training, for a classifier that is right in nine cases of ten."""
     generator = numpy.random.default_rng(0)
     n = len(class_names)
     targets = numpy.repeat(numpy.arange(n), images_per_class)
@@ -100,7 +100,7 @@ def text_of(folder, records):
 
 
 def tables(text):
-    """What a Markdown reader shows of a card's tables: {header: rows of cell texts}, and the kinds of its inlines."""
+    """A card's tables as a Markdown reader shows them: {header: rows of cell texts}, and the kinds of its inlines."""
     found, kinds, row = {}, set(), None
     for token in MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text):
         if token.type == "table_open":

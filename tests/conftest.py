@@ -1,4 +1,4 @@
-"""What every test shares: a closed network, one thread, and tiny Vision Transformers that differ in every part."""
+"""Shared by all tests: a closed network, one thread, and tiny Vision Transformers that differ in every part."""
 
 import os
 

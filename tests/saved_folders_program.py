@@ -1,4 +1,4 @@
-"""What a classifier and a translator in a folder compute, with this package or without it: see test_saved_folders."""
+"""Outputs of a classifier and a translator in a folder, with this package or without it: see test_saved_folders."""
 
 import json
 from pathlib import Path

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hf_vit import tasks, train
-from hf_vit.config import load_recipe
+from hf_vit.recipes import load_recipe
 
 RECIPES = tasks.recipes()
 

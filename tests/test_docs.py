@@ -1,4 +1,4 @@
-"""What README and docs point at is there, and the commands they give are understood."""
+"""Links of README and docs lead somewhere, and the commands they give are understood."""
 
 import re
 import shlex

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 from hf_vit import score
 from hf_vit.cards.records import read_author_file
 from hf_vit.cli import main
-from hf_vit.config import load_recipe
 from hf_vit.errors import DEBUG_VARIABLE, message_of, told
 from hf_vit.extras import MissingExtraError
 from hf_vit.files import check_model_source, read_utf8
 from hf_vit.hub import HubError
+from hf_vit.recipes import load_recipe
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,7 +11,19 @@ PACKAGE = Path(hf_vit.__file__).parent
 FLOORS = [
     {"models"},
     # Of `tasks` only what finds them
-    {"config", "errors", "extras", "files", "fingerprint", "sample_keys", "tasks", "record", "unasked", "words"},
+    {
+        "config",
+        "errors",
+        "extras",
+        "files",
+        "fingerprint",
+        "sample_keys",
+        "tasks",
+        "record",
+        "recipes",
+        "unasked",
+        "words",
+    },
     {"vision", "text", "conversion", "explain", "cost", "sources", "source_arguments", "fast_paths"},
     {"inputs", "drawing"},
     {"isolated"},

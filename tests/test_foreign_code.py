@@ -220,7 +220,7 @@ def call(*words):
 
 
 def commands(folder, kind, tmp_path, monkeypatch):
-    """What each command that promises to run nothing does with a folder, by its name."""
+    """Calls on a folder of each command that promises to run nothing, by its name."""
     monkeypatch.setattr(HfApi, "snapshot_download", lambda *args, **kwargs: str(folder))
     tiny = ["--num_train_epochs=1", "--card_num_samples=0", "--dry_run", "--output_dir", tmp_path / "run"]
     score_to = ["--output_dir", tmp_path / "score", "--overwrite_output_dir"]

@@ -1,4 +1,4 @@
-"""What is imported when: the models first, the rest when asked for, and what an extra brings where it is used."""
+"""Imports and their time: the models first, the rest when asked for, and what an extra brings where it is used."""
 
 import importlib
 import inspect
@@ -13,7 +13,7 @@ import transformers
 import hf_vit
 
 # What torch and transformers import of what they find installed is theirs.
-HEAVY = {"datasets", "evaluate", "pandas", "pyarrow", "sklearn", "matplotlib", "jinja2", "sacrebleu", "babel"}
+HEAVY = {"datasets", "evaluate", "pandas", "pyarrow", "sklearn", "matplotlib", "jinja2", "peft", "sacrebleu", "babel"}
 EXTRAS = ("accelerate", "datasets", "evaluate", "jinja2", "matplotlib", "scipy", "sklearn", "torchvision", "typer")
 COMMANDS = [
     "hf_vit.train --help",
@@ -32,7 +32,7 @@ MISSING = {
 
 
 def _outcome(code, blocked):
-    """What happens in a copy of this process that has imported the package alone: the error, the modules loaded."""
+    """The outcome in a copy of this process that has imported the package alone: the error, the modules loaded."""
     registered = set(sys.modules)
     sys.modules.update(dict.fromkeys(blocked))
     error = None

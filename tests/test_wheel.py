@@ -72,6 +72,7 @@ def test_it_trains_cards_and_studies(installed):
     installed("hf-vit", "train", "--num_processes", "1", "--cpu", *TINY, "--output_dir=run")
     run = json.loads((installed.folder / "run" / "run.json").read_text())
     assert (run["status"], run["recipe"], run["arguments"]["image_size"]) == ("finished", "digits", [8])
+    assert run["command"].startswith("hf-vit train ")
     assert "the card says what the records say" in installed("hf-vit", "card", "run", "--check")
 
     study = {"title": "T", "recipe": "digits", "seeds": [0], "metrics": ["accuracy"], "variants": {"a": {}, "b": {}}}

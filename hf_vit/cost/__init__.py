@@ -1,4 +1,4 @@
-"""What a model costs before it runs: parameters, multiply-accumulates and memory, in closed form."""
+"""Costs of a model before it runs: parameters, multiply-accumulates and memory, in closed form."""
 
 from hf_vit.cost.forecast import Forecast, Remedy, forecast, largest_batch, memory_bytes
 from hf_vit.cost.memory import Memory, Setup, vit_memory

@@ -1,4 +1,4 @@
-"""What a model costs, what fits into a memory, and what would save how much."""
+"""Forecasts of what a model costs, what fits into a memory, and what would save how much."""
 
 from __future__ import annotations
 

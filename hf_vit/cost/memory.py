@@ -120,9 +120,9 @@ def _is_eager(config: HfViTConfig, setup: Setup) -> bool:
 
 
 def saved_bytes(config: HfViTConfig, setup: Setup) -> int:
-    """What autograd keeps of a forward pass: the patches B N C p^2, L layers (`layer_saved_bytes`), the input of the
-    final norm B T D, and with class-attention layers theirs. With gradient checkpointing the layers' inputs alone,
-    B T D each, and one layer."""
+    """Bytes that autograd keeps of a forward pass: the patches B N C p^2, L layers (`layer_saved_bytes`), the input of
+    the final norm B T D, and with class-attention layers theirs. With gradient checkpointing the layers' inputs
+    alone, B T D each, and one layer."""
     rows = setup.batch_size * tokens_in_layers(config, setup.training)
     stream = rows * config.hidden_size * setup.parameter_bytes
     layer, layers = layer_saved_bytes(config, setup), config.num_hidden_layers
@@ -135,7 +135,7 @@ def saved_bytes(config: HfViTConfig, setup: Setup) -> int:
 
 
 def layer_saved_bytes(config: HfViTConfig, setup: Setup) -> int:
-    """What autograd keeps of one layer, in numbers of the type that each has:
+    """Bytes that autograd keeps of one layer, in numbers of the type that each has:
 
     - the inputs of the two norms, 2 B T D, and two statistics a token each; their outputs, 2 B T D;
     - queries, keys and values, 3 B T D; the same once more if queries and keys are normed, with SDPA 2 B T D if they
@@ -217,7 +217,7 @@ def _class_layers_saved_bytes(config: HfViTConfig, setup: Setup) -> int:
 
 
 def working_bytes(config: HfViTConfig, setup: Setup) -> int:
-    """What one layer holds for a moment, at its worst.
+    """Bytes that one layer holds for a moment, at its worst.
 
     Inference, with the sizes in bytes: in attention the residual stream, its norm, queries, keys and values, two
     copies of factors, 7 B T D, and the scores beside the attention weights, 2 B H T^2; in the MLP the stream before

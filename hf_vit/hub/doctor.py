@@ -160,20 +160,20 @@ def _auto_map(folder: Path, files: list[str], config: dict) -> Iterator[str]:
     for name in expected:
         if name not in auto_map:
             yield f"config.json: auto_map lacks {name}, so {name}.from_pretrained fails: save the model again"
-    places = {f"auto_map[{name!r}]": reference for name, reference in auto_map.items()}
+    references = {f"auto_map[{name!r}]": reference for name, reference in auto_map.items()}
     for task, pipeline in pipelines.items():
-        places[f"custom_pipelines[{task!r}]"] = pipeline.get("impl") if isinstance(pipeline, dict) else pipeline
-    for place, reference in places.items():
+        references[f"custom_pipelines[{task!r}]"] = pipeline.get("impl") if isinstance(pipeline, dict) else pipeline
+    for where, reference in references.items():
         if not isinstance(reference, str):
-            yield f"config.json: {place} must be 'module.Class', found {reference!r}"
+            yield f"config.json: {where} must be 'module.Class', found {reference!r}"
             continue
         module, _, class_name = reference.rpartition(".")
         if "--" in reference:
-            yield f"config.json: {place} points to code in another repository, {reference!r}"
+            yield f"config.json: {where} points to code in another repository, {reference!r}"
         elif f"{module}.py" not in files:
-            yield f"{module}.py is missing, which {place} of config.json names"
+            yield f"{module}.py is missing, which {where} of config.json names"
         elif class_name not in _classes(folder / f"{module}.py"):
-            yield f"{module}.py has no class {class_name}, which {place} of config.json names"
+            yield f"{module}.py has no class {class_name}, which {where} of config.json names"
 
 
 def _classes(path: Path) -> set[str]:
@@ -289,22 +289,22 @@ def _private(folder: Path, files: list[str], config: dict) -> Iterator[str]:
         lines = _lines(folder / name)
         secrets = {found.secret: found for found in _secret_scanner().scan("\n".join(lines)) if found.visible}
         for secret, found in secrets.items():
-            place, kind = f"{name} line {found.location['line']}", found.rule_id.rpartition(".")[2]
-            yield f"{place} holds what looks like a secret token: {secret[:7]}… ({kind})"
+            where, kind = f"{name} line {found.location['line']}", found.rule_id.rpartition(".")[2]
+            yield f"{where} holds what looks like a secret token: {secret[:7]}… ({kind})"
         for number, line in enumerate(lines, start=1):
-            place = f"{name} line {number}"
+            where = f"{name} line {number}"
             if own_token and own_token in line and own_token not in secrets:
-                yield f"{place} holds your Hub token"
+                yield f"{where} holds your Hub token"
             for key in set(_KEYS.findall(line)):
                 if not any(key in secret for secret in secrets):
                     kind = "private-key" if "PRIVATE" in key else "aws-key-id"
-                    yield f"{place} holds what looks like a secret token: {key[:7]}… ({kind})"
+                    yield f"{where} holds what looks like a secret token: {key[:7]}… ({kind})"
             if PurePosixPath(name).name in _VOCABULARIES:
                 continue
             for found in set(_ADDRESSES.findall(line)) - public_addresses:
-                yield f"{place} holds an e-mail address: {found}"
+                yield f"{where} holds an e-mail address: {found}"
             for found in set(_PATHS.findall(line)) - public_paths:
-                yield f"{place} holds an absolute path of a computer: {found}"
+                yield f"{where} holds an absolute path of a computer: {found}"
 
 
 def _author_words(folder: Path) -> str:

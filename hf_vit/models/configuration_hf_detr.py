@@ -142,7 +142,7 @@ class HfDetrConfig(CodeVersionMixin, PreTrainedConfig):
 
     @property
     def position_embedding(self) -> str:
-        """What the shared layer asks for: its self-attention is the plain one."""
+        """Positions in the shared layer's self-attention: none."""
         return "none"
 
     @property

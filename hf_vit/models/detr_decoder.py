@@ -22,7 +22,7 @@ _SHORTEST_WAVE = 1 / 32
 
 
 class Decoded(NamedTuple):
-    """What the decoder makes of an image."""
+    """Queries and boxes after each layer of the decoder."""
 
     hidden_states: torch.Tensor  # (L, B, Q, D), normed
     boxes: torch.Tensor  # (L, B, Q, 4)
@@ -110,8 +110,8 @@ class FeatureMix(nn.Module):
 
 
 class BoxRelativeBias(nn.Module):
-    """What a layer's cross-attention adds to its scores (Plain-DETR, 2308.01904): an MLP sees the signed distances of
-    a token's column to the left and right side of a query's box, another those of its row to top and bottom; the bias
+    """Bias of the scores of a layer's cross-attention (Plain-DETR, 2308.01904): an MLP sees the signed distances of a
+    token's column to the left and right side of a query's box, another those of its row to top and bottom; the bias
     of a token is the sum of both. Zero at initialisation.
 
     Args:
@@ -142,8 +142,8 @@ class BoxRelativeBias(nn.Module):
 
 
 class Queries(nn.Module):
-    """What the decoder starts from. Contents are learnt, one for each query of each group; boxes are those of the best
-    tokens, or learnt; without reference boxes contents are zero and positions are learnt (2005.12872).
+    """Queries that the decoder starts from. Contents are learnt, one for each query of each group; boxes are those of
+    the best tokens, or learnt; without reference boxes contents are zero and positions are learnt (2005.12872).
 
     Args:
         config: gives `num_queries`, `group_detr`, `two_stage`, `has_reference_boxes`, `num_class_outputs`.

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import SchedulerType, get_scheduler
 
 from hf_vit.config import Options, argument, check_range
 from hf_vit.trainer.layers import parameter_depths
 
-_NEEDS_METRICS = ("reduce_lr_on_plateau", "greedy")
+# Those of `transformers.SchedulerType` that follow the steps. Importing them would load peft, where it is installed.
+Schedule = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+]
 
 
 @dataclass
@@ -41,7 +52,7 @@ class OptimizationArguments:
     adam_beta2: float = argument(0.999, help="AdamW's decay of the squared gradient.")
     adam_epsilon: float = argument(1e-8, help="AdamW's epsilon.")
     max_grad_norm: float | None = argument(1.0, help="Clip the gradients to this norm; 0 never clips.")
-    lr_scheduler_type: SchedulerType = argument(SchedulerType.COSINE, help="Schedule of transformers.get_scheduler.")
+    lr_scheduler_type: Schedule = argument("cosine", help="Schedule of transformers.get_scheduler.")
     lr_scheduler_kwargs: Options = argument(Options, help="More of the schedule, such as min_lr=1e-5.")
     warmup_steps: int = argument(0, help="Optimizer steps of linear warm-up.")
     warmup_ratio: float = argument(0.0, help="Warm-up as a part of all steps, when warmup_steps is 0.")
@@ -68,9 +79,10 @@ class OptimizationArguments:
         check_range("max_grad_norm", self.max_grad_norm, 0)
         check_range("warmup_steps", self.warmup_steps, 0)
         check_range("warmup_ratio", self.warmup_ratio, 0, 1)
-        self.lr_scheduler_type = SchedulerType(self.lr_scheduler_type)
-        if self.lr_scheduler_type.value in _NEEDS_METRICS:
-            raise ValueError(f"--lr_scheduler_type {self.lr_scheduler_type.value} follows a metric, not the steps")
+        if self.lr_scheduler_type not in get_args(Schedule):
+            raise ValueError(
+                f"--lr_scheduler_type must be one of {', '.join(get_args(Schedule))}, found {self.lr_scheduler_type!r}"
+            )
 
 
 def _decays(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
@@ -131,6 +143,8 @@ def build_optimizer(
 
 def build_scheduler(optimizer: torch.optim.Optimizer, arguments: OptimizationArguments, num_steps: int) -> LambdaLR:
     """The learning rate's schedule over `num_steps` optimizer steps."""
+    from transformers import get_scheduler
+
     return get_scheduler(
         arguments.lr_scheduler_type,
         optimizer,

@@ -32,7 +32,7 @@ def plan(loop: TrainingLoop) -> str:
         **loop.task.plan_rows(),
         "steps": f"{loop.num_steps:,} of {loop.schedule.samples_per_step:,.0f} {unit}, "
         f"{loop.steps_per_epoch:,} in an epoch",
-        "schedule": f"{options.lr_scheduler_type.value}, learning rate {', '.join(f'{rate:.3g}' for rate in rates)} "
+        "schedule": f"{options.lr_scheduler_type}, learning rate {', '.join(f'{rate:.3g}' for rate in rates)} "
         "at the start, after a quarter, half and at the end",
         "hardware": f"{hardware.num_processes} x {hardware.device_name}, {hardware.mixed_precision} mixed precision",
         "licence": author.get("license", "none given (--card_license)"),

@@ -96,6 +96,14 @@ def write_predictions(evaluator: Evaluator, folder: Path) -> None:
     write_atomically(folder / PREDICTIONS_FILE, "".join(lines).encode())
 
 
+def _program() -> list[str]:
+    """Words that start a training as this one was: those of an installed package, or of a clone."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    if module is not None and module.name == "hf_vit.train":
+        return ["hf-vit", "train"]
+    return ["accelerate", "launch", "training/train.py"]
+
+
 class RunRecord:
     """The record of the run under way; `write` puts it into a folder atomically.
 
@@ -110,7 +118,7 @@ class RunRecord:
                 "schema_version": SCHEMA_VERSION,
                 "task": arguments.run.task,
                 "status": "running",
-                "command": shlex.join(["accelerate", "launch", "training/train.py", *arguments.command]),
+                "command": shlex.join([*_program(), *arguments.command]),
                 "recipe": arguments.run.recipe,
                 "arguments": arguments.to_dict(),
                 "non_default_arguments": arguments.explicit,

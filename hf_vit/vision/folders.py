@@ -269,7 +269,7 @@ def is_table(name: str) -> bool:
 
 
 def _why_no_class(folder: Path, known: set[str]) -> str:
-    """What to do about a folder in which no folder holds images."""
+    """Advice on a folder in which no folder holds images."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and not _is_hidden(path.name))
     images = [name for name in names if Path(name).suffix.lower() in known]
     tables = [name for name in names if is_table(name)]

@@ -69,7 +69,7 @@ def check_past(
     Args:
         prefix: begins what the caller calls the two.
         attention_mask: see [`check_mask`].
-        position_ids: shape (batch or 1, tokens), or None.
+        position_ids: shape (batch or 1, tokens), or None; those of padding do not count.
         num_tokens: tokens that are given.
         past_length: tokens that the cache holds, a tensor if it is a static one.
         num_keys: keys that the tokens attend to, with the room that a static cache has beyond, and a mask may cover.
@@ -81,10 +81,14 @@ def check_past(
     if position_ids is None or position_ids.device.type != "cpu":
         return
     slots = torch.arange(past_length, past_length + position_ids.shape[1])
-    if bool((position_ids > slots).any()):
+    is_beyond = position_ids > slots
+    if attention_mask is not None and attention_mask.ndim == 2:  # padding has any position, as generate's has 1
+        is_beyond = is_beyond & attention_mask[:, past_length : past_length + num_tokens].bool()
+    if bool(is_beyond.any()):
+        largest = int(position_ids.expand_as(is_beyond)[is_beyond].max())
         raise ValueError(
             f"{prefix}position_ids must be at most the number of tokens before each, got up to "
-            f"{int(position_ids.max())} with {past_length} tokens in the cache: the cache was lost or does not belong "
+            f"{largest} with {past_length} tokens in the cache: the cache was lost or does not belong "
             f"to them (hf_vit was {tested_with()})"
         )
 

@@ -23,7 +23,7 @@ _EXCLUDED = -1e9
 # Columns of scores that are looked through together, where there are enough scores for it to pay.
 _BLOCK, _FEW_SCORES = 128, 100_000
 # What [`BeamSearch`] knows of each source.
-_STATE = ("sources", "texts", "scores", "results", "result_lengths", "result_scores", "is_result", "can_improve")
+_STATE = ("sources", "texts", "scores", "finished", "finished_lengths", "finished_scores", "is_filled", "can_improve")
 # Arguments of the model that a search here takes care of, before and after `generate` has prepared them.
 _KNOWN_ARGUMENTS = {"input_ids", "attention_mask", "encoder_outputs", "decoder_input_ids"}
 _PREPARED_ARGUMENTS = {"attention_mask", "encoder_outputs", "past_key_values", "cache", "use_cache"}
@@ -201,8 +201,8 @@ def greedy_search(
 
 class BeamSearch:
     """Beam search by the rules of transformers: of the continuations of a source's texts, as many as there are beams
-    (the best that do not end) go on; one that ends is a result if it is among that many best. A source keeps as many
-    results as beams, by their score over (length ** `length_penalty`).
+    (the best that do not end) go on; one that ends is a finished hypothesis if it is among that many best. A source
+    keeps as many of these as beams, by their score over (length ** `length_penalty`).
 
     Args:
         decoder ([`CachedDecoder`]): of `generation_config.num_beams` beams.
@@ -223,9 +223,9 @@ class BeamSearch:
         self.texts[:, :, : self.length] = input_ids.view(*shape, -1)
         # All beams begin alike: only the first counts.
         self.scores = torch.tensor([0.0] + [_EXCLUDED] * (self.num_beams - 1), dtype=torch.float).repeat(shape[0], 1)
-        self.results, self.result_lengths = self.texts.clone(), torch.zeros(shape, dtype=torch.long)
-        self.result_scores = torch.full(shape, _EXCLUDED, dtype=torch.float)
-        self.is_result = torch.zeros(shape, dtype=torch.bool)
+        self.finished, self.finished_lengths = self.texts.clone(), torch.zeros(shape, dtype=torch.long)
+        self.finished_scores = torch.full(shape, _EXCLUDED, dtype=torch.float)
+        self.is_filled = torch.zeros(shape, dtype=torch.bool)
         self.can_improve = torch.ones(shape[0], 1, dtype=torch.bool)
         self.sources = torch.arange(shape[0])  # those that the tensors above are about
         self.closed: list[Any] = []
@@ -240,7 +240,7 @@ class BeamSearch:
             is_finished = torch.isin(next_ids, self.eos) if self.eos is not None else torch.zeros_like(next_ids).bool()
             is_finished |= is_last
             if is_finished[:, : self.num_beams].any():
-                self._add_results(scores, beams, next_ids, is_finished)
+                self._add_finished(scores, beams, next_ids, is_finished)
             token_ids = self._go_on(scores + is_finished * _EXCLUDED, beams, next_ids)
             is_open = self._is_open()
             if is_last or not is_open.any():
@@ -251,14 +251,14 @@ class BeamSearch:
                 self.decoder.drop(is_open)
                 self._close(~is_open)
         self._close(torch.ones_like(is_open))
-        sources, results, lengths = (torch.cat(parts) for parts in zip(*self.closed))
-        results = results[sources.argsort(), :, : self.prompt_length + int(lengths.max())]
-        return results.flatten(0, 1)
+        sources, finished, lengths = (torch.cat(parts) for parts in zip(*self.closed))
+        finished = finished[sources.argsort(), :, : self.prompt_length + int(lengths.max())]
+        return finished.flatten(0, 1)
 
     def _close(self, is_closed: torch.Tensor) -> None:
-        """Put the results of sources aside and forget them, shape (sources,)."""
+        """Put the finished hypotheses of sources aside and forget the sources, shape (sources,)."""
         texts = self.config.num_return_sequences
-        parts = (self.sources, self.results[:, :texts], self.result_lengths[:, :texts])
+        parts = (self.sources, self.finished[:, :texts], self.finished_lengths[:, :texts])
         self.closed.append([part[is_closed] for part in parts])
         for name in _STATE:
             setattr(self, name, getattr(self, name)[~is_closed])
@@ -288,8 +288,8 @@ class BeamSearch:
         self.decoder.keep(beams)
         return next_ids.view(-1, 1)
 
-    def _add_results(self, scores: torch.Tensor, beams: Any, next_ids: Any, is_finished: Any) -> None:
-        is_full = self.is_result.all(1, keepdim=True) & (self.config.early_stopping is True)
+    def _add_finished(self, scores: torch.Tensor, beams: Any, next_ids: Any, is_finished: Any) -> None:
+        is_full = self.is_filled.all(1, keepdim=True) & (self.config.early_stopping is True)
         num_tokens = self.length - self.prompt_length
         scores = scores / num_tokens**self.config.length_penalty
         is_new = is_finished & (torch.arange(scores.shape[1]) < self.num_beams)
@@ -297,20 +297,20 @@ class BeamSearch:
             scores = scores + excluded * _EXCLUDED
         texts = _rows(self.texts, beams)
         texts[:, :, self.length - 1] = next_ids
-        self.result_scores, chosen = torch.cat((self.result_scores, scores), 1).topk(self.num_beams)
-        self.results = _rows(torch.cat((self.results, texts), 1), chosen)
+        self.finished_scores, chosen = torch.cat((self.finished_scores, scores), 1).topk(self.num_beams)
+        self.finished = _rows(torch.cat((self.finished, texts), 1), chosen)
         lengths = torch.full_like(next_ids, num_tokens)
-        self.result_lengths = torch.cat((self.result_lengths, lengths), 1).gather(1, chosen)
-        self.is_result = torch.cat((self.is_result, is_new), 1).gather(1, chosen)
+        self.finished_lengths = torch.cat((self.finished_lengths, lengths), 1).gather(1, chosen)
+        self.is_filled = torch.cat((self.is_filled, is_new), 1).gather(1, chosen)
 
     def _is_open(self) -> torch.Tensor:
-        """Which sources may still get a better result, by the heuristic of `early_stopping`, shape (sources,)."""
+        """Which sources may still get a better hypothesis, by the heuristic of `early_stopping`, shape (sources,)."""
         longest = self.config.early_stopping == "never" and self.config.length_penalty > 0
         num_tokens = (self.max_length if longest else self.length) - self.prompt_length
         best = self.scores[:, :1] / num_tokens**self.config.length_penalty
-        worst_result = self.result_scores.amin(1, keepdim=True).where(self.is_result, _EXCLUDED)
-        self.can_improve &= (best > worst_result).any(1, keepdim=True)
-        is_full = self.is_result.all(1, keepdim=True) & (self.config.early_stopping is True)
+        worst_finished = self.finished_scores.amin(1, keepdim=True).where(self.is_filled, _EXCLUDED)
+        self.can_improve &= (best > worst_finished).any(1, keepdim=True)
+        is_full = self.is_filled.all(1, keepdim=True) & (self.config.early_stopping is True)
         return (self.can_improve & ~is_full)[:, 0]
 
 

@@ -1,4 +1,4 @@
-"""What a card says beyond the basics: methods, heads, teachers, cost, attention and positions."""
+"""Contents of a card beyond the basics: methods, heads, teachers, cost, attention and positions."""
 
 import re
 

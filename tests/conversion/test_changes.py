@@ -29,7 +29,7 @@ def test_kernels_are_resampled_as_by_timm(size):
 
 
 def test_a_larger_patch_gives_the_tokens_of_the_smaller():
-    """What the pseudo-inverse promises: the token of a resized patch is that of the patch."""
+    """The promise of the pseudo-inverse: the token of a resized patch is that of the patch."""
     generator = torch.Generator().manual_seed(0)
     kernel, patch = torch.randn(5, 3, 4, 4, generator=generator), torch.randn(1, 3, 4, 4, generator=generator)
     larger = torch.nn.functional.interpolate(patch, size=(8, 12), mode="bicubic", antialias=True)

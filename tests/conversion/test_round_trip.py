@@ -1,4 +1,4 @@
-"""What came from timm or transformers goes back to it, weight for weight; and random configurations of them do."""
+"""Weights from timm or transformers go back to it, weight for weight; and random configurations of them do."""
 
 import pytest
 import timm

@@ -36,7 +36,7 @@ def images(height=32, width=32):
 
 
 def answers(peer, pixel_values):
-    """What a peer says of images: with every layer's features, and for SigLIP 2 of their patches."""
+    """Outputs of a peer for images: with every layer's features, and for SigLIP 2 of their patches."""
     if "Siglip2" in type(peer).__name__:
         patches = pixel_values.unflatten(2, (4, 8)).unflatten(4, (4, 8)).permute(0, 2, 4, 3, 5, 1)
         arguments = {

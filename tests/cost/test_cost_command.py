@@ -1,4 +1,4 @@
-"""What is said of a memory and of names, and the command."""
+"""Reports on a memory and on names, and the command."""
 
 import json
 

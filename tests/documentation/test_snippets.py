@@ -73,7 +73,7 @@ def commands():
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory):
-    """What pages take for a reader's own: pictures in a folder for each class, photographs, and pairs of texts."""
+    """Data that pages take for a reader's own: pictures in a folder for each class, and pairs of texts."""
     folder = tmp_path_factory.mktemp("examples")
     for shape, draw in (("circle", ImageDraw.ImageDraw.ellipse), ("square", ImageDraw.ImageDraw.rectangle)):
         (folder / "path/to/images" / shape).mkdir(parents=True)

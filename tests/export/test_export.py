@@ -32,7 +32,7 @@ TEXT |= {"encoder_attention_heads": 2, "decoder_attention_heads": 4, "decoder_ff
 
 
 def run(folder, argument):
-    """What the folder's own program prints, in a process that cannot import this package."""
+    """The output of the folder's own program, in a process that cannot import this package."""
     program = (
         "import runpy, sys; sys.modules['hf_vit'] = None; sys.argv = ['run.py', sys.argv[1]]; "
         f"runpy.run_path({str(folder / 'run.py')!r}, run_name='__main__')"

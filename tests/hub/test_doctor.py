@@ -1,4 +1,4 @@
-"""What keeps a folder from being published, said in plain words."""
+"""Faults that keep a folder from being published, said in plain words."""
 
 import json
 import os
@@ -53,7 +53,7 @@ PRIVATE_KEY = "-----BEGIN RSA PRIVATE KEY-----\n{}\n-----END RSA PRIVATE KEY----
 
 
 class Code:
-    """What a pickle of it runs when it is opened."""
+    """The call that a pickle of it runs when it is opened."""
 
     def __reduce__(self):
         return os.getcwd, ()

@@ -47,7 +47,7 @@ def hub(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What a run leaves that goes to `REPO`; its card's snippets were executed."""
+    """The folder of a run that goes to `REPO`; its card's snippets were executed."""
     folder = save_run(tmp_path_factory.mktemp("runs") / "digits", REPO)
     write_card(folder)
     return folder

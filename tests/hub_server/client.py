@@ -67,7 +67,7 @@ def push(author: Client, folder: Path, repo_id: str, **options: Any) -> str:
 
 
 def run_snippets(client: Client, folder: Path, snippets: Iterable[str]) -> dict[str, str]:
-    """What each snippet of a card prints for the client, beside the sample images of the card's folder."""
+    """Outputs of each snippet of a card for the client, beside the sample images of the card's folder."""
     for sample in folder.glob("sample_*"):
         shutil.copy(sample, client.folder)
     return {code: client.output_of(code) for code in snippets}

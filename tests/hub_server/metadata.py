@@ -1,4 +1,4 @@
-"""What the Hub finds wrong in the metadata block of a README.md."""
+"""Faults that the Hub finds in the metadata block of a README.md."""
 
 import re
 

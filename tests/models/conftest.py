@@ -1,4 +1,4 @@
-"""What the tests of the models share: decisions as on a measured processor, whichever runs them."""
+"""Shared by the tests of the models: decisions as on a measured processor, whichever runs them."""
 
 import pytest
 

@@ -40,7 +40,7 @@ def model_results(folder):
 
 
 def image_results(folder):
-    """What processor and pipelines make of each picture in the folder."""
+    """Outputs of processor and pipelines for each picture in the folder."""
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
     processor.save_pretrained(Path(TARGET) / Path(folder).name)
     classify = pipeline("image-classification", model=folder, trust_remote_code=True)

@@ -86,7 +86,7 @@ def test_masks_that_do_not_fit_are_refused(masks, message):
 
 
 def predicted(scores, labels, masks, num_labels=3):
-    """What a model would output that is sure of these masks: logits of +-10."""
+    """The outputs of a model that is sure of these masks: logits of +-10."""
     logits = torch.full((1, len(scores), num_labels), -20.0)
     for query, (score, label) in enumerate(zip(scores, labels)):
         logits[0, query, label] = torch.logit(torch.tensor(score))

@@ -1,4 +1,4 @@
-"""What is saved works for those who have transformers and not this package."""
+"""A saved folder works for those who have transformers and not this package."""
 
 import ast
 import json
@@ -188,7 +188,7 @@ def test_saving_again_writes_the_same_files(saved):
 
 
 def normalised(image):
-    """What the processor should make of it."""
+    """The tensor that the processor should make of it."""
     resized = image.convert("RGB").resize((16, 16), Image.Resampling.BILINEAR)
     return (
         torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8).view(1, 16, 16, 3).movedim(3, 1) / 127.5 - 1

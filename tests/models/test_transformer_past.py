@@ -179,3 +179,15 @@ def test_captions_with_a_cache_equal_those_without(options):
     expected = model.generate(pixel_values, **{**options, "cache_implementation": None}, use_cache=False)
     assert len({tuple(text) for text in expected.tolist()}) > 1 or expected.unique().numel() > 5
     assert torch.equal(model.generate(pixel_values, **options), expected)
+
+
+def test_padding_may_have_any_position():
+    """As transformers gives it 1 where padding is on the left, also at index 0."""
+    model, ids = make_model(HfTransformerForCausalLM), tokens()
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 1)
+    got = model(ids, attention_mask=mask, position_ids=positions).logits
+    torch.testing.assert_close(got[0, 3:], model(ids[:1, 3:]).logits[0], atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"position_ids must be at most .* got up to 9 with 0 tokens in the cache"):
+        model(ids, attention_mask=mask, position_ids=positions.masked_fill(positions == 5, 9))

@@ -1,4 +1,4 @@
-"""What is saved of a Transformer is all there when it is loaded, whatever was tied, untied or adapted before."""
+"""A saved Transformer is all there when it is loaded, whatever was tied, untied or adapted before."""
 
 import pytest
 import torch

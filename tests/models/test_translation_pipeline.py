@@ -186,7 +186,7 @@ def test_bad_input_is_named(trained, translator):
 
 @pytest.fixture
 def warnings_given(monkeypatch):
-    """What transformers' loggers and this pipeline's warn of."""
+    """Warnings of transformers' loggers and this pipeline's."""
     given = []
     monkeypatch.setattr(python_logging.Logger, "warning", lambda self, message, *args: given.append(message))
     return given

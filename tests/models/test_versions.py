@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_vit import HfTransformerForCausalLM, HfTransformerModel, HfViTBackbone, HfViTConfig, HfViTModel
 from hf_vit.models import tested_versions
-from hf_vit.models.tested_versions import TESTED_TRANSFORMERS, tested_with
+from hf_vit.models.tested_versions import TESTED_TRANSFORMERS
 
 ROOT = Path(__file__).parents[2]
 OLDEST, NEWEST = TESTED_TRANSFORMERS
@@ -38,7 +38,7 @@ def test_the_running_version_is_in_the_range():
 
 @pytest.fixture
 def said(caplog, monkeypatch):
-    """What this package has said through its logger."""
+    """Messages of this package through its logger."""
     monkeypatch.setitem(vars(tested_versions.logger), "said", set())
     caplog.set_level(logging.WARNING)
     return lambda: [record.getMessage() for record in caplog.records if record.name == "hf_vit"]
@@ -82,7 +82,9 @@ def test_arguments_that_nobody_reads_are_refused_by_name(tiny_model, name):
         "is_causal": True,
     }
     for argument, value in unknown.items():
-        with pytest.raises(TypeError, match=f"forward knows no argument '{argument}'.*{re.escape(tested_with())}"):
+        with pytest.raises(
+            TypeError, match=f"forward knows no argument '{argument}'.*{re.escape(tested_versions.tested_with())}"
+        ):
             model(**inputs, **{argument: value})
     expected = model(**inputs)[0]
     first = model(**inputs, kv_states=None)[0]  # says nothing

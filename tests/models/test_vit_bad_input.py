@@ -1,4 +1,4 @@
-"""What does not fit is refused with the argument's name, the value found and what is allowed; what is odd works."""
+"""Input that does not fit is refused by the argument's name, the value found and what is allowed; odd input works."""
 
 import re
 

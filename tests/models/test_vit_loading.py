@@ -1,4 +1,4 @@
-"""What loading must see to itself: tables that no file holds, sizes that a file lacks, names of earlier versions."""
+"""Cares of loading: tables that no file holds, sizes that a file lacks, names of earlier versions."""
 
 import json
 

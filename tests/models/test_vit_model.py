@@ -1,4 +1,4 @@
-"""What any vision model of transformers must do: start, save and load, return outputs, take other sizes and types."""
+"""Duties of any vision model of transformers: start, save and load, return outputs, take other sizes and types."""
 
 import json
 

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 from hf_vit import tasks
-from hf_vit.config import load_recipe
+from hf_vit.recipes import load_recipe
 
 CLASSES = [f"class {number}" for number in range(1000)]
 IMAGE_RECIPES = [name for name, path in tasks.recipes().items() if "task" not in load_recipe(path)]

@@ -191,7 +191,7 @@ def test_checkpoints_fall_due_by_steps_or_epochs():
 
 
 class Code:
-    """What a pickle of it does when it is opened: it writes a file."""
+    """A pickle of it writes a file when it is opened."""
 
     def __init__(self, path):
         self.path = path

@@ -1,6 +1,7 @@
 """Parameter groups, schedule and averaged weights against timm and closed forms."""
 
 from functools import partial
+from typing import get_args
 
 import pytest
 import timm
@@ -17,6 +18,7 @@ from transformers import (
     MBartForConditionalGeneration,
     ResNetConfig,
     ResNetForImageClassification,
+    SchedulerType,
     T5Config,
     T5ForConditionalGeneration,
     TimmWrapperConfig,
@@ -32,7 +34,7 @@ from hf_vit import (
     HfViTForImageClassification,
 )
 from hf_vit.trainer.averaging import EmaArguments, averaged_model
-from hf_vit.trainer.optim import OptimizationArguments, build_optimizer, build_scheduler, parameter_groups
+from hf_vit.trainer.optim import OptimizationArguments, Schedule, build_optimizer, build_scheduler, parameter_groups
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 8}
 
@@ -85,6 +87,13 @@ def test_warm_up_then_cosine_to_zero():
     assert rates[:5] == pytest.approx([0, 0.125, 0.25, 0.375, 0.5])
     assert rates[12] == pytest.approx(0.25)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+
+
+def test_schedules_are_those_of_transformers_that_follow_the_steps():
+    theirs = {each.value for each in SchedulerType}
+    assert theirs - {"greedy", "reduce_lr_on_plateau"} == set(get_args(Schedule))
+    with pytest.raises(ValueError, match=r"--lr_scheduler_type must be one of linear, .*, found 'greedy'"):
+        OptimizationArguments(lr_scheduler_type="greedy")
 
 
 def test_averaged_weights_follow_the_recurrence_with_warm_up():

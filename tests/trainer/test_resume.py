@@ -82,6 +82,7 @@ def step_of(folder):
     ("number", "loading"),
     [
         (signal.SIGTERM, ["--dataloader_num_workers=0"]),
+        (signal.SIGHUP, ["--dataloader_num_workers=0"]),
         (signal.SIGINT, ["--dataloader_num_workers=2", "--dataloader_prefetch_factor=3"]),
     ],
 )

@@ -68,7 +68,7 @@ def test_boxes_are_parts_of_the_canvas(data):
     ],
 )
 def test_boxes_masks_and_pixels_move_together(data, augmentation):
-    """What an object's mask shows are the pixels of its colour, and its box is that of the mask."""
+    """An object's mask shows the pixels of its colour, and its box is that of the mask."""
     views = _views(data, **augmentation)
     colours = torch.tensor([(220, 40, 40), (40, 60, 220)])
     seen = 0

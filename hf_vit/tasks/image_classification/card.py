@@ -21,7 +21,7 @@ from hf_vit.tasks.image_classification.record import (
     Teacher,
 )
 
-MAX_TABLE_ROWS = 30  # a longer table of classes is cut to its best and worst ends
+MAX_TABLE_ROWS = 30  # a longer table of classes is cut to its best and worst rows
 TABLE_END_ROWS = 10
 
 _ARCHITECTURE = {
@@ -206,7 +206,8 @@ class ImageClassificationFacts(CardFacts):
 
     @property
     def class_table(self) -> list[ClassScore]:
-        """The rows to show: all of them in their order, or the ends of a long table from the best F1 to the worst."""
+        """The rows to show: all of them in their order, or of a long table the first and last from the best F1 to the
+        worst."""
         if len(self.tested) <= MAX_TABLE_ROWS:
             return self.tested
         ranked = sorted(self.tested, key=lambda row: -row.f1)

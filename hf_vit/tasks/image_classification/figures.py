@@ -223,5 +223,5 @@ def _by_offset(maps: np.ndarray, kind: str, grid_size: list[int]) -> Figure:
             axes.set_title(f"head {index + 1}", fontsize=11, fontweight="normal")
     figure.supxlabel("columns from key to query", fontsize=11)
     figure.supylabel("rows from key to query", fontsize=11)
-    _color_bar(figure, image, "bias of the score" if kind == "bias" else "product of rotated query and key")
+    _color_bar(figure, image, "bias of the score" if kind == "bias" else "dot product of rotated query and key")
     return figure

@@ -31,7 +31,6 @@ from hf_vit.tasks.image_classification.augment import (
 )
 from hf_vit.tasks.image_classification.data import (
     MOST_NAMED,
-    ImageView,
     LabelledImages,
     class_mapping,
     load_labelled_images,
@@ -46,6 +45,7 @@ from hf_vit.tasks.image_classification.score_maps import DrawnLabels, KeptScores
 from hf_vit.tasks.image_classification.streaming import ImageStream, load_streamed_images
 from hf_vit.tasks.image_classification.teacher_cache import cached_logits
 from hf_vit.tasks.image_classification.token_labels import TokenLabeling, is_on
+from hf_vit.tasks.image_classification.views import ImageView
 from hf_vit.tasks.task import Assessment, Batch, StepOutput, Task, data_loader
 from hf_vit.trainer.sampler import EpochBatchSampler
 from hf_vit.vision.processors import InputFormat, normalize

@@ -67,22 +67,22 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _image_paths(path: Path, root: Path, places: str | list[str]) -> list[Path]:
+def _image_paths(path: Path, root: Path, entries: str | list[str]) -> list[Path]:
     """Images of a split: folders, or text files that list images. Roboflow writes folders that begin with `../`
     though they stand beside the file."""
     found: list[Path] = []
-    for place in [places] if isinstance(places, str) else places:
-        choices = (root / place, path.parent / place, path.parent / place.removeprefix("../"))
+    for entry in [entries] if isinstance(entries, str) else entries:
+        choices = (root / entry, path.parent / entry, path.parent / entry.removeprefix("../"))
         chosen = next((choice for choice in choices if choice.exists()), None)
         if chosen is None:
-            raise ValueError(f"{path.name} names {place!r}, which does not exist beside it")
+            raise ValueError(f"{path.name} names {entry!r}, which does not exist beside it")
         if chosen.is_file():
             lines = chosen.read_text(encoding="utf-8").split()
             found += [Path(line) if Path(line).is_absolute() else chosen.parent / line for line in lines]
         else:
             found += sorted(each for each in chosen.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise ValueError(f"{path.name}: no images in {places}")
+        raise ValueError(f"{path.name}: no images in {entries}")
     missing = [str(each) for each in found if not each.is_file()]
     if missing:
         raise ValueError(f"{path.name}: {len(missing)} images are missing: {', '.join(missing[:5])}")

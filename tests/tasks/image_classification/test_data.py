@@ -16,7 +16,8 @@ from hf_vit.tasks.image_classification.augment import (
     EvaluationTransform,
     TrainTransform,
 )
-from hf_vit.tasks.image_classification.data import DataArguments, ImageView, load_labelled_images
+from hf_vit.tasks.image_classification.data import DataArguments, load_labelled_images
+from hf_vit.tasks.image_classification.views import ImageView
 from hf_vit.trainer.sampler import EpochBatchSampler
 from hf_vit.vision.decoding import decode, decode_pixels
 from hf_vit.vision.processors import normalize

@@ -58,7 +58,7 @@ def train(folder, *arguments):
 
 
 def translations_elsewhere(lines, texts):
-    """What a process without the package makes of the texts, having executed `lines`."""
+    """Translations of the texts by a process without the package, having executed `lines`."""
     with fresh_process(HF_HUB_OFFLINE="1") as stranger:
         answers = stranger.run(f"{lines}\nresult = translator(texts, max_new_tokens=16)", texts=texts)
     return [answer["translation_text"] for answer in answers]

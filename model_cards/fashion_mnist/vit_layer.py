@@ -1,0 +1,123 @@
+"""The layers of the Vision Transformer."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .attention import MultiHeadAttention
+from .cpu_operators import is_watched
+from .layers import MLP, DropPath, LayerScale, make_norm
+from .position_encoding import MixedRotaryPosition, RelativePositionBias
+from .vit_attention import ClassAttention, make_attention
+from .vit_tokens import of_kept_pairs, of_kept_tokens
+
+
+class _PreNormLayer(GradientCheckpointingLayer):
+    """Attention and MLP, each with layer scale, dropout and drop path on its branch."""
+
+    def __init__(self, config: Any, attention: MultiHeadAttention, drop_path_rate: float):
+        super().__init__()
+        self.attention_norm = make_norm(config)
+        self.attention = attention
+        self.mlp_norm = make_norm(config)
+        self.mlp = MLP(
+            config.hidden_size,
+            config.intermediate_size,
+            config.hidden_act,
+            bias=config.mlp_bias,
+            norm=make_norm(config, config.intermediate_size) if config.mlp_hidden_norm else None,
+        )
+        self.layer_scale1, self.layer_scale2 = self._layer_scale(config), self._layer_scale(config)
+        self.residual_scale = config.residual_scale
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = DropPath(drop_path_rate)
+
+    @staticmethod
+    def _layer_scale(config: Any) -> nn.Module:
+        value = config.layer_scale_init_value
+        return nn.Identity() if value is None else LayerScale(config.hidden_size, value)
+
+    def _add_branches(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        hidden_states = hidden_states + self._scaled(self.drop_path(self.dropout(self.layer_scale1(attended))))
+        states = self.mlp_norm(hidden_states)
+        if self._adds_mlp_as_it_is():
+            return self.mlp(states, hidden_states)
+        branch = self.mlp(states)
+        return hidden_states + self._scaled(self.drop_path(self.dropout(self.layer_scale2(branch))))
+
+    def _scaled(self, branch: torch.Tensor) -> torch.Tensor:
+        return branch if self.residual_scale == 1 else branch * self.residual_scale
+
+    def _adds_mlp_as_it_is(self) -> bool:
+        """Whether nothing is done to the MLP's branch, and nobody looks at it, before it is added."""
+        if self.training or torch.compiler.is_compiling() or self.residual_scale != 1:
+            return False
+        if type(self.mlp) is not MLP or type(self.layer_scale2) is not nn.Identity:
+            return False
+        return not is_watched(self.mlp, self.layer_scale2, self.dropout, self.drop_path)
+
+
+class HfViTLayer(_PreNormLayer):
+    """Pre-norm Transformer layer; it may have relative positions of its own.
+
+    (batch, tokens, hidden_size) -> the same shape
+    """
+
+    def __init__(self, config: Any, drop_path_rate: float):
+        super().__init__(config, make_attention(config), drop_path_rate)
+        has_bias = "relative_bias_per_layer" in config.position_embeddings
+        self.relative_position_bias = RelativePositionBias(config) if has_bias else None
+        is_mixed = "rope_mixed" in config.position_embeddings
+        self.rotary_embedding = MixedRotaryPosition(config) if is_mixed else None
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_bias: torch.Tensor | None = None,
+        rotary_embedding: tuple[torch.Tensor, torch.Tensor] | None = None,
+        grid_size: tuple[int, int] | None = None,
+        kept: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> torch.Tensor:
+        """(batch, tokens, hidden_size) -> the same shape.
+
+        Args:
+            position_bias: (1 or batch, heads, tokens, tokens), added to the scores.
+            rotary_embedding: cosines and sines, see `attention.rotate`.
+            grid_size: (rows, columns) of patches, for positions of the layer's own.
+            kept: indices of the tokens in the sequence of all, shape (batch, tokens), where some were dropped.
+            output_attentions: make the attention compute its weights, for whoever records them.
+        """
+        if self.relative_position_bias is not None:
+            own_bias = of_kept_pairs(self.relative_position_bias(grid_size), kept)
+            position_bias = own_bias if position_bias is None else position_bias + own_bias
+        if self.rotary_embedding is not None:
+            rotary_embedding = of_kept_tokens(self.rotary_embedding(grid_size), kept)
+        attended, _ = self.attention(
+            self.attention_norm(hidden_states),
+            position_bias=position_bias,
+            rotary_embedding=rotary_embedding,
+            output_attentions=output_attentions,
+        )
+        return self._add_branches(hidden_states, attended)
+
+
+class HfViTClassLayer(_PreNormLayer):
+    """Class-attention layer (CaiT, 2103.17239): the class tokens, and they alone, attend to themselves and to the
+    other tokens, and change. As in the paper it drops no path."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config, ClassAttention(config), drop_path_rate=0.0)
+
+    def forward(
+        self, class_tokens: torch.Tensor, hidden_states: torch.Tensor, output_attentions: bool = False
+    ) -> torch.Tensor:
+        """(batch, class tokens, hidden_size), (batch, other tokens, hidden_size) -> the shape of the former."""
+        tokens = self.attention_norm(torch.cat((class_tokens, hidden_states), dim=1))
+        attended, _ = self.attention(tokens[:, : class_tokens.shape[1]], tokens, output_attentions=output_attentions)
+        return self._add_branches(class_tokens, attended)
+
+
+__all__ = ["HfViTClassLayer", "HfViTLayer"]
