@@ -7,12 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import datasets
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
 from hf_vit.sources import SPLIT_NAMES, VALIDATION_NAMES, holds_data_files, is_saved, is_undivided, load_source
+from hf_vit.vision.image_tables import (
+    HOW_TO_TABLE,
+    REPEATED,
+    SPLIT_COLUMN,
+    is_table_of_images,
+    read_table,
+    table_in,
+)
 from hf_vit.words import counted
 
 HIDDEN = "name begins with _ or ."
@@ -21,12 +28,6 @@ OUTSIDE = "outside the folders of classes"
 EMPTY = "folder without an image, no class"
 UNREADABLE_NAME = "name is no text"
 NOT_IN_TABLE = "not in the table"
-TABLES = ("metadata.csv", "metadata.jsonl")
-FILE_COLUMN = "file_name"
-HOW_TO_TABLE = (
-    f"a table must be named {' or '.join(TABLES)} and have the images' names in its column {FILE_COLUMN} and their "
-    "classes in the column label, or in the one named with --label_column_name"
-)
 # Pillow opens these, and has no decoder of its own for them.
 _WITHOUT_DECODER = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
@@ -43,6 +44,7 @@ class ImageFolder:
     unused: Unused = field(default_factory=dict)
 
     table: Dataset | None = None  # columns beside the images, instead of classes
+    image_column: str = "image"
 
     def dataset(self) -> Dataset:
         """Columns `image`, paths that are not decoded, and `label`, the classes by name in alphabetical order, or
@@ -50,9 +52,8 @@ class ImageFolder:
         images = [{"path": file, "bytes": None} for file in self.files]
         if self.table is not None:
             columns, kinds = {name: self.table[name][:] for name in self.table.column_names}, self.table.features
-            return Dataset.from_dict(
-                {**columns, "image": images}, Features({**kinds, "image": ImageFeature(decode=False)})
-            )
+            kinds = {**kinds, self.image_column: ImageFeature(decode=False)}
+            return Dataset.from_dict({**columns, self.image_column: images}, Features(kinds))
         labels = ClassLabel(names=sorted(set(self.classes)))
         rows = {"image": images, "label": [labels.str2int(name) for name in self.classes]}
         return Dataset.from_dict(rows, Features({"image": ImageFeature(decode=False), "label": labels}))
@@ -68,13 +69,13 @@ def image_extensions() -> set[str]:
     return {extension for extension, name in Image.registered_extensions().items() if name in formats}
 
 
-def read_image_folders(folder: str) -> dict[str, ImageFolder]:
+def read_image_folders(folder: str, file_column: str | None = None) -> dict[str, ImageFolder]:
     """A folder's images by split: all of them are in `train` unless its top-level folders are exactly names of splits
     (train; validation, valid, val or dev; test), which hold the folders of the classes in turn.
 
     In a split the top-level folder is the class, however deep an image lies. Files and folders whose names begin with
-    `_` or `.` are left out. A table, metadata.csv or metadata.jsonl, in a split or beside the splits, says instead
-    which files there are, in its column `file_name`, and in the others what is known of them.
+    `_` or `.` are left out. A table, metadata.csv, metadata.jsonl or labels.csv, in a split or beside the splits, says
+    instead which files there are, in its column `file_name` or the one given, and in the others what is known of them.
 
     Raises:
         ValueError: there is no such folder, no image in a folder of a class, or two folders for validation; or the
@@ -85,13 +86,13 @@ def read_image_folders(folder: str) -> dict[str, ImageFolder]:
         raise ValueError(f"no such folder: {folder!r}")
     tops = _split_folders(path)
     if not tops:
-        return {"train": _read(path, path)}
+        return {"train": _read(path, path, file_column)}
     validation = [name for name in tops if name in VALIDATION_NAMES]
     if len(validation) > 1:
         raise ValueError(f"{folder!r} has {len(validation)} folders for validation: {', '.join(validation)}")
-    if _table_of(path) is not None:
-        return _part(_read_table(path, path), {role(name): name for name in tops})
-    splits = {role(name): _read(path / name, path) for name in tops}
+    if (table := table_in(path)) is not None:
+        return _part(_read_table(table, path, file_column), {role(name): name for name in tops})
+    splits = {role(name): _read(path / name, path, file_column) for name in tops}
     first = splits.get("train") or next(iter(splits.values()))
     for name in sorted(os.listdir(path)):  # beside the splits
         if name not in tops:
@@ -107,12 +108,10 @@ def _split_folders(folder: Path) -> list[str]:
 
 
 def is_one_split(folder: Path, is_data_set: bool) -> bool:
-    """Whether a folder is not divided into splits."""
+    """Whether a folder, or a table of images, is not divided into splits."""
+    if folder.is_file():
+        return SPLIT_COLUMN not in read_table(folder)[0].column_names
     return not _split_folders(folder) if is_of_images(folder, is_data_set) else is_undivided(folder)
-
-
-def _table_of(folder: Path) -> Path | None:
-    return next((folder / name for name in TABLES if (folder / name).is_file()), None)
 
 
 def _part(whole: ImageFolder, tops: dict[str, str]) -> dict[str, ImageFolder]:
@@ -122,7 +121,7 @@ def _part(whole: ImageFolder, tops: dict[str, str]) -> dict[str, ImageFolder]:
     splits = {}
     for split, top in tops.items():
         rows = [row for row, path in enumerate(paths) if path.parts[0] == top]
-        splits[split] = ImageFolder(whole.path / top, [whole.files[row] for row in rows], table=table.select(rows))
+        splits[split] = _rows_of(whole, rows)
     first = splits.get("train") or next(iter(splits.values()))
     first.unused = whole.unused
     for path in paths:
@@ -131,9 +130,15 @@ def _part(whole: ImageFolder, tops: dict[str, str]) -> dict[str, ImageFolder]:
     return splits
 
 
-def _read(folder: Path, root: Path) -> ImageFolder:
-    if _table_of(folder) is not None:
-        return _read_table(folder, root)
+def _rows_of(whole: ImageFolder, rows: list[int]) -> ImageFolder:
+    assert whole.table is not None
+    files = [whole.files[row] for row in rows]
+    return ImageFolder(whole.path, files, table=whole.table.select(rows), image_column=whole.image_column)
+
+
+def _read(folder: Path, root: Path, file_column: str | None) -> ImageFolder:
+    if (table := table_in(folder)) is not None:
+        return _read_table(table, root, file_column)
     found, known = ImageFolder(folder), image_extensions()
     for top in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path = Path(top.path)
@@ -159,31 +164,42 @@ def _read(folder: Path, root: Path) -> ImageFolder:
     return found
 
 
-def _read_table(folder: Path, root: Path) -> ImageFolder:
-    path = _table_of(folder)
-    name = str(path)
-    try:
-        if name.endswith(".csv"):
-            table = Dataset.from_csv(name, keep_default_na=False, encoding="utf-8-sig")
-        else:
-            table = Dataset.from_json(name)
-    except (StopIteration, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        why = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(f"{name!r} cannot be read: {why or 'it is empty'}") from error
-    if FILE_COLUMN not in table.column_names:
-        raise ValueError(
-            f"{name!r} must have the images' names in a column {FILE_COLUMN}; it has {', '.join(table.column_names)}"
-        )
-    files = [folder / str(file) for file in table[FILE_COLUMN]]
-    missing = [str(file) for file in files if not file.is_file()]
-    if missing:
-        raise ValueError(f"{name!r} names {counted(len(missing), 'files')} not there, {missing[0]!r} first")
-    found = ImageFolder(folder, [str(file) for file in files], table=table.remove_columns(FILE_COLUMN))
+def _read_table(path: Path, root: Path, file_column: str | None) -> ImageFolder:
+    table, column, repeated = read_table(path, file_column)
+    files = [path.parent / str(file) for file in table[column]]
+    found = ImageFolder(path.parent, [str(file) for file in files], table=table.remove_columns(column))
+    found.image_column = column if column == file_column else "image"
+    for name in repeated:
+        found.leave_out(REPEATED, name)
     used = {*files, path}
-    for file in _walk(folder):
+    for file in _walk(path.parent):
         if file not in used:
             found.leave_out(NOT_IN_TABLE, str(file.relative_to(root)))
     return found
+
+
+def _read_table_file(path: Path, file_column: str | None) -> dict[str, ImageFolder]:
+    """The splits of a table that was named itself, by its column `split` where it has one; other files around it are
+    no part of the data.
+
+    Raises:
+        ValueError: what the column holds names no split.
+    """
+    table, column, repeated = read_table(path, file_column)
+    files = [str(path.parent / str(file)) for file in table[column]]
+    whole = ImageFolder(path.parent, files, table=table.remove_columns(column))
+    whole.image_column = column if column == file_column else "image"
+    rows: dict[str, list[int]] = {}
+    if SPLIT_COLUMN in table.column_names:
+        for row, name in enumerate(table[SPLIT_COLUMN]):
+            if name not in SPLIT_NAMES:
+                allowed = ", ".join(SPLIT_NAMES)
+                raise ValueError(f"{str(path)!r} has {name!r} in its column {SPLIT_COLUMN}, which can be {allowed}")
+            rows.setdefault(role(name), []).append(row)
+    splits = {split: _rows_of(whole, found) for split, found in rows.items()} or {"train": whole}
+    for name in repeated:
+        next(iter(splits.values())).leave_out(REPEATED, name)
+    return splits
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -221,27 +237,32 @@ def holds_images(folder: Path, *, nested: bool = False) -> bool:
 
 
 def load_image_folder(
-    folder: str, config_name: str | None = None, *, is_data_set: bool = False
+    folder: str, config_name: str | None = None, *, is_data_set: bool = False, file_column: str | None = None
 ) -> tuple[dict[str, Dataset], dict[str, Unused]]:
     """The splits of a local folder and the files of each that are not used: of folders of images by their classes, of
     whatever else `datasets` reads, or what it has saved to disk.
 
     Args:
+        folder: or a table of images, CSV, TSV or JSON lines, that says of each image where it is.
         is_data_set: where there are both tables, such as parquet, and images, the tables are the data.
+        file_column: the column of a table that names the files, where it is not `file_name`.
 
     Raises:
         ValueError: there is no such folder, or nothing in it can be read.
     """
     path = Path(folder)
-    if not path.is_dir() or not is_of_images(path, is_data_set):
+    if is_table_of_images(path):
+        found = _read_table_file(path, file_column)
+    elif not path.is_dir() or not is_of_images(path, is_data_set):
         return dict(load_source(folder, config_name, built_in={}, is_folder=True)), {}
-    found = read_image_folders(folder)
+    else:
+        found = read_image_folders(folder, file_column)
     return {split: each.dataset() for split, each in found.items()}, {s: each.unused for s, each in found.items()}
 
 
 def is_of_images(folder: Path, is_data_set: bool) -> bool:
     """Whether a folder is read as folders of images, or images with a table, and not by `datasets`."""
-    if _table_of(folder) is not None:
+    if table_in(folder) is not None:
         return True
     if is_saved(folder):
         return False
@@ -250,9 +271,9 @@ def is_of_images(folder: Path, is_data_set: bool) -> bool:
     return not holds_data_files(folder) or holds_images(folder, nested=True)
 
 
-def load_split_folder(folder: str, split: str) -> tuple[Dataset, Unused]:
+def load_split_folder(folder: str, split: str, file_column: str | None = None) -> tuple[Dataset, Unused]:
     """A folder that is one split, or holds it beside others."""
-    found, unused = load_image_folder(folder)
+    found, unused = load_image_folder(folder, file_column=file_column)
     wanted = next((each for each in found if len(found) == 1 or role(each) == split), None)
     if wanted is None:
         raise ValueError(f"--{split}_dir {folder!r} holds the splits {', '.join(found)}, and none for {split}")

@@ -24,7 +24,9 @@ class DataArguments(SourceArguments):
     }
 
     dataset_name: str | None = argument(
-        None, help="A dataset of the Hub, a local folder (parquet, imagefolder, saved to disk) or `sklearn_digits`."
+        None,
+        help="A dataset of the Hub, a local folder (parquet, imagefolder, saved to disk), a table of images' files "
+        "(CSV, TSV, JSON lines) or `sklearn_digits`.",
     )
     train_dir: str | None = argument(
         None,

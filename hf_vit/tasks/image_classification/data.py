@@ -32,7 +32,6 @@ from hf_vit.vision.bad_samples import find_bad_samples
 from hf_vit.vision.columns import find_class_names, find_image_column, find_label_column, label_namer
 from hf_vit.vision.decoding import encoded, num_levels
 from hf_vit.vision.folders import (
-    HOW_TO_TABLE,
     Unused,
     is_one_split,
     is_table,
@@ -40,6 +39,7 @@ from hf_vit.vision.folders import (
     load_split_folder,
     role,
 )
+from hf_vit.vision.image_tables import HOW_TO_TABLE, is_table_of_images
 from hf_vit.words import counted, listed
 
 logger = logging.getLogger(__name__)
@@ -94,6 +94,15 @@ class LabelledImages:
     def labels(self, split: str) -> np.ndarray:
         """Class indices, (num_examples,)."""
         return np.asarray(self.splits[split].with_format("numpy")["label"][:], dtype=np.int64)
+
+    def missing(self) -> str:
+        """The classes of which a split has no image, of each split that lacks some: they are not measured there."""
+        found = []
+        for split in self.splits:
+            counts = np.bincount(self.labels(split), minlength=len(self.class_names))
+            if names := [self.class_names[index] for index in np.flatnonzero(counts == 0)]:
+                found.append(f"{split} has no image of {listed(names, MOST_NAMED)}")
+        return "; ".join(found)
 
     def summary(self) -> str:
         """The classes with their numbers of images in each split, of many classes the smallest and the largest."""
@@ -177,15 +186,18 @@ def load_labelled_split(
         ValueError: there is no such split, no image or label column, or a label is not among the classes.
     """
     if split in arguments.folders and split != "train":
-        dataset, unused = load_split_folder(arguments.folders[split], split)
+        dataset, unused = load_split_folder(arguments.folders[split], split, arguments.image_column_name)
     else:
         found, left = _load(arguments)
         folder = Path(arguments.dataset_name or arguments.train_dir or "")
-        undivided = folder.is_dir() and is_one_split(folder, arguments.train_dir is None)
+        is_local = folder.is_dir() or is_table_of_images(folder)
+        undivided = is_local and set(found) == {"train"} and is_one_split(folder, arguments.train_dir is None)
         dataset, unused = the_split(found, split, undivided=undivided), left.get("train" if undivided else split, {})
     images = labelled(arguments, {split: dataset}, class_names)
     images.unused = {split: unused}
     limit_samples(images.splits, arguments, seed=0)
+    if missing := images.missing():
+        logger.warning(missing)
     return images
 
 
@@ -224,7 +236,7 @@ def labelled(
 def _name(arguments: DataArguments) -> str:
     """The data set's name on the Hub, or the folder's own."""
     name = arguments.dataset_name or next(iter(arguments.folders.values()))
-    return own_name(name) if Path(name).is_dir() else name
+    return own_name(name) if Path(name).exists() else name
 
 
 def _load(arguments: DataArguments) -> tuple[dict[str, Dataset], dict[str, Unused]]:
@@ -233,16 +245,18 @@ def _load(arguments: DataArguments) -> tuple[dict[str, Dataset], dict[str, Unuse
     name = arguments.dataset_name or arguments.train_dir
     if name is None:
         raise ValueError(f"--split: only folders for {', '.join(folders)} were given")
-    if Path(name).is_dir() or arguments.train_dir is not None:
-        is_data_set = arguments.train_dir is None
-        found, unused = load_image_folder(name, arguments.dataset_config_name, is_data_set=is_data_set)
+    is_local = Path(name).is_dir() or is_table_of_images(Path(name))
+    if is_local or arguments.train_dir is not None:
+        options: dict[str, Any] = {"is_data_set": arguments.train_dir is None}
+        options["file_column"] = arguments.image_column_name
+        found, unused = load_image_folder(name, arguments.dataset_config_name, **options)
     else:
-        options: dict[str, Any] = {"revision": arguments.dataset_revision, "built_in": BUILT_IN}
+        options = {"revision": arguments.dataset_revision, "built_in": BUILT_IN}
         found, unused = dict(load_source(name, arguments.dataset_config_name, **options)), {}
     for split in ("validation", "test"):
         if split in folders:
             found = {each: dataset for each, dataset in found.items() if role(each) != split}
-            found[split], unused[split] = load_split_folder(folders[split], split)
+            found[split], unused[split] = load_split_folder(folders[split], split, arguments.image_column_name)
     return found, unused
 
 

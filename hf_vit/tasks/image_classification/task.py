@@ -99,6 +99,8 @@ class ImageClassification(Task):
             for reason, names in found.items():
                 rows.setdefault("unused", "")
                 rows["unused"] += f"{'; ' if rows['unused'] else ''}{split}, {reason}: {listed(names, MOST_NAMED)}"
+        if missing := self.data.missing():
+            rows["missing"] = missing
         bad = ", ".join(f"{split} {count:,}" for split, count in self.data.bad_samples.items() if count)
         if bad:
             rows["broken"] = f"left out because they cannot be decoded: {bad}"
