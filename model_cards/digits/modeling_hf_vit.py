@@ -127,8 +127,19 @@ class HfViTModel(HfViTPreTrainedModel):
             TypeError: if an argument is not known.
             ValueError: if the images do not fit the model.
         """
-        refuse_unknown(self, kwargs)
         grid_size = self.embeddings.patch_embedding.grid_size(pixel_values)
+        return self._encode(pixel_values, grid_size, mixtoken_mask, output_attentions, **kwargs)
+
+    def _encode(
+        self,
+        pixel_values: torch.Tensor,
+        grid_size: tuple[int, int],
+        mixtoken_mask: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """`forward` of images whose (rows, columns) of patches are known."""
+        refuse_unknown(self, kwargs)
         pixel_values = pixel_values.to(self.embeddings.patch_embedding.dtype)
         hidden_states = self.embeddings(pixel_values, grid_size, mixtoken_mask)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
@@ -339,6 +350,13 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
             self.embeddings.class_token, self.embeddings.distillation_token = None, None
         self.num_features = [config.hidden_size] * len(config.stage_names)
 
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def _encode_and_capture(
+        self, pixel_values: torch.Tensor, grid_size: tuple[int, int], **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        return self._encode(pixel_values, grid_size, **kwargs)
+
     @can_return_tuple
     @filter_output_hidden_states
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BackboneOutput:
@@ -354,8 +372,8 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
             TypeError: if an argument is not known.
             ValueError: if the images do not fit the model.
         """
-        rows, columns = self.embeddings.patch_embedding.grid_size(pixel_values)
-        outputs = HfViTModel.forward(self, pixel_values, return_dict=True, **kwargs)
+        grid_size = self.embeddings.patch_embedding.grid_size(pixel_values)
+        outputs = self._encode_and_capture(pixel_values, grid_size, return_dict=True, **kwargs)
         feature_maps = []
         for stage, tokens in zip(self.stage_names, outputs.hidden_states):
             if stage in self.out_features:
@@ -363,7 +381,7 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
                 if outputs.token_groups is not None:
                     tokens = ungrouped(tokens, outputs.token_groups[self.stage_names.index(stage)])
                 patches = tokens[:, self.config.num_layer_prefix_tokens :].transpose(1, 2)  # (B, D, N)
-                feature_maps.append(patches.unflatten(2, (rows, columns)))
+                feature_maps.append(patches.unflatten(2, grid_size))
         return BackboneOutput(
             feature_maps=tuple(feature_maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
