@@ -238,7 +238,8 @@ class SelfAttention(MultiHeadAttention):
             query_position: added to the tokens that make queries and keys, not to those that make values (DETR,
                 2005.12872); broadcast to (batch, tokens, hidden_size).
             key_bias: added to all scores of a key, shape (batch, keys), without a gradient.
-            measure: what it makes of queries and keys (batch, heads, tokens, head size) and `key_bias` comes third.
+            measure: what it makes of queries and keys (batch, heads, tokens, head size) and `position_bias` comes
+                third.
         """
         query, key, value = self._project(hidden_states)
         if query_position is not None:
@@ -258,7 +259,7 @@ class SelfAttention(MultiHeadAttention):
             output_attentions=output_attentions,
             **options,
         )
-        return (output, weights) if measure is None else (output, weights, measure(query, key, key_bias))
+        return (output, weights) if measure is None else (output, weights, measure(query, key, position_bias))
 
     def _project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self._heads(linear(self.qkv_proj, hidden_states), 3)  # (B, H, T, K) each
