@@ -137,7 +137,7 @@ class HfViTModel(HfViTPreTrainedModel):
         mixtoken_mask: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPooling:
+    ) -> HfViTModelOutput:
         """`forward` of images whose (rows, columns) of patches are known."""
         refuse_unknown(self, kwargs)
         pixel_values = pixel_values.to(self.embeddings.patch_embedding.dtype)
