@@ -105,7 +105,7 @@ def difference(got: torch.Tensor, expected: torch.Tensor) -> float:
 @torch.inference_mode()
 def compare(library: str, peer: nn.Module) -> dict[str, Any]:
     """A row of the table."""
-    ours = from_peer(peer)
+    ours = from_peer(peer, dict(peer.state_dict()))  # of one memory, so that the largest fit
     pixel_values, arguments = images_for(peer, ours.config)
     expected = answers(peer, arguments, with_features=True)
     got = answers(ours, {"pixel_values": pixel_values}, with_features=True)
@@ -121,9 +121,10 @@ def compare(library: str, peer: nn.Module) -> dict[str, Any]:
         "features": max(features) if features else None,
     }
     try:
-        back = to_peer(ours, library)
+        back = to_peer(ours, library, dict(ours.state_dict()))
         row["back"] = difference(answers(back, images_for(back, ours.config)[1])[0], expected[0])
         row["back to"] = type(back).__name__
+        del back
     except ValueError as error:
         row["back"], row["back to"] = None, str(error)
     peer, ours = peer.bfloat16(), ours.bfloat16()

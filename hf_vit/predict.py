@@ -77,12 +77,12 @@ def predict(
     pipe: Any = pipeline(task, model=model, revision=revision, trust_remote_code=trust_remote_code)  # type: ignore
     options: dict[str, Any] = {"top_k": top_k}
     if task in _DRAWN:
-        threshold = _threshold_of(model) if threshold is None else threshold
+        threshold = threshold_of(model) if threshold is None else threshold
         options = {"threshold": threshold}
     for batch, images in read_images(names, batch_size):
         for name, found in zip(batch, pipe(images, batch_size=len(images), **options)):
             best = sorted(found, key=lambda each: -each["score"])[:top_k]
-            best = [_as_json(each) for each in best if each["score"] >= (threshold or 0)]
+            best = [as_json(each) for each in best if each["score"] >= (threshold or 0)]
             yield {"file": name, "predictions": best}
 
 
@@ -103,7 +103,8 @@ def task_of(model: str, revision: str | None = None, trust_remote_code: bool = F
     )
 
 
-def _threshold_of(model: str) -> float:
+def threshold_of(model: str) -> float:
+    """Return the least score of an object that a detector's folder recommends, that of its best F1, or 0.5."""
     record = Path(model, "run.json")
     if not record.is_file():
         return 0.5
@@ -111,7 +112,7 @@ def _threshold_of(model: str) -> float:
     return float(metrics.get("best_threshold") or 0.5)
 
 
-def _as_json(found: dict[str, Any]) -> dict[str, Any]:
+def as_json(found: dict[str, Any]) -> dict[str, Any]:
     """A prediction of a pipeline as JSON holds it."""
     if "mask" not in found:
         return found
@@ -233,4 +234,4 @@ def write_predictions(rows: Sequence[_Row], output: Path) -> Path:
     return write_atomically(output, table.getvalue().encode())
 
 
-__all__ = ["OUTPUTS", "predict", "predict_to", "task_of", "told", "write_predictions"]
+__all__ = ["OUTPUTS", "as_json", "predict", "predict_to", "task_of", "threshold_of", "told", "write_predictions"]

@@ -43,6 +43,14 @@ def size(name: str, text: str | None) -> tuple[int, int] | None:
     return int(sides[0]), int(sides[-1])
 
 
+def quiet_loading() -> None:
+    """Leaves the terminal to the verb: no progress bars of loading, no reports of models with code of their own."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+
+
 def main() -> None:
     """Runs a command line. Errors are one line, `hf-vit COMMAND: error: ...`, and status 2, also of a wrong word."""
     with told():

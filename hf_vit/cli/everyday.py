@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hf_vit.cli.app import app
+from hf_vit.cli.app import app, quiet_loading
 from hf_vit.files import check_model_source
 
 Inputs = Annotated[
@@ -53,7 +52,7 @@ def predict(
     check_model_source("model", model)
     if output is not None:
         check_output(output, OUTPUTS, overwrite)
-    _quiet_loading()
+    quiet_loading()
     options: dict[str, Any] = {
         "top_k": top_k,
         "threshold": threshold,
@@ -87,7 +86,7 @@ def embed(
     check_output(output, OUTPUTS, overwrite)
     if output.suffix == ".npy":
         check_output(output.with_suffix(".json"), [".json"], overwrite)
-    _quiet_loading()
+    quiet_loading()
     options: dict[str, Any] = {"batch_size": batch_size, "revision": revision, "trust_remote_code": trust_remote_code}
     print(write_embeddings(embed_images(model, inputs or [], **options), output))
 
@@ -103,13 +102,6 @@ def search(
     from hf_vit.embed import read_embeddings
     from hf_vit.embed import search as search_images
 
-    _quiet_loading()
+    quiet_loading()
     for name, cosine in search_images(read_embeddings(file), image, top_k=top_k, trust_remote_code=trust_remote_code):
         print(f"{cosine:.3f} {name}")
-
-
-def _quiet_loading() -> None:
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity(logging.CRITICAL)  # pipelines report models that bring their own code

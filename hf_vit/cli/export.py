@@ -20,10 +20,12 @@ def export(
         str, typer.Option(help="float32, float16, bfloat16 or int8, as far as the format has it.")
     ] = "float32",
     dataset_name: Annotated[
-        str | None, typer.Option(help="Images on which to measure a classifier's accuracy.")
+        str | None, typer.Option(help="Images, or pairs of texts, on which to measure what the export loses.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Of the images.")] = "test",
+    split: Annotated[str, typer.Option(help="Of the data.")] = "test",
     max_eval_samples: Annotated[int | None, typer.Option(min=1, help="Take only so many of them.")] = None,
+    source_lang: Annotated[str | None, typer.Option(help="Of pairs of texts: the column to translate.")] = None,
+    target_lang: Annotated[str | None, typer.Option(help="And that of its translation.")] = None,
     revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit.")] = None,
 ) -> None:
     """Write a model for onnxruntime, torch alone or CTranslate2, with a program that runs it without this package."""
@@ -32,6 +34,7 @@ def export(
     check_model_source("model", model)
     data = None
     if dataset_name is not None:
+        given = {"max_eval_samples": max_eval_samples, "source_lang": source_lang, "target_lang": target_lang}
         data = {"dataset_name": dataset_name, "split": split}
-        data |= {} if max_eval_samples is None else {"max_eval_samples": str(max_eval_samples)}
+        data |= {name: str(value) for name, value in given.items() if value is not None}
     print(export_model(model, folder, format, dtype, revision, data))

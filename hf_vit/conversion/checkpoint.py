@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -237,7 +238,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no mapping
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with torch.serialization.safe_globals([Namespace]):  # what a run was started with, beside its weights
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
         raise ValueError(f"source: the weights in {str(path)!r} cannot be read: {error}") from error
     for name in _WEIGHTS_OF_RUN:

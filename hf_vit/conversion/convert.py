@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 
 from hf_vit.conversion.checkpoint import read_checkpoint, read_own
 from hf_vit.conversion.models import Changes, from_peer, quiet, to_peer, with_changes
-from hf_vit.conversion.processors import adapted_processor, timm_data_config
+from hf_vit.conversion.processors import adapted_processor, square_processor, timm_data_config
 from hf_vit.conversion.source import LIBRARIES
 from hf_vit.conversion.timm_models import save_timm_model
 from hf_vit.files import check_new_folder, write_folder
+from hf_vit.models.configuration_hf_vit import HfViTConfig
 
 
 def convert(
@@ -82,6 +83,8 @@ def load_as_ours(
             model.config.id2label = dict(enumerate(found.labels))
             model.config.label2id = {label: i for i, label in enumerate(found.labels)}
         processor = found.processor
+        if isinstance(model.config, HfViTConfig):
+            processor = square_processor(processor, model.config.image_shape)
     if changes.image_size is not None or changes.num_channels is not None:
         processor = adapted_processor(processor, changes.image_size, changes.num_channels)
     return model, processor

@@ -67,6 +67,20 @@ def timm_data_config(processor: Any) -> dict[str, Any]:
     }
 
 
+def square_processor(processor: Any, size: tuple[int, int]) -> BaseImageProcessor:
+    """The processor of images of one size in the place of one that makes patches of images of any shape (NaFlex),
+    equal to it for images of that shape; any other as it is."""
+    if not hasattr(processor, "max_num_patches"):
+        return processor
+    return ViTImageProcessor(
+        size={"height": size[0], "width": size[1]},
+        resample=PILImageResampling(int(processor.resample)),
+        image_mean=list(processor.image_mean),
+        image_std=list(processor.image_std),
+        do_convert_rgb=True,
+    )
+
+
 def adapted_processor(
     processor: Any, image_size: tuple[int, int] | None, num_channels: int | None
 ) -> BaseImageProcessor:
@@ -103,4 +117,4 @@ def adapted_processor(
     return processor
 
 
-__all__ = ["adapted_processor", "timm_data_config", "timm_processor"]
+__all__ = ["adapted_processor", "square_processor", "timm_data_config", "timm_processor"]

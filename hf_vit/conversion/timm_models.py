@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,10 @@ def save_timm_model(folder: Path, peer: Peer, data_config: dict[str, Any], label
     peer.pretrained_cfg = {**data_config, "architecture": architecture, "num_classes": peer.num_classes}
     facts = {"label_names": labels} if labels else {}
     save_for_hf(peer, str(folder), model_config=facts, model_args=peer.model_args, safe_serialization=True)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["model_args"].pop("num_classes")  # said beside them too; transformers, which loads timm's, gives it itself
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def nearest_names(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from hf_vit.conversion.checkpoint import read_own
 from hf_vit.export import ctranslate2, formats, scripts
-from hf_vit.export.measure import Accuracies, accuracies
+from hf_vit.export.measure import Score, classifier_scores, translator_scores
 from hf_vit.export.parts import Part, image_part, translator_parts
 from hf_vit.extras import extra
 from hf_vit.files import check_new_folder, write_folder
@@ -33,21 +33,19 @@ class Report:
         folder: where.
         differences: largest difference of each part's outputs from the original's, in parts of their largest.
         is_dynamic_in_size: whether images of any size are taken.
-        accuracies: on given data.
+        scores: metrics of the original and of what was exported, on given data.
     """
 
     folder: Path
     differences: dict[str, float]
     is_dynamic_in_size: bool = True
-    accuracies: Accuracies | None = None
+    scores: list[Score] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"{part}: differs by {each:.2g} of the largest output" for part, each in self.differences.items()]
         if not self.is_dynamic_in_size:
             lines.append("for images of the model's own size alone")
-        if self.accuracies is not None:
-            original, exported, count = self.accuracies
-            lines.append(f"accuracy on {count:,} images: {original:.4f}, exported {exported:.4f}")
+        lines += map(str, self.scores)
         return "\n".join([*lines, str(self.folder)])
 
 
@@ -68,8 +66,8 @@ def export(
         format: "onnx", "torch_export", "aoti" (compiled for this processor) or, of translators, "ctranslate2".
         dtype: "float32", "float16", "bfloat16" or "int8", as far as the format has it.
         revision: of the id on the Hub.
-        data: on which to measure the accuracy of a classifier before and after; see
-            [`~hf_vit.export.measure.accuracies`].
+        data: on which to measure a classifier or a translator before and after; see
+            [`~hf_vit.export.measure.classifier_scores`].
 
     Raises:
         ValueError: if `folder` is there already; the source is none of ours; the format has no such type or cannot
@@ -87,8 +85,8 @@ def export(
     is_translator = isinstance(model, HfTransformerForConditionalGeneration)
     if format == "ctranslate2" and not is_translator:
         raise ValueError(f"format ctranslate2 must be of a translator, got {type(model).__name__}")
-    if data is not None and not hasattr(model, "classifier"):
-        raise ValueError(f"data must be of a classifier of images, got a {type(model).__name__}")
+    if data is not None and not is_translator and not hasattr(model, "classifier"):
+        raise ValueError(f"data must be for a classifier or a translator, got a {type(model).__name__}")
     report = Report(Path(folder), {})
 
     def write(stage: Path) -> None:
@@ -104,7 +102,8 @@ def export(
         processor.save_pretrained(stage)
         _describe(model, processor, stage, format, dtype)
         if data is not None:
-            report.accuracies = accuracies(source, stage, format, data)
+            measure = translator_scores if is_translator else classifier_scores
+            report.scores = measure(source, stage, format, data)
 
     write_folder(Path(folder), write)
     return report

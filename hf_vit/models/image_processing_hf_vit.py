@@ -164,7 +164,10 @@ def _fit(
     scaled = math.floor(target[0] / crop_pct), math.floor(target[1] / crop_pct)
     new_size = resized(image.shape[-2:], scaled, crop_mode)
     first = ChannelDimension.FIRST
-    image = resize(image, new_size, resample=resample, data_format=first, input_data_format=first)
+    # Pillow takes a second or fourth channel for opacity, by which it would weigh the others, and knows no more.
+    parts = [image] if image.shape[0] in (1, 3) else np.split(image, image.shape[0])
+    options = {"resample": resample, "data_format": first, "input_data_format": first}
+    image = np.concatenate([resize(part, new_size, **options) for part in parts])
     (rows, inner_rows), (columns, inner_columns) = map(centred, image.shape[-2:], target)
     if tuple(image.shape[-2:]) == target:
         return image

@@ -354,7 +354,7 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
     @capture_outputs(tie_last_hidden_states=False)
     def _encode_and_capture(
         self, pixel_values: torch.Tensor, grid_size: tuple[int, int], **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
+    ) -> HfViTModelOutput:
         return self._encode(pixel_values, grid_size, **kwargs)
 
     @can_return_tuple

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate import PartialState
@@ -34,6 +35,11 @@ def checkpoint(arguments: CheckpointArguments) -> tuple[str, str | None]:
         raise ValueError("--model_name_or_path is required")
     check_model_source("--model_name_or_path", name)
     if not arguments.convert:
+        if Path(name).is_file():
+            raise ValueError(
+                f"--model_name_or_path must be a folder or an id on the Hub, got the file {name!r}; with --convert a "
+                "file of weights becomes one"
+            )
         return name, arguments.model_revision
     with PartialState().local_main_process_first():
         return converted(name, arguments.model_revision)

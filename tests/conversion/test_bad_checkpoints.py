@@ -1,5 +1,6 @@
 """Files that are damaged, foreign or not whole: a clear error, and nothing is written."""
 
+import argparse
 import json
 import os
 import pickle
@@ -114,11 +115,25 @@ def test_files_of_weights_alone(peer, tmp_path, refused, monkeypatch):
     refused("other.pth", "are of no architecture that is known here")
 
 
-def test_a_distilled_deit_from_its_file_of_weights(tmp_path):
+def own_names(name):
+    """What DeiT's repository calls a weight, and what it is called where the model ran in several processes."""
+    for i in (1, 2):
+        name = name.replace(f".ls{i}.gamma", f".gamma_{i}")
+    return f"module.{name}"
+
+
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224"]
+)
+def test_files_of_deits_repository(tmp_path, name):
+    """Of a run as well, with what it was started with."""
     sizes = {"img_size": 64, "embed_dim": 64, "depth": 1, "num_heads": 1, "num_classes": 3}
-    peer = randomise(timm.create_model("deit_tiny_distilled_patch16_224", **sizes))
-    torch.save({"model": {f"module.{name}": value for name, value in peer.state_dict().items()}}, tmp_path / "d.pth")
-    ours = transformers.AutoModelForImageClassification.from_pretrained(convert(tmp_path / "d.pth", tmp_path / "ours"))
+    peer = randomise(timm.create_model(name, **sizes))
+    weights = {own_names(name): value for name, value in peer.state_dict().items()}
+    torch.save({"model": weights, "epoch": 3, "args": argparse.Namespace(lr=0.1)}, tmp_path / "deit.pth")
+    ours = transformers.AutoModelForImageClassification.from_pretrained(
+        convert(tmp_path / "deit.pth", tmp_path / "ours")
+    )
     pixel_values = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(ours(pixel_values).logits, peer(pixel_values), atol=1e-5, rtol=1e-5)

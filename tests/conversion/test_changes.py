@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from PIL import Image
 from random_weights import randomise
 from timm.layers import resample_patch_embed
 from timm.models import adapt_input_conv, save_for_hf
@@ -89,6 +90,29 @@ def test_a_folder_with_a_new_head_and_its_processor(peer, tmp_path):
     again = AutoModelForImageClassification.from_pretrained(tmp_path / "again")
     assert again.config.num_labels == 2
     torch.testing.assert_close(again.vit.norm.weight, peer.norm.weight)
+
+
+@pytest.mark.parametrize("channels", [4, 13])
+def test_a_folder_for_images_of_many_channels(peer, tmp_path, channels):
+    """Their mean and deviation are the three in turn, as the kernels are."""
+    save_for_hf(peer, tmp_path / "peer", model_args=SIZES)
+    convert(tmp_path / "peer", tmp_path / "ours", changes=Changes(num_channels=channels))
+    ours = AutoModelForImageClassification.from_pretrained(tmp_path / "ours")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "ours")
+    assert len(processor.image_mean) == len(processor.image_std) == channels
+    image = torch.randint(256, (channels, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    options = {"return_tensors": "pt", "input_data_format": "channels_first"}
+    pixel_values = processor(image.numpy(), **options)["pixel_values"]
+    form = {**timm.data.resolve_model_data_config(peer), "input_size": (1, 32, 32), "crop_pct": processor.crop_pct}
+    for i in range(channels):  # each as timm makes it of a picture of this channel alone
+        form |= {"mean": (processor.image_mean[i],), "std": (processor.image_std[i],)}
+        expected = timm.data.create_transform(**form)(Image.fromarray(image[i].numpy()))
+        torch.testing.assert_close(pixel_values[0, i], expected[0], atol=1e-5, rtol=1e-5)
+    kernel = adapt_input_conv(channels, peer.patch_embed.proj.weight.detach().clone())
+    found = ours.vit.embeddings.patch_embedding.projection.weight
+    torch.testing.assert_close(found.detach(), kernel.flatten(1))
+    with torch.no_grad():
+        assert ours(pixel_values).logits.isfinite().all()
 
 
 def test_changes_that_do_not_fit_are_refused(peer, tmp_path):

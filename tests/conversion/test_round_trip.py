@@ -126,6 +126,10 @@ def test_a_folder_of_timm_and_back(tmp_path, pooling):
     expected = timm.data.resolve_model_data_config(peer)
     assert all(found[name] == expected[name] for name in form)
     assert back.pretrained_cfg["label_names"] == ["cat", "dog", "owl"]
+    wrapped = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "back")  # which calls timm
+    pixel_values = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(wrapped(pixel_values).logits, peer(pixel_values))
 
 
 def test_a_folder_of_transformers_and_back(tmp_path):

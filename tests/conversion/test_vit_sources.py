@@ -9,8 +9,10 @@ from random_weights import randomise
 from timm.models.beit import Beit
 from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from hf_vit import HfViTBackbone, HfViTForImageClassification, HfViTModel
+from hf_vit import HfDetrForObjectDetection, HfViTBackbone, HfViTForImageClassification, HfViTModel
+from hf_vit.conversion.convert import convert
 from hf_vit.conversion.models import Changes, from_peer, to_peer
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
@@ -152,6 +154,42 @@ def test_families_of_transformers(name):
         assert_close(half, expected[0], tolerance=2e-2 if has_head else 5e-2)
 
 
+SQUARE = {"height": 32, "width": 32}
+WHOLE = {  # checkpoints as they are published, the processors beside them, and what reads the encoder of images
+    "CLIPModel": (FULL, transformers.CLIPImageProcessor(size={"shortest_edge": 40}, crop_size=SQUARE)),
+    "SiglipModel": (FULL, transformers.SiglipImageProcessor(size=SQUARE)),
+    "Siglip2Model": (
+        TRANSFORMERS["Siglip2VisionModel"],
+        transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16),
+    ),
+    "ViTMAEForPreTraining": (
+        {**FULL, "decoder_hidden_size": 8, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2},
+        transformers.ViTImageProcessor(size=SQUARE),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_checkpoints_of_more_than_the_encoder(tmp_path, name):
+    """Their text towers and decoders are left out without being asked for; from a photo, tokens are the peer's."""
+    options, processor = WHOLE[name]
+    whole = make(name, **options)
+    whole.save_pretrained(tmp_path / "peer")
+    processor.save_pretrained(tmp_path / "peer")
+    convert(tmp_path / "peer", tmp_path / "ours")
+    ours = HfViTModel.from_pretrained(tmp_path / "ours").eval()
+    generator = torch.Generator().manual_seed(0)
+    photo = Image.fromarray(torch.randint(256, (48, 48, 3), generator=generator, dtype=torch.uint8).numpy())
+    pixel_values = AutoImageProcessor.from_pretrained(tmp_path / "ours")(photo, return_tensors="pt")["pixel_values"]
+    theirs = processor(photo, return_tensors="pt")
+    peer = getattr(whole, "vision_model", None) or whole.vit
+    with torch.no_grad():
+        if name == "ViTMAEForPreTraining":
+            assert_close(ours(pixel_values).last_hidden_state, answers(peer, theirs["pixel_values"])[0])
+        else:
+            assert_close(ours(pixel_values).pooler_output, peer(**theirs).pooler_output)
+
+
 @pytest.mark.parametrize(
     "name,options",
     [
@@ -276,8 +314,6 @@ def test_dinov3_with_biases_of_its_own_is_refused():
 
 
 def test_published_files_of_cait_hold_the_weights_alone(tmp_path):
-    from hf_vit.conversion.convert import convert
-
     peer = randomise(timm.create_model("cait_xxs24_224", **{**TINY, "num_heads": 4}))
     torch.save({"model": {f"module.{k}": v for k, v in peer.state_dict().items()}}, tmp_path / "cait.pth")
     convert(tmp_path / "cait.pth", tmp_path / "ours")
@@ -317,3 +353,14 @@ def test_a_converted_encoder_is_a_backbone_and_a_feature_extractor(tmp_path):
         photo = Image.new("RGB", (40, 30), (200, 10, 90))
         pixel_values = extract.image_processor(photo, return_tensors="pt")["pixel_values"]
         assert_close(torch.tensor(extract(photo)), peer(pixel_values).last_hidden_state)
+
+
+def test_a_detector_sees_the_features_of_a_converted_encoder(tmp_path):
+    peer = randomise(timm.create_model("deit3_small_patch16_224", **TINY))
+    from_peer(peer).save_pretrained(tmp_path / "ours")
+    sizes = {"d_model": 16, "num_queries": 3, "decoder_layers": 1, "num_labels": 2}
+    detector = HfDetrForObjectDetection.from_backbone(str(tmp_path / "ours"), out_indices=[2], **sizes).eval()
+    with torch.no_grad():
+        expected = peer.forward_intermediates(images(), intermediates_only=True, norm=True)[-1]
+        assert_close(detector.base_model.backbone(images()).feature_maps[-1], expected)
+        assert detector(images()).pred_boxes.shape == (2, 3, 4)

@@ -1,7 +1,9 @@
 """Exported models compute what the originals do, where this package is not."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -27,6 +29,7 @@ from hf_vit.export.export import export
 
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 3}
 LABELS = ["cat", "dog", "owl"]
+DATES = Path(__file__).parents[2] / "model_cards" / "dates"
 TEXT = {"vocab_size": 16, "d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 8}
 TEXT |= {"encoder_attention_heads": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 12}
 
@@ -106,8 +109,23 @@ def test_int8_and_the_accuracy_that_it_loses(classifier, tmp_path):
     options = {"dataset_name": str(tmp_path / "data"), "split": "test"}
     report = export(str(classifier[1]), tmp_path / "int8", "onnx", "int8", data=options)
     assert 0 < report.differences["model"] < 0.5
-    assert report.accuracies.num_examples == 20 and abs(report.accuracies.original - report.accuracies.exported) < 0.3
-    assert "accuracy on 20 images" in str(report)
+    (score,) = report.scores
+    assert score.num_examples == 20 and abs(score.original - score.exported) < 0.3
+    assert "accuracy on 20 examples" in str(report)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "ctranslate2"])
+def test_what_int8_costs_a_translator(tmp_path, kind):
+    """Of the dates' translator, which was trained: the first digits are not lost."""
+    pytest.importorskip("onnxruntime" if kind == "onnx" else "ctranslate2")
+    arguments = ["export", str(DATES), str(tmp_path / kind), "--format", kind, "--dtype", "int8"]
+    options = ["--dataset-name", "dates", "--source-lang", "text", "--target-lang", "iso8601"]
+    result = CliRunner().invoke(app, [*arguments, *options, "--max-eval-samples", "40"])
+    assert result.exit_code == 0, result.output
+    found = re.findall(r"(bleu|exact_match) on 40 examples: ([\d.]+), exported ([\d.]+)", result.output)
+    scores = {name: (float(original), float(exported)) for name, original, exported in found}
+    assert scores["exact_match"][0] > 0.95 and scores["exact_match"][1] > 0.9
+    assert scores["bleu"][0] > 95 and scores["bleu"][1] > 90
 
 
 def test_torch_export_in_bf16(classifier, tmp_path):
@@ -191,6 +209,8 @@ def test_what_cannot_be_exported_is_refused(classifier, translator, tmp_path):
         export(folder, folder, "onnx")
     with pytest.raises(ValueError, match="source must be a classifier, body or translator of this package"):
         export(str(tmp_path / "nothing"), target, "onnx")
-    with pytest.raises(ValueError, match="data must be of a classifier of images"):
-        export(str(translator()), target, "onnx", data={})
+    HfViTModel(HfViTConfig.from_variant("vit_tiny_patch16_32", num_hidden_layers=1)).save_pretrained(tmp_path / "body")
+    HfViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "body")
+    with pytest.raises(ValueError, match="data must be for a classifier or a translator, got a HfViTModel"):
+        export(str(tmp_path / "body"), target, "onnx", data={})
     assert not target.exists()

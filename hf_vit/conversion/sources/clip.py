@@ -93,9 +93,14 @@ class _Tower(Source):
         return patch_kernel(config, theirs)
 
 
+# Of a checkpoint that was published with its tower of texts, what is not the tower of images.
+_UNUSED = (r"position_ids$", r"^text_model\.", r"^(text|visual)_projection\.", r"^logit_(scale|bias)$")
+
+
 class Clip(_Tower):
     peers: ClassVar[tuple[str, ...]] = ("CLIPForImageClassification", "CLIPVisionModel")
-    ignored: ClassVar[tuple[str, ...]] = (r"position_ids$",)
+    ignored: ClassVar[tuple[str, ...]] = _UNUSED
+    loads: ClassVar = {"CLIPModel": "CLIPVisionModel"}
     name = "CLIP"
 
     def _fields(self, tower: Any, has_head: bool) -> dict[str, Any]:
@@ -126,7 +131,7 @@ class Clip(_Tower):
 
 
 class _Siglip(_Tower):
-    ignored: ClassVar[tuple[str, ...]] = (r"position_ids$",)
+    ignored: ClassVar[tuple[str, ...]] = _UNUSED
     name = "Siglip"
 
     def _fields(self, tower: Any, has_head: bool) -> dict[str, Any]:
@@ -174,6 +179,7 @@ class SiglipClassifier(_Siglip):
 
 class SiglipTower(_Siglip):
     peers: ClassVar[tuple[str, ...]] = ("SiglipVisionModel",)
+    loads: ClassVar = {"SiglipModel": "SiglipVisionModel"}
 
 
 class _Siglip2(_Siglip):
@@ -202,6 +208,7 @@ class Siglip2Classifier(_Siglip2):
 
 class Siglip2Tower(_Siglip2):
     peers: ClassVar[tuple[str, ...]] = ("Siglip2VisionModel",)
+    loads: ClassVar = {"Siglip2Model": "Siglip2VisionModel"}
 
 
 SOURCES = [Clip(), SiglipClassifier(), SiglipTower(), Siglip2Classifier(), Siglip2Tower()]

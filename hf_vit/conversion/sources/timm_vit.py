@@ -30,6 +30,9 @@ from hf_vit.models.strict_config import GATED_ACTIVATIONS
 
 # The widths of which a file of weights alone tells the architecture, by the sizes of DeiT (2012.12877, table 1).
 _DEIT_SIZES = {192: "tiny", 384: "small", 768: "base"}
+# Of DeiT III (2204.07118, table 2).
+_DEIT_III_SIZES = {384: "small_patch16", 512: "medium_patch16", 1024: "large_patch16", 1280: "huge_patch14"}
+_DEIT_HEADS = {1280: 16}
 _NAMES_OF_WIDTH = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
 
 
@@ -89,27 +92,33 @@ class TimmVisionTransformer(Source):
             same(f"{LAYER}.attention.qkv_proj.*", "blocks.*.attn.qkv.*"),
             same(f"{LAYER}.attention.q_norm.*", "blocks.*.attn.q_norm.*"),
             same(f"{LAYER}.attention.k_norm.*", "blocks.*.attn.k_norm.*"),
+            # As DeiT III's own files call them.
+            *(same(f"{LAYER}.layer_scale{i}.scale", f"blocks.*.gamma_{i}") for i in (1, 2)),
         ]
 
     def guess(self, shapes: Mapping[str, torch.Size]) -> nn.Module | None:
-        """DeiT, whose published files hold the weights alone; heads are 64 wide in all of them."""
+        """DeiT and DeiT III, whose published files hold the weights alone; but for the largest, their heads are 64
+        wide."""
         if not {"pos_embed", "cls_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= set(shapes):
             return None
         if "blocks_token_only.0.attn.q.weight" in shapes or "blocks.0.ls1.gamma" in shapes:
             return None
         width, channels, *patch = shapes["patch_embed.proj.weight"]
+        is_third = "blocks.0.gamma_1" in shapes  # whose class token has no position
         is_distilled = "dist_token" in shapes
-        rows = math.isqrt(shapes["pos_embed"][1] - 1 - int(is_distilled))
+        rows = math.isqrt(shapes["pos_embed"][1] - (0 if is_third else 1 + int(is_distilled)))
         options = {
             "img_size": [rows * length for length in patch],
             "patch_size": list(patch),
             "in_chans": channels,
             "embed_dim": width,
             "depth": len({name.split(".")[1] for name in shapes if name.startswith("blocks.")}),
-            "num_heads": max(width // 64, 1),
+            "num_heads": _DEIT_HEADS.get(width, max(width // 64, 1)),
             "mlp_ratio": shapes["blocks.0.mlp.fc1.weight"][0] / width,
             "num_classes": shapes["head.weight"][0] if "head.weight" in shapes else 0,
         }
+        if is_third:
+            return make_timm_model(f"deit3_{_DEIT_III_SIZES.get(width, 'base_patch16')}_224", options)
         size = _DEIT_SIZES.get(width, "base")
         return make_timm_model(f"deit_{size}_{'distilled_' if is_distilled else ''}patch16_224", options)
 

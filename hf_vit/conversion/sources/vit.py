@@ -96,7 +96,7 @@ def encoder_rules(config: HfViTConfig, body: str) -> list[Rule]:
 class ViT(Source):
     library = "transformers"
     peers: ClassVar[tuple[str, ...]] = ("ViTForImageClassification", "ViTModel")
-    ignored = (r"embeddings\.mask_token$",)
+    ignored: ClassVar[tuple[str, ...]] = (r"embeddings\.mask_token$",)
 
     def config(self, peer: Peer) -> HfViTConfig:
         return HfViTConfig(**fields_of(peer.config), pooling=pooling_of(peer))

@@ -17,6 +17,7 @@ class ViTMAE(ViT):
 
     peers: ClassVar[tuple[str, ...]] = ("ViTMAEModel",)
     loads: ClassVar = {"ViTMAEForPreTraining": "ViTMAEModel"}
+    ignored: ClassVar[tuple[str, ...]] = (*ViT.ignored, r"^decoder\.")
 
     def peer(self, model: PreTrainedModel) -> nn.Module:
         if not isinstance(model, HfViTModel):

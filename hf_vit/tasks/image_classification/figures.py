@@ -16,6 +16,7 @@ from scipy.stats import binomtest
 
 from hf_vit.cards.figures import BLUE, DIVERGING, DPI, GREY, INK, ORANGE, PLAIN, SHADES, from_data
 from hf_vit.cards.format import shorten
+from hf_vit.explain.overlay import overlay
 
 MAX_MATRIX_CLASSES = 50  # more class names than this cannot be read along an axis
 MAX_WRITTEN_CLASSES = 15  # more counts than this squared cannot be read inside the cells
@@ -98,12 +99,15 @@ def _with_images(facts: Any, rows: list[dict]) -> list[dict]:
     return [{**row, "image": (facts.folder / row["file"]).read_bytes().hex()} for row in rows]
 
 
-def _show(axes: Axes, encoded: str, max_side: int) -> tuple[int, int]:
-    """Draws an encoded image, in hexadecimal, at most so many pixels long; returns its (width, height)."""
+def _decoded(encoded: str, max_side: int) -> Image.Image:
+    """An encoded image, in hexadecimal, at most so many pixels long."""
     image = Image.open(io.BytesIO(bytes.fromhex(encoded))).convert("RGB")
     image.thumbnail((max_side, max_side))
+    return image
+
+
+def _show(axes: Axes, image: Image.Image) -> None:
     axes.imshow(image, interpolation="nearest" if max(image.size) < 64 else "antialiased")
-    return image.size
 
 
 def _shown(facts: Any) -> list[dict]:
@@ -120,7 +124,7 @@ def samples(rows: list[dict]) -> Figure:
         axes.axis("off")
         if row is None:
             continue
-        _show(axes, row["image"], 2 * DPI)
+        _show(axes, _decoded(row["image"], 2 * DPI))
         right = row["label"] == row["prediction"]
         score = f", {100 * row['score']:.1f} %" if "score" in row else ""
         answer = shorten(row["prediction"], 18) + score
@@ -137,7 +141,8 @@ def _attention(facts: Any) -> list[dict]:
 
 @from_data(_attention)
 def attention(rows: list[dict]) -> Figure:
-    """Images, each with its attention maps; under a map its least and its largest value, 1 being an even share."""
+    """Images, each with its attention maps laid over it; under a map its least and its largest value, 1 being an even
+    share."""
     titles = list(rows[0]["maps"])
     columns = 1 + len(titles)
     side = 7.2 / columns
@@ -146,10 +151,11 @@ def attention(rows: list[dict]) -> Figure:
     for axes, title in zip(grid[0], ["image", *titles]):
         axes.set_title(title, fontsize=11, fontweight="normal", loc="center")
     for line, row in zip(grid, rows):
-        width, height = _show(line[0], row["image"], int(side * DPI))
+        image = _decoded(row["image"], int(side * DPI))
+        _show(line[0], image)
         for axes, title in zip(line[1:], titles):
             values = row["maps"][title]
-            axes.imshow(values, cmap=SHADES, extent=(0, width, height, 0))
+            _show(axes, overlay(image, values))
             axes.set_xlabel(f"{np.min(values):.2f} – {np.max(values):.2f}", fontsize=10)
         for axes in line:
             _without_frame(axes)

@@ -166,6 +166,8 @@ def _pretrained(arguments: ModelArguments, class_mapping: dict[str, dict]) -> Pr
         fields = {**fields, **_size_field(arguments)}
     config = AutoConfig.from_pretrained(name, **options, **fields)
     config.id2label, config.label2id = class_mapping["id2label"], class_mapping["label2id"]
+    if config.model_type == "timm_wrapper" and config.model_args:
+        config.model_args.pop("num_classes", None)  # which transformers gives timm itself
     model, info = AutoModelForImageClassification.from_pretrained(
         name, **options, config=config, ignore_mismatched_sizes=True, output_loading_info=True
     )

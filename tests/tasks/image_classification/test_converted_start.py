@@ -56,8 +56,18 @@ def test_without_it_an_option_of_ours_names_it(tmp_path):
     arguments = {"model_name_or_path": str(tmp_path / "vit"), "config_overrides": {"pooling": "mean"}}
     with pytest.raises(ValueError, match="vit has no field 'pooling'; with --convert the model becomes a hf_vit"):
         build_model(ModelArguments(**arguments), CLASSES)
+    torch.save({}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"got the file .*weights\.pth.*; with --convert a file"):
+        build_model(ModelArguments(model_name_or_path=str(tmp_path / "weights.pth")), CLASSES)
     with pytest.raises(ValueError, match="--convert goes with --model_name_or_path"):
         ModelArguments(convert=True)
+
+
+def test_without_it_a_folder_of_timm_keeps_its_class(peer, tmp_path):
+    model = build_model(ModelArguments(model_name_or_path=str(tmp_path / "peer")), CLASSES)
+    assert model.config.model_type == "timm_wrapper" and model.config.num_labels == 3
+    assert torch.equal(model.timm_model.blocks[0].mlp.fc1.weight, peer.blocks[0].mlp.fc1.weight)
+    assert model.timm_model.head.weight.shape == (3, 24)
 
 
 def test_a_checkpoint_of_timm_is_fine_tuned_under_a_teacher(peer, tmp_path):

@@ -1,0 +1,1 @@
+"""A web page on which a model can be tried; needs the extra `demo`."""

@@ -1,0 +1,152 @@
+"""The page: one or two models side by side, and whatever their task needs beside them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hf_vit.demo.answers import Model, classify, find, translate
+from hf_vit.extras import extra
+from hf_vit.sources import own_name
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+with extra("demo"):
+    import gradio as gr
+
+MAX_UPLOAD = "20mb"
+_HEIGHT = 360  # of an image on the page, in pixels
+_TOP = 5  # classes that are shown with their probabilities
+_INTRODUCTIONS = {
+    "image-classification": "Choose an image, and see what it shows.",
+    "object-detection": "Choose an image, and see the objects in it.",
+    "image-segmentation": "Choose an image, and see what each part of it is.",
+    "translation": "Write a text, a sentence a line, and see its translations.",
+}
+
+
+def build(models: Sequence[Model]) -> gr.Blocks:
+    """The page of one model, or of two of one task beside each other.
+
+    Raises:
+        ValueError: there are none, more than two, or two of different tasks.
+    """
+    if not 1 <= len(models) <= 2:
+        raise ValueError(f"models must be one or two, got {len(models)}")
+    tasks = {model.task for model in models}
+    if len(tasks) > 1:
+        raise ValueError(f"models must be of one task to be compared, got {' and '.join(sorted(tasks))}")
+    (task,) = tasks
+    with gr.Blocks(title=" and ".join(_called(model) for model in models), analytics_enabled=False) as page:
+        gr.Markdown(f"# {' and '.join(_plain(_called(model)) for model in models)}\n\n{_INTRODUCTIONS[task]}")
+        _PAGES[task](models)
+    return page
+
+
+def _called(model: Model) -> str:
+    """The id of a model, or the name of its folder."""
+    return own_name(model.name) if Path(model.name).is_dir() else model.name
+
+
+def _plain(name: str) -> str:
+    """A name in Markdown, as it is written."""
+    return "".join(f"\\{each}" if each in r"\`*_{}[]()#+-.!|<>" else each for each in name)
+
+
+def _told(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, what is wrong with the input told on the page."""
+
+    def answered(*inputs: Any) -> Any:
+        try:
+            return answer(*inputs)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return answered
+
+
+def _classification(models: Sequence[Model]) -> None:
+    with gr.Row():
+        image = gr.Image(type="pil", label="Image", sources=["upload", "clipboard"], height=_HEIGHT)
+        for model in models:
+            with gr.Column():
+                answer = gr.Label(num_top_classes=min(_TOP, len(model.class_names)), label=_called(model))
+            image.change(_told(partial(_classes, model)), image, answer, api_name=False)
+            image.clear(lambda: None, None, answer, api_name=False)
+
+
+def _classes(model: Model, image: Any) -> Any:
+    return None if image is None else classify(model, image)
+
+
+def _objects(models: Sequence[Model]) -> None:
+    with gr.Row():
+        with gr.Column():
+            image = gr.Image(type="pil", label="Image", sources=["upload", "clipboard"], height=_HEIGHT)
+            threshold = gr.Slider(0, 1, models[0].threshold, step=0.01, label="Least score")
+            button = gr.Button("Find", variant="primary")
+        for model in models:
+            with gr.Column():
+                drawn = gr.Image(label=_called(model), interactive=False, height=_HEIGHT)
+                rows = gr.Dataframe(headers=["object", "score"], label="Objects", interactive=False)
+            button.click(_told(partial(find, model)), [image, threshold], [drawn, rows], api_name=False)
+
+
+def _texts(models: Sequence[Model]) -> None:
+    text = gr.Textbox(lines=4, label="Text")
+    count = gr.Slider(1, 5, 1, step=1, label="Translations of each sentence")
+    button = gr.Button("Translate", variant="primary")
+    for model in models:
+        rows = gr.Dataframe(
+            headers=["text", "translation", "score"], label=_called(model), interactive=False, wrap=True
+        )
+        button.click(_told(partial(_translations, model)), [text, count], rows, api_name=False)
+
+
+def _translations(model: Model, text: str, count: float) -> list[list[Any]]:
+    if not text.strip():
+        raise ValueError("write a text first")
+    return translate(model, text, int(count))
+
+
+_PAGES = {
+    "image-classification": _classification,
+    "object-detection": _objects,
+    "image-segmentation": _objects,
+    "translation": _texts,
+}
+
+
+def launch(page: gr.Blocks, host: str, port: int, *, opens_browser: bool = False, blocks: bool = True) -> str:
+    """Serve the page until it is interrupted; files of more than 20 MB are refused.
+
+    Args:
+        host: on which it is served; 127.0.0.1 is this computer alone.
+        port: the exact one.
+        opens_browser: open it in a browser, too.
+        blocks: return only when it is over.
+
+    Returns:
+        Its address.
+
+    Raises:
+        ValueError: the port is taken.
+    """
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            max_file_size=MAX_UPLOAD,
+            inbrowser=opens_browser,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise ValueError(f"port must be free, {port} on {host} is taken: {error}") from error
+    if blocks:
+        print(f"{address} (Ctrl-C ends it)", flush=True)
+        page.block_thread()
+    return address
