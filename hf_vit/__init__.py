@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # The same names as `_register` finds, for editors and type c
     from .models.configuration_hf_detr import HfDetrConfig as HfDetrConfig
     from .models.configuration_hf_transformer import HfTransformerConfig as HfTransformerConfig
     from .models.configuration_hf_vit import HfViTConfig as HfViTConfig
+    from .models.configuration_hf_vit_image_to_text import HfViTImageToTextConfig as HfViTImageToTextConfig
     from .models.image_processing_hf_detr import HfDetrImageProcessor as HfDetrImageProcessor
     from .models.image_processing_hf_vit import HfViTImageProcessor as HfViTImageProcessor
     from .models.modeling_hf_detr import HfDetrForObjectDetection as HfDetrForObjectDetection
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # The same names as `_register` finds, for editors and type c
     from .models.modeling_hf_vit import HfViTBackbone as HfViTBackbone
     from .models.modeling_hf_vit import HfViTForImageClassification as HfViTForImageClassification
     from .models.modeling_hf_vit import HfViTModel as HfViTModel
+    from .models.modeling_hf_vit_image_to_text import HfViTForImageToText as HfViTForImageToText
 
 __version__ = "0.1.0"
 

@@ -163,10 +163,6 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return f"{action.help}{choices}" + ("" if unset else " (default: %(default)s)")
 
 
-# What there is in place of arguments that other programs have.
-_INSTEAD = {
-    "early_stopping_patience": "there is no early stopping, --load_best_model_at_end keeps the best epoch's weights",
-}
 _MOST_NAMES = 40  # in one message
 _NOT_GIVEN: Any = object()
 # By the type of a field: how a recipe's value that is no text may be written, and in words.
@@ -210,7 +206,7 @@ class _Parser(HfArgumentParser):
             if not flag.startswith("--"):
                 self.error(f"argument: value {flag!r} belongs to no argument")
             name = flag[2:].partition("=")[0].replace("-", "_")
-            self.error(f"unknown argument {name!r}; {_INSTEAD.get(name) or closest(name, self.names)}")
+            self.error(f"unknown argument {name!r}; {closest(name, self.names)}")
         given = {name: value for name, value in vars(namespace).items() if value is not _NOT_GIVEN}
         return {name: None if value == [None] else value for name, value in given.items()}
 

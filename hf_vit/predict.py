@@ -48,7 +48,7 @@ def predict(
             texts, a text a line. `-` stands for the lines of standard input: names of images, or texts.
         top_k: predictions of an input at most, the likeliest first; of a text, the best found by as many beams.
         threshold: leaves out what scores less, between 0 and 1; unless given a detector's is that of its best F1, if
-            its folder says so, or 0.5, that of others 0.
+            its folder says so, or 0.5, that of others 0, but where several labels an image have one each.
         skip: names of inputs (`file`) that are left out.
 
     Yields:
@@ -74,15 +74,19 @@ def predict(
     names = [name for name in find_images(inputs) if name not in skip]
     if not names:
         return
-    pipe: Any = pipeline(task, model=model, revision=revision, trust_remote_code=trust_remote_code)  # type: ignore
+    any_task: Any = task  # the types of transformers list its own names alone
+    pipe: Any = pipeline(any_task, model=model, revision=revision, trust_remote_code=trust_remote_code)
     options: dict[str, Any] = {"top_k": top_k}
     if task in _DRAWN:
         threshold = threshold_of(model) if threshold is None else threshold
         options = {"threshold": threshold}
+    config = load_config(model, revision, trust_remote_code)
+    several = getattr(config, "label_thresholds", None) if threshold is None else None
+    least = dict(zip((config.id2label[index] for index in range(len(several or ()))), several or ()))
     for batch, images in read_images(names, batch_size):
         for name, found in zip(batch, pipe(images, batch_size=len(images), **options)):
             best = sorted(found, key=lambda each: -each["score"])[:top_k]
-            best = [as_json(each) for each in best if each["score"] >= (threshold or 0)]
+            best = [as_json(each) for each in best if each["score"] >= (threshold or least.get(each["label"], 0))]
             yield {"file": name, "predictions": best}
 
 

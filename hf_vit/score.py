@@ -79,7 +79,7 @@ def score(assessment: Assessment, accelerator: Accelerator, arguments: ScoreArgu
 
 def _task_of(command: list[str]) -> type[Task]:
     """The task that is named, or that a folder's record names, or that the model is for: one that writes texts is a
-    translator, any other classifies images."""
+    translator, unless it reads images; any other classifies images."""
     name, folder = _flag(command, "task"), _flag(command, "model_name_or_path")
     record = Path(folder or "", RUN_FILE)
     if name is None and folder and record.is_file():
@@ -87,7 +87,8 @@ def _task_of(command: list[str]) -> type[Task]:
     elif name is None and folder:
         check_model_source("--model_name_or_path", folder)
         config, _ = PreTrainedConfig.get_config_dict(folder, revision=_flag(command, "model_revision"))
-        name = "translation" if config.get("is_encoder_decoder") else None
+        if config.get("is_encoder_decoder"):
+            name = "image_to_text" if "vision_config" in config else "translation"
     return tasks.class_of(name or RunArguments.task, "task", Task)
 
 

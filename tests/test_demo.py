@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from transformers import pipeline
 
-from hf_vit.demo.answers import MAX_CHARACTERS, classify, load, translate
+from hf_vit.demo.answers import MAX_CHARACTERS, align, classify, heat_map, load, translate
 from hf_vit.demo.page import build, launch
 from hf_vit.demo.space import write_space
 
@@ -39,6 +39,18 @@ def test_each_sentence_is_translated(dates):
     rows = translate(dates, "piatok 31. marca 2084\n\n3 mai 1999\n", 2)
     assert [row[0] for row in rows] == ["piatok 31. marca 2084"] * 2 + ["3 mai 1999"] * 2
     assert (rows[0][1], rows[2][1]) == ("2084-03-31", "1999-05-03") and rows[0][2] > rows[1][2]
+
+
+def test_a_class_has_a_map_over_the_image(digits):
+    image = Image.open(f"{DIGITS}/sample_2.png")
+    two, three = (heat_map(digits, image, name) for name in "23")
+    assert two.size == (256, 256) and two.tobytes() != three.tobytes()
+    with pytest.raises(ValueError, match="class '12' does not exist"):
+        heat_map(digits, image, "12")
+
+
+def test_a_translation_has_a_picture_of_what_was_read(dates):
+    assert min(align(dates, "piatok 31. marca 2084", "2084-03-31").size) > 200
 
 
 def test_inputs_that_are_refused(digits, dates):
@@ -113,6 +125,11 @@ def test_an_image_is_classified_in_a_browser(browser, address, width):
     answers = page.get_by_test_id("label-output-value")
     answers.nth(1).wait_for(timeout=60_000)
     assert [answers.nth(i).inner_text() for i in range(answers.count())] == ["7", "7"]
+    maps = page.locator("img[src*='/file=']")
+    page.wait_for_function("document.querySelectorAll('input[type=radio]').length == 10", timeout=60_000)
+    before = maps.last.get_attribute("src")
+    page.get_by_role("radio").last.check()
+    page.wait_for_function("before => [...document.querySelectorAll('img')].at(-1).src != before", arg=before)
     # Nothing sticks out at the side.
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.close()

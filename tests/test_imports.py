@@ -95,7 +95,7 @@ def test_the_package_alone_needs_no_extra():
 
 
 def test_configurations_register_what_their_auto_maps_name():
-    for model_type in ("hf_vit", "hf_transformer", "hf_detr"):
+    for model_type in ("hf_vit", "hf_transformer", "hf_detr", "hf_vit_image_to_text"):
         auto_map = dict(importlib.import_module(f"hf_vit.models.configuration_{model_type}").AUTO_MAP)
         config_class = type(transformers.AutoConfig.for_model(model_type))
         assert auto_map.pop("AutoConfig").endswith(f".{config_class.__name__}")

@@ -74,6 +74,7 @@ class CardFacts(ABC):
 
     figures: ClassVar[dict] = {}  # file name -> function of `figures`
     curves: ClassVar[list[Curve]] = []  # beside that of the loss
+    pipeline_tag: ClassVar[str | None] = None  # the task as the Hub calls it, where not by its name
     unit: ClassVar[str] = "examples"  # what one example of the data is called, plural
     architecture_labels: ClassVar[dict[str, str]] = {}  # of the configuration's fields that a card shows
 

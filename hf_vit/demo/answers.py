@@ -3,6 +3,7 @@ the other."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from PIL import Image
 from transformers import pipeline
 
 from hf_vit.drawing import draw_objects
+from hf_vit.explain import alignment
+from hf_vit.explain.explanation import is_explained
 from hf_vit.predict import as_json, task_of, threshold_of
 
 MAX_PIXELS = 40_000_000  # of an image that is looked at
@@ -70,6 +73,18 @@ def classify(model: Model, image: Image.Image | None) -> dict[str, float]:
     return {each["label"]: float(each["score"]) for each in found}
 
 
+def explains(model: Model) -> bool:
+    """Whether there are heat maps of a classifier's classes."""
+    return is_explained(model.pipe.model)
+
+
+def heat_map(model: Model, image: Image.Image | None, class_name: str) -> Image.Image:
+    """What speaks for a class, over the image: exact evidence in orange, that against it in purple, or relevance."""
+    from hf_vit.explain.picture import draw_heat_map
+
+    return draw_heat_map(model.pipe.model, model.pipe.image_processor, check_image(image), class_name)
+
+
 def find(model: Model, image: Image.Image | None, threshold: float) -> tuple[Image.Image, list[list[Any]]]:
     """The image with the boxes or masks of what was found, and a row for each: label and score."""
     image = check_image(image)
@@ -96,6 +111,15 @@ def translate(model: Model, text: str, count: int) -> list[list[Any]]:
         scores = scores_of(model.pipe, line, answers)
         rows += [[line, answer, round(score, 3)] for answer, score in zip(answers, scores)]
     return rows
+
+
+def align(model: Model, text: str, translation: str) -> Image.Image:
+    """The picture of what a translator read for each token that it wrote."""
+    from hf_vit.explain.picture import draw_alignment
+
+    pipe = model.pipe
+    found = alignment(pipe.model, pipe.tokenizer, text, translation, pipe.target_tokenizer)
+    return Image.open(io.BytesIO(draw_alignment(found)))
 
 
 ANSWERS: dict[str, Callable[..., Any]] = {

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_vit.demo.answers import Model, classify, find, translate
+from hf_vit.demo.answers import Model, align, classify, explains, find, heat_map, translate
 from hf_vit.extras import extra
 from hf_vit.sources import own_name
 
@@ -72,13 +72,25 @@ def _classification(models: Sequence[Model]) -> None:
         image = gr.Image(type="pil", label="Image", sources=["upload", "clipboard"], height=_HEIGHT)
         for model in models:
             with gr.Column():
-                answer = gr.Label(num_top_classes=min(_TOP, len(model.class_names)), label=_called(model))
-            image.change(_told(partial(_classes, model)), image, answer, api_name=False)
-            image.clear(lambda: None, None, answer, api_name=False)
+                shown: list[Any] = [gr.Label(num_top_classes=min(_TOP, len(model.class_names)), label=_called(model))]
+                if explains(model):
+                    classes = gr.Radio([], label="What speaks for (orange) or against (purple)")
+                    over = gr.Image(label="Heat map", interactive=False, height=_HEIGHT)
+                    classes.input(_told(partial(heat_map, model)), [image, classes], over, api_name=False)
+                    shown += [classes, over]
+            image.change(_told(partial(_classes, model)), image, shown, api_name=False)
+            image.clear(partial(_classes, model, None), None, shown, api_name=False)
 
 
 def _classes(model: Model, image: Any) -> Any:
-    return None if image is None else classify(model, image)
+    """What is shown of an image: its classes, and where there are maps a button for each and that of the likeliest."""
+    if not explains(model):
+        return None if image is None else classify(model, image)
+    if image is None:
+        return None, gr.Radio(choices=[], value=None), None
+    found = classify(model, image)
+    likeliest = sorted(found, key=lambda name: -found[name])[:_TOP]
+    return found, gr.Radio(choices=likeliest, value=likeliest[0]), heat_map(model, image, likeliest[0])
 
 
 def _objects(models: Sequence[Model]) -> None:
@@ -102,13 +114,18 @@ def _texts(models: Sequence[Model]) -> None:
         rows = gr.Dataframe(
             headers=["text", "translation", "score"], label=_called(model), interactive=False, wrap=True
         )
-        button.click(_told(partial(_translations, model)), [text, count], rows, api_name=False)
+        gr.Markdown("What was read for each token of the first translation:")
+        read = gr.Image(
+            label="Attention to the text", show_label=False, interactive=False
+        )  # a label would lie over it
+        button.click(_told(partial(_translations, model)), [text, count], [rows, read], api_name=False)
 
 
-def _translations(model: Model, text: str, count: float) -> list[list[Any]]:
+def _translations(model: Model, text: str, count: float) -> tuple[list[list[Any]], Any]:
     if not text.strip():
         raise ValueError("write a text first")
-    return translate(model, text, int(count))
+    rows = translate(model, text, int(count))
+    return rows, align(model, *rows[0][:2])
 
 
 _PAGES = {

@@ -84,7 +84,7 @@ def explain_image(
         ValueError: the model is of another kind, or has no such class; the message gives the nearest names.
     """
     config: Any = model.config
-    if not hasattr(config, "poolings") or not hasattr(model, "classifier"):
+    if not is_explained(model):
         kind = ", ".join(config.architectures or [type(model).__name__])
         raise ValueError(f"model must be a Vision Transformer of this package that classifies images, got {kind}")
     asked = [class_index(model, name) for name in class_names]
@@ -95,13 +95,18 @@ def explain_image(
     indices = dict.fromkeys([int(logits.argmax()), *asked])
     attentions, rollout = attention_maps(model, pixel_values)
     return Explanation(
-        image=_as_seen(processor, pixel_values),
+        image=as_seen(processor, pixel_values),
         classes=[_explain_class(model, pixel_values, logits, index, num_steps) for index in indices],
         rollout=rollout[0],
         heads=attentions[0, -1],
         distance=attention_distance(model, pixel_values)[0],
         features=feature_components(model, pixel_values)[0],
     )
+
+
+def is_explained(model: Any) -> bool:
+    """Whether [`explain_image`] takes a model: a Vision Transformer of this package that classifies."""
+    return hasattr(model.config, "poolings") and hasattr(model, "classifier")
 
 
 def class_index(model: PreTrainedModel, name: str) -> int:
@@ -126,16 +131,21 @@ def _labels_of(model: PreTrainedModel) -> dict[int, str]:
     return config.id2label
 
 
+def class_heat_map(
+    model: PreTrainedModel, pixel_values: torch.Tensor, index: int
+) -> tuple[torch.Tensor, float | None, float | None]:
+    """The map of a class over one image (1, C, height, width), as of [`ClassExplanation`]: shape (1, rows, columns),
+    and what tokens and bias add to it where it is exact."""
+    if not has_evidence(model):
+        return attention_relevance(model, pixel_values, index), None, None
+    evidence = patch_evidence(model, pixel_values)
+    return evidence.patches[..., index], float(evidence.tokens[0, index]), float(evidence.bias[index])
+
+
 def _explain_class(
     model: PreTrainedModel, pixel_values: torch.Tensor, logits: torch.Tensor, index: int, num_steps: int
 ) -> ClassExplanation:
-    tokens = bias = None
-    if has_evidence(model):
-        evidence = patch_evidence(model, pixel_values)
-        heat_map = evidence.patches[..., index]  # (1, rows, columns)
-        tokens, bias = float(evidence.tokens[0, index]), float(evidence.bias[index])
-    else:
-        heat_map = attention_relevance(model, pixel_values, index)
+    heat_map, tokens, bias = class_heat_map(model, pixel_values, index)
     by_chance = torch.rand(heat_map.shape, generator=torch.Generator().manual_seed(0))
     return ClassExplanation(
         label=_labels_of(model)[index],
@@ -149,7 +159,7 @@ def _explain_class(
     )
 
 
-def _as_seen(processor: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+def as_seen(processor: Any, pixel_values: torch.Tensor) -> torch.Tensor:
     """The pixels that a model is given as colours, (1, C, height, width) -> (height, width, 3) in [0, 1]."""
     pixels = pixel_values[0].float()
     if getattr(processor, "do_normalize", False):
@@ -161,4 +171,12 @@ def _as_seen(processor: Any, pixel_values: torch.Tensor) -> torch.Tensor:
     return pixels.clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
 
 
-__all__ = ["ClassExplanation", "Explanation", "class_index", "explain_image"]
+__all__ = [
+    "ClassExplanation",
+    "Explanation",
+    "as_seen",
+    "class_heat_map",
+    "class_index",
+    "explain_image",
+    "is_explained",
+]

@@ -6,8 +6,11 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from PIL import Image
+from transformers import PreTrainedModel
+
 from hf_vit.explain.alignment import Alignment
-from hf_vit.explain.explanation import ClassExplanation, Explanation
+from hf_vit.explain.explanation import ClassExplanation, Explanation, as_seen, class_heat_map, class_index
 from hf_vit.explain.overlay import overlay
 from hf_vit.extras import extra
 
@@ -49,6 +52,20 @@ def draw_explanation(explanation: Explanation) -> bytes:
             axes.axis("off")
         figure.legend(handles=drawn, loc="outside lower center", ncols=len(drawn), frameon=False)
         return _png(figure)
+
+
+def draw_heat_map(model: PreTrainedModel, processor: Any, image: Image.Image, class_name: str) -> Image.Image:
+    """The map of one class, by name or index, over an image as the model sees it, of at least 256 pixels.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    index = class_index(model, class_name)
+    pixel_values = processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]
+    heat_map, _, bias = class_heat_map(model.eval(), pixel_values, index)
+    drawn = overlay(as_seen(processor, pixel_values).numpy(), heat_map[0].numpy(), signed=bias is not None)
+    scale = max(1, -(-256 // min(drawn.size)))
+    return drawn.resize((scale * drawn.width, scale * drawn.height), Image.Resampling.NEAREST)
 
 
 def draw_alignment(alignment: Alignment) -> bytes:
@@ -114,4 +131,4 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-__all__ = ["draw_alignment", "draw_explanation"]
+__all__ = ["draw_alignment", "draw_explanation", "draw_heat_map"]

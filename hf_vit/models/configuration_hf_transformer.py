@@ -79,6 +79,7 @@ class HfTransformerConfig(CodeVersionMixin, PreTrainedConfig):
         use_cache (`bool`): whether the decoder returns keys and values for the next step, unless told.
         is_decoder (`bool`): set by [`HfTransformerForCausalLM`].
         add_cross_attention (`bool`): whether the decoder of [`HfTransformerForCausalLM`] attends to an encoder.
+        cross_attention_hidden_size (`int`, *optional*): width of the output of that encoder. `None`: `d_model`.
         pad_token_id (`int`): fills batches up. As a label it does not count, unless it ends texts too.
         bos_token_id (`int`, *optional*): first token of a text.
         eos_token_id (`int` or `list[int]`): last token of a text.
@@ -132,6 +133,7 @@ class HfTransformerConfig(CodeVersionMixin, PreTrainedConfig):
     is_encoder_decoder: bool = True
     is_decoder: bool = False
     add_cross_attention: bool = False
+    cross_attention_hidden_size: int | None = None
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
@@ -184,10 +186,15 @@ class HfTransformerConfig(CodeVersionMixin, PreTrainedConfig):
 
     def _check_sizes(self) -> None:
         sizes = ["vocab_size", "encoder_vocab_size", "d_model", "max_position_embeddings"]
+        sizes.append("cross_attention_hidden_size")
         sizes += [f"{stack}_{name}" for stack in ("encoder", "decoder") for name in ("attention_heads", "ffn_dim")]
         for name in sizes:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.cross_attention_hidden_size is not None and not self.add_cross_attention:
+            raise ValueError(
+                f"cross_attention_hidden_size needs add_cross_attention=True, got {self.cross_attention_hidden_size}"
+            )
         if self.position_offset < 0 or (self.position_offset and self.position_embedding != "learned"):
             wanted = "at least 0" if self.position_offset < 0 else "0 without position_embedding 'learned'"
             raise ValueError(f"position_offset must be {wanted}, got {self.position_offset}")

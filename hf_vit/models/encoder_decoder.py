@@ -67,6 +67,11 @@ class HfTransformerStack(HfTransformerPreTrainedModel):
         """Name that the model that it is part of gives its input."""
         return "decoder_input_ids" if self.stack == "decoder" and self.config.is_encoder_decoder else "input_ids"
 
+    def stem(self) -> list[nn.Module]:
+        """The parts below the layers."""
+        parts = (self.embed_tokens, self.token_position, self.attention_position, self.embedding_norm)
+        return [part for part in parts if part is not None]
+
     def embed(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
         """Scaled embeddings of the tokens, shape (batch, tokens, d_model).
 
@@ -252,7 +257,8 @@ class HfTransformerDecoder(HfTransformerStack):
             attention_mask (`torch.Tensor` of shape `(batch, past + tokens)`, *optional*): 1 for tokens, 0 for padding
                 on either side.
             encoder_hidden_states (`torch.Tensor` of shape `(batch, source tokens, d_model)`, *optional*): the
-                encoder's output. Without it there is no cross-attention.
+                encoder's output, `config.cross_attention_hidden_size` wide where it is given. Without it there is no
+                cross-attention.
             encoder_attention_mask (`torch.Tensor` of shape `(batch, source tokens)`, *optional*): 1 for tokens, 0 for
                 padding.
             past_key_values, cache (`Cache`, *optional*): keys and values of earlier tokens and of the encoder's

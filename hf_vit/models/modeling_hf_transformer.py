@@ -22,6 +22,7 @@ from .fast_generation import FastGenerationMixin
 from .int8_linear import quantize_linear_layers, refuse_quantized
 from .losses import token_loss
 from .pipeline_translation import TranslationPipeline  # noqa: F401 (what is imported here is saved beside the weights)
+from .target_labels import TargetLabelsMixin
 from .tested_versions import refuse_unknown
 from .text_position import holds_several_texts
 from .transformer_pretrained import HfTransformerPreTrainedModel
@@ -47,6 +48,11 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
     _tying_switch = "share_encoder_decoder_embeddings"
 
     def __init__(self, config: HfTransformerConfig):
+        if config.cross_attention_hidden_size not in (None, config.d_model):
+            raise ValueError(
+                f"cross_attention_hidden_size must be None for an encoder of its own, got "
+                f"{config.cross_attention_hidden_size}"
+            )
         super().__init__(config)
         self.encoder = HfTransformerEncoder(config)
         self.decoder = HfTransformerDecoder(config)
@@ -65,7 +71,7 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
         encoder's, whose output each of them reads; the rest belongs to the head."""
         layers = [[layer] for layer in (*self.encoder.layers, *self.decoder.layers)]
         layers[len(self.encoder.layers) - 1].append(self.encoder.norm)
-        return [_stem(self.encoder) + _stem(self.decoder), *layers]
+        return [self.encoder.stem() + self.decoder.stem(), *layers]
 
     @can_return_tuple
     def forward(
@@ -141,7 +147,7 @@ class HfTransformerModel(HfTransformerPreTrainedModel):
         )
 
 
-class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGenerationMixin):
+class HfTransformerForConditionalGeneration(TargetLabelsMixin, HfTransformerPreTrainedModel, FastGenerationMixin):
     """The Transformer as a translator: a source text in, the next token of the target out.
 
     Args:
@@ -208,21 +214,6 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
         refuse_quantized(self, "resized")
         stack.embed_tokens = self._get_resized_embeddings(stack.embed_tokens, new_num_tokens)
 
-    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """The labels moved one position to the right behind `config.decoder_start_token_id`, -100 replaced by
-        `config.pad_token_id`: (batch, tokens) -> the same shape.
-
-        Raises:
-            ValueError: if the configuration has no `decoder_start_token_id`.
-        """
-        if self.config.decoder_start_token_id is None:
-            raise ValueError(
-                "decoder_start_token_id must be a token to make the decoder's input from labels, got None"
-            )
-        start = labels.new_full((labels.shape[0], 1), self.config.decoder_start_token_id)
-        shifted = torch.cat((start, labels[:, :-1]), dim=1)
-        return shifted.masked_fill(shifted == -100, self.config.pad_token_id or 0)
-
     @can_return_tuple
     def forward(
         self,
@@ -277,17 +268,11 @@ class HfTransformerForConditionalGeneration(HfTransformerPreTrainedModel, FastGe
             cache=cache,
             **{**kwargs, "return_dict": True},
         )
-        logits, loss = linear(self.lm_head, outputs.last_hidden_state), None
-        if labels is not None:
-            loss = token_loss(
-                logits,
-                labels,
-                ignored=self.config.ignored_labels,
-                label_smoothing=self.config.label_smoothing,
-                num_items_in_batch=num_items_in_batch,
-            )
+        logits = linear(self.lm_head, outputs.last_hidden_state)
         return Seq2SeqLMOutput(
-            loss=loss, logits=logits, **{name: outputs[name] for name in outputs if name != "last_hidden_state"}
+            loss=None if labels is None else self.loss_of_labels(logits, labels, num_items_in_batch),
+            logits=logits,
+            **{name: outputs[name] for name in outputs if name != "last_hidden_state"},
         )
 
 
@@ -318,7 +303,7 @@ class HfTransformerForCausalLM(HfTransformerPreTrainedModel, CheckedGenerationMi
     def layer_groups(self) -> list[list[nn.Module]]:
         """As those of [`HfTransformerModel`], of the decoder alone."""
         decoder = self.model.decoder
-        return [_stem(decoder), *([layer] for layer in decoder.layers)]
+        return [decoder.stem(), *([layer] for layer in decoder.layers)]
 
     @can_return_tuple
     def forward(

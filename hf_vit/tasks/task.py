@@ -204,6 +204,14 @@ class Task(ABC):
     def evaluator(self, split: str, *, final: bool) -> Evaluator:
         """An evaluator of a split: `final` for the run's result, with every metric, otherwise for an epoch's end."""
 
+    def after_training(self, model: PreTrainedModel, measure: Callable[[str, Evaluator], Any]) -> None:  # noqa: B027
+        """Settle what is chosen on the validation split once the weights are, such as thresholds in the config.
+
+        Args:
+            model: that is evaluated and saved.
+            measure: one pass over a split, counted by an evaluator; every process calls it.
+        """
+
     @abstractmethod
     def save_pretrained(self, model: PreTrainedModel, folder: Path, state_dict: dict | None = None) -> None:
         """Write all that it takes to use the model: weights (of `state_dict`, else its own), config, code, and what

@@ -20,7 +20,9 @@ _BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 @dataclass
-class TokenizerArguments:
+class OneTokenizerArguments:
+    """Arguments about the tokenizer of a task with texts on one side."""
+
     _argument_group_name: ClassVar[str] = "Tokenizer"
 
     tokenizer_name: str | None = argument(
@@ -28,9 +30,17 @@ class TokenizerArguments:
     )
     vocab_size: int = argument(
         8000,
-        help="Tokens of the tokenizer that is trained on the training set, both its languages, when none is given: 3 "
-        "special ones, the 256 bytes, and pieces of words.",
+        help="Tokens of the tokenizer that is trained on the texts of the training set when none is given: 3 special "
+        "ones, the 256 bytes, and pieces of words.",
     )
+
+    def __post_init__(self) -> None:
+        check_range("vocab_size", self.vocab_size, len(_BYTES) + 3)
+
+
+@dataclass
+class TokenizerArguments(OneTokenizerArguments):
+    """The same, with texts on two sides, which share a tokenizer unless they are separate."""
 
     separate_tokenizers: bool = argument(False, help="Train one tokenizer for each of the two languages.")
     target_vocab_size: int | None = argument(
@@ -38,8 +48,8 @@ class TokenizerArguments:
     )
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "target_vocab_size"):
-            check_range(name, getattr(self, name), len(_BYTES) + 3)
+        super().__post_init__()
+        check_range("target_vocab_size", self.target_vocab_size, len(_BYTES) + 3)
         if self.target_vocab_size is not None and not self.separate_tokenizers:
             raise ValueError("--target_vocab_size needs --separate_tokenizers")
 

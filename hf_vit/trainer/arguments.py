@@ -11,6 +11,7 @@ from hf_vit.trainer.averaging import EmaArguments
 from hf_vit.trainer.checkpoint import CheckpointArguments
 from hf_vit.trainer.optim import OptimizationArguments
 from hf_vit.trainer.publishing import HubArguments
+from hf_vit.trainer.stopping import StoppingArguments
 from hf_vit.trainer.tracking import TrackingArguments
 
 
@@ -23,6 +24,7 @@ class TrainingArguments(Arguments):
     optimization: OptimizationArguments
     ema: EmaArguments
     checkpoint: CheckpointArguments
+    stopping: StoppingArguments
     tracking: TrackingArguments
     hub: HubArguments
     author: AuthorArguments

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from hf_vit.config import argument, check_range
 from hf_vit.trainer.loaders import dealt_by
+from hf_vit.trainer.sampler import BalancedBatchSampler
 
 if TYPE_CHECKING:
     from hf_vit.trainer.arguments import TrainingArguments
@@ -141,5 +142,6 @@ def run_facts(
             "seed": arguments.run.seed,
             "gradient_accumulation_steps": options.gradient_accumulation_steps,
             **dealt_by(train_loader),
+            **({"sampling": "balanced"} if isinstance(schedule, BalancedBatchSampler) else {}),
         },
     }

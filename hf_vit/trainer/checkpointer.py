@@ -185,7 +185,10 @@ class Checkpointer:
             self._check_whole(Path(wanted))
             return Path(wanted)
         faults = []
-        for path in reversed(self.saved()):
+        newest_first = self.saved()[::-1]
+        for path in sorted(
+            newest_first, key=lambda path: _serial(path) > 0
+        ):  # first those that cannot be read, to tell
             try:
                 self._check_whole(path)
             except ValueError as error:
@@ -234,8 +237,9 @@ class Checkpointer:
         """Facts that differ. Fields of a model's config that either side does not know have their defaults there: a
         later version has more of them."""
         found = []
-        for key in here:
-            before, now = saved.get(key), here[key]
+        for key in [*here, *(["sampling"] if "sampling" in saved and "sampling" not in here else [])]:
+            before: Any = saved.get(key)
+            now: Any = here.get(key)
             if key == "config" and isinstance(before, dict):
                 defaults = json.loads(type(self._whole_model().config)().to_json_string(use_diff=False))
                 found += [

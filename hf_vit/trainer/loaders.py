@@ -1,4 +1,7 @@
-"""Loaders as the loop uses them: of training batches, whether drawn or read from a stream, and for evaluation."""
+"""Loaders as the loop uses them: of training batches, whether drawn or read from a stream, and for evaluation.
+
+Shapes: B batch.
+"""
 
 from __future__ import annotations
 

@@ -76,6 +76,7 @@ class TrainingLoop:
             self.state = self.checkpointer.read(self.resume_path)
         if arguments.checkpoint.load_best_model_at_end:
             self.checkpointer.check_best(self.state, task.evaluation_splits[0])
+        arguments.stopping.check(task.evaluation_splits[0])
 
     def _prepare(self) -> None:
         """Model, optimizer, schedule, loaders and averages, on this process's device."""
@@ -122,7 +123,7 @@ class TrainingLoop:
         self._progress = progress_bar(self.num_steps, self.state.step, self.accelerator.is_main_process)
         with Interruption(self.accelerator) as self._interruption, self._progress, logging_redirect_tqdm():
             try:
-                while self.state.step < self.num_steps or not self.state.is_evaluated:
+                while not self._is_over():
                     self._train_epoch()
                     self._end_epoch()
                 self._finish()
@@ -137,6 +138,22 @@ class TrainingLoop:
             f"Load it with\n\n{self.task.usage_snippet(self.output_dir)}\n"
         )
 
+    def _is_over(self) -> bool:
+        if self.state.step >= self.num_steps:
+            return self.state.is_evaluated
+        reason = self.arguments.stopping.reason(self.state)
+        if reason is not None:
+            self._log(f"stopping at step {self.state.step:,} of {self.num_steps:,}: {reason}")
+        return reason is not None
+
+    def _time_is_up(self) -> bool:
+        limit = self.arguments.stopping.max_seconds
+        if limit is None:
+            return False
+        # All processes stop at the same step.
+        is_up = self.state.training_seconds + self._meter.since_lap >= limit
+        return any(gather_object([is_up])) if self.accelerator.num_processes > 1 else is_up
+
     def _train_epoch(self) -> None:
         state = self.state
         self.schedule.set_epoch(state.epoch)
@@ -148,7 +165,7 @@ class TrainingLoop:
             self._train_batch(batch)
             if self.accelerator.sync_gradients:
                 self._after_step()
-                if state.step == self.num_steps:
+                if state.step == self.num_steps or self._time_is_up():
                     break
         self._read_losses(newest=True)
         self._meter.stop()
@@ -275,6 +292,7 @@ class TrainingLoop:
         state = self.state
         if self.arguments.checkpoint.load_best_model_at_end:
             self._log(self.checkpointer.take_best(state))
+        self.task.after_training(self.final_model, self.evaluate)
         split = self.task.evaluation_splits[1]
         evaluator = self.task.evaluator(split, final=True)
         metrics, num_examples = self.evaluate(split, evaluator)

@@ -42,7 +42,14 @@ class OptimizationArguments:
     per_device_train_batch_size: int = argument(32, help="Images of one process in one training batch.")
     per_device_eval_batch_size: int = argument(64, help="Images of one process in one evaluation batch.")
     gradient_accumulation_steps: int = argument(1, help="Batches of each process in one optimizer step.")
-    learning_rate: float = argument(1e-3, help="Peak learning rate of AdamW.")
+    optim: str = argument(
+        "adamw", help="AdamW, or gradient descent with Nesterov's momentum.", choices=("adamw", "sgd")
+    )
+    learning_rate: float = argument(1e-3, help="Peak learning rate.")
+    head_learning_rate: float | None = argument(
+        None, help="Peak learning rate of what follows the last layer; learning_rate when not given."
+    )
+    sgd_momentum: float = argument(0.9, help="sgd: the part of the last step that is taken again.")
     lr_base_batch_size: int | None = argument(
         None, help="Take learning_rate as that of so many images in a step, and scale it to the real number."
     )
@@ -71,6 +78,8 @@ class OptimizationArguments:
         ):
             check_range(name, getattr(self, name), 1)
         check_range("learning_rate", self.learning_rate, 0, open_low=True)
+        check_range("head_learning_rate", self.head_learning_rate, 0, open_low=True)
+        check_range("sgd_momentum", self.sgd_momentum, 0, 1, open_low=True)
         check_range("lr_base_batch_size", self.lr_base_batch_size, 1)
         check_range("layer_decay", self.layer_decay, 0, 1, open_low=True)
         check_range("weight_decay", self.weight_decay, 0)
@@ -97,13 +106,16 @@ def _decays(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
 def parameter_groups(model: nn.Module, arguments: OptimizationArguments, learning_rate: float) -> list[dict]:
     """The trainable parameters in groups of equal weight decay and learning rate.
 
-    With `layer_decay` the learning rate falls by that factor from the head to each layer below (BEiT, 2106.08254).
+    With `layer_decay` the learning rate falls by that factor from the head to each layer below (BEiT, 2106.08254);
+    with `head_learning_rate` the head's is that, scaled as `learning_rate` was.
 
     Raises:
-        ValueError: `layer_decay` is not 1 and nothing says which layer a parameter belongs to.
+        ValueError: `layer_decay` is not 1, or there is a rate of the head, and nothing says which layer a parameter
+            belongs to.
     """
     depths: dict[int, int] = {}
-    if arguments.layer_decay != 1:
+    of_head = arguments.head_learning_rate
+    if arguments.layer_decay != 1 or of_head is not None:
         depths = parameter_depths(model)
     deepest = max(depths.values(), default=0)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -114,6 +126,8 @@ def parameter_groups(model: nn.Module, arguments: OptimizationArguments, learnin
                 seen.add(id(parameter))
                 decay = arguments.weight_decay if _decays(module, f"{module_name}.{name}", parameter) else 0.0
                 rate = learning_rate * arguments.layer_decay ** (deepest - depths.get(id(parameter), deepest))
+                if of_head is not None and depths[id(parameter)] == deepest:
+                    rate = of_head * learning_rate / arguments.learning_rate
                 groups.setdefault((decay, rate), []).append(parameter)
     return [{"params": parameters, "weight_decay": d, "lr": lr} for (d, lr), parameters in groups.items()]
 
@@ -123,7 +137,7 @@ def build_optimizer(
     global_batch_size: float,
     groups: Callable[[OptimizationArguments, float], list[dict]],
 ) -> torch.optim.Optimizer:
-    """AdamW, its update fused into one kernel.
+    """The optimizer, its update fused into one kernel.
 
     Args:
         global_batch_size: samples in one optimizer step, to scale the learning rate by where that is asked for.
@@ -132,6 +146,14 @@ def build_optimizer(
     learning_rate = arguments.learning_rate
     if arguments.lr_base_batch_size is not None:
         learning_rate *= global_batch_size / arguments.lr_base_batch_size
+    if arguments.optim == "sgd":
+        return torch.optim.SGD(
+            groups(arguments, learning_rate),
+            lr=learning_rate,
+            momentum=arguments.sgd_momentum,
+            nesterov=True,
+            fused=True,
+        )
     return torch.optim.AdamW(
         groups(arguments, learning_rate),
         lr=learning_rate,

@@ -50,6 +50,11 @@ class Meter:
         return self._lap - previous
 
     @property
+    def since_lap(self) -> float:
+        """Seconds since the last call of `lap`, or the start, to now."""
+        return time.perf_counter() - self._lap
+
+    @property
     def speed(self) -> float:
         """Samples per second."""
         return self.batches * self.samples_per_batch / self.elapsed

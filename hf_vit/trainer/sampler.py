@@ -78,6 +78,34 @@ class EpochBatchSampler(_StepSampler):
             yield [SampleKey(self.epoch, int(i), int(r)) for i, r in zip(index[start:stop], repeat[start:stop])]
 
 
+class BalancedBatchSampler(EpochBatchSampler):
+    """The same for classes of unequal sizes: an epoch has as many samples, equally many (but for one) of each class.
+
+    The samples of a class come in turn, those of a small one several times, each time as another view (repeat).
+
+    Args:
+        labels: class index of each sample, (num_samples,).
+    """
+
+    def __init__(self, labels: np.ndarray, batch_size: int, batches_per_step: int, *, seed: int):
+        super().__init__(len(labels), batch_size, batches_per_step, seed=seed)
+        self.members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+    def _order(self) -> tuple[np.ndarray, np.ndarray]:
+        generator = np.random.default_rng(seed_of(self.seed, self.epoch))
+        total, num_classes = len(self) * self.batch_size, len(self.members)
+        # Which classes get one more differs between epochs.
+        shares = np.full(num_classes, total // num_classes)
+        shares[generator.permutation(num_classes)[: total % num_classes]] += 1
+        index, repeat = [], []
+        for members, share in zip(self.members, shares):
+            rounds = -(-int(share) // len(members))
+            index.append(np.concatenate([generator.permutation(members) for _ in range(rounds)])[:share])
+            repeat.append(np.repeat(np.arange(rounds), len(members))[:share])
+        order = generator.permutation(total)
+        return np.concatenate(index)[order], np.concatenate(repeat)[order]
+
+
 class TokenBatchSampler(_StepSampler):
     """Batches of about equally many tokens, of pairs of texts of like length.
 

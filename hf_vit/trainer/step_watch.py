@@ -1,4 +1,7 @@
-"""Losses of a run, read back without keeping the device waiting, and steps that a loss not finite must not make."""
+"""Losses of a run, read back without keeping the device waiting, and steps that a loss not finite must not make.
+
+Shapes: B batch.
+"""
 
 from __future__ import annotations
 

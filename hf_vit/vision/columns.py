@@ -46,8 +46,8 @@ def find_label_column(dataset: Dataset | IterableDataset, wanted: str | None, im
 def _single_labels(dataset: Dataset | IterableDataset, column: str) -> str:
     if isinstance(dataset.features[column], (List, LargeList)):
         raise ValueError(
-            f"column {column!r} holds a list of labels for each image, and this task takes one label an image: keep "
-            "one of each list, or name another column with --label_column_name"
+            f"column {column!r} holds a list of labels for each image, and this run takes one label an image: give "
+            "--problem_type multi_label_classification, or name another column with --label_column_name"
         )
     return column
 

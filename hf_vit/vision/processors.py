@@ -1,4 +1,7 @@
-"""Needs of a model for its images, whatever image processor it comes with, and the processor we save."""
+"""Needs of a model for its images, whatever image processor it comes with, and the processor we save.
+
+Shapes: B batch.
+"""
 
 from __future__ import annotations
 

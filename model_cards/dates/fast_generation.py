@@ -25,7 +25,8 @@ _BLOCK, _FEW_SCORES = 128, 100_000
 # What [`BeamSearch`] knows of each source.
 _STATE = ("sources", "texts", "scores", "finished", "finished_lengths", "finished_scores", "is_filled", "can_improve")
 # Arguments of the model that a search here takes care of, before and after `generate` has prepared them.
-_KNOWN_ARGUMENTS = {"input_ids", "attention_mask", "encoder_outputs", "decoder_input_ids"}
+_TENSORS = ("input_ids", "pixel_values", "attention_mask", "decoder_input_ids")
+_KNOWN_ARGUMENTS = {*_TENSORS, "encoder_outputs"}
 _PREPARED_ARGUMENTS = {"attention_mask", "encoder_outputs", "past_key_values", "cache", "use_cache"}
 # Arguments of `generate` that leave the search as it is, and those that another search than these is for.
 _OWN_ARGUMENTS = {"logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer", "tokenizer"}
@@ -94,7 +95,7 @@ class FastGenerationMixin(CheckedGenerationMixin):
     @staticmethod
     def _takes(inputs: Any, arguments: dict) -> bool:
         mask, outputs = arguments.get("attention_mask"), arguments.get("encoder_outputs")
-        tensors = [inputs, *(arguments.get(name) for name in ("input_ids", "attention_mask", "decoder_input_ids"))]
+        tensors = [inputs, *(arguments.get(name) for name in _TENSORS)]
         if outputs is not None:
             tensors.append(getattr(outputs, "last_hidden_state", ()))
         tensors = [tensor for tensor in tensors if tensor is not None]

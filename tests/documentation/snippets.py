@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 COMMANDS = ("bash", "sh", "shell")
 DATA = ("bibtex", "yaml", "json", "toml", "html", "csv", "markdown")
 _MARK = re.compile(r"<!--\s*not run:\s*(needs \S.*?)\s*-->\s*\Z", re.DOTALL)
+# With what it is to work on: a program's name alone, or a verb's, is spoken of.
+_COMMAND = re.compile(r"accelerate launch .*train\.py|python \S+\.py|hf-vit \S+ \S|pip install \S")
 _PRINTS = re.compile(r"\bprints\b[^.]*:?\s*\Z")
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
@@ -27,6 +30,7 @@ class Block:
     needs: str | None = None
     printed: str | None = None
     is_output: bool = False
+    in_table: bool = False
 
     @property
     def is_run(self):
@@ -34,11 +38,15 @@ class Block:
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """The blocks of code of a page, in order."""
+    """The blocks of code of a page, in order, and as blocks the commands in cells of its tables."""
     found: list[Block] = []
-    before, prints = "", False
-    for token in MarkdownIt().parse(page.read_text(encoding="utf-8")):
-        if token.type == "fence":
+    before, prints, row = "", False, None
+    for token in MarkdownIt().enable("table").parse(page.read_text(encoding="utf-8")):
+        if token.type in ("tr_open", "tr_close"):
+            row = token.map
+        elif token.type == "inline" and row is not None:
+            found += _commands_of(token, row[0] + 1)
+        elif token.type == "fence":
             block = Block(token.info.strip().partition(" ")[0], token.content, token.map[0] + 2)
             mark = _MARK.search(before)
             if mark:
@@ -51,6 +59,17 @@ def blocks_of(page: Path) -> list[Block]:
             before = token.content
         elif token.type == "inline":
             before, prints = "", bool(_PRINTS.search(token.content))
+    return found
+
+
+def _commands_of(cell: Token, line: int) -> list[Block]:
+    """The commands in a cell of a table; a mark may follow each."""
+    found: list[Block] = []
+    for child in cell.children or []:
+        if child.type == "code_inline" and _COMMAND.match(child.content):
+            found.append(Block("bash", child.content, line, in_table=True))
+        elif child.type == "html_inline" and found and (mark := _MARK.search(child.content)):
+            found[-1].needs = mark[1]
     return found
 
 

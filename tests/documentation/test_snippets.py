@@ -1,4 +1,5 @@
-"""Every block of code in README and docs runs, and prints what the page says; or the page says why it is not run."""
+"""Every block of code and command of a table in README and docs runs, and prints what the page says; or the page says
+why it is not run."""
 
 import json
 import os
@@ -23,7 +24,8 @@ TO_AN_AUTHOR = (
     "A block of code in the documentation is either run by this test or says why not. Languages that are run: python, "
     f"{', '.join(COMMANDS)}; those that hold data: {', '.join(DATA)}; a block without a language, or of text, is what "
     "the block before it prints, and follows a paragraph that ends in `which prints`. Anything else, and what needs "
-    "hours, a network or another machine, has `<!-- not run: needs ... -->` on the line before it."
+    "hours, a network or another machine, has `<!-- not run: needs ... -->` on the line before it; so it is "
+    "with commands in the cells of tables, where the mark follows."
 )
 NEEDS_PACKAGE = ["hf_vit.train", "hf_vit.trainer.loop", "hf_vit.cli", "hf_vit.hub.doctor", "transformers.pipelines"]
 NEEDS_NOTHING_OF_OURS = ["torch", "transformers.pipelines"]
@@ -140,11 +142,19 @@ class Page:
             self.session.stdout.close()
 
 
-def run_page(page, folder, commands, cut):
-    """Runs what a page gives to run, and compares what it prints with what the page says."""
+def run_page(page, examples, folder, commands, cut):
+    """Runs what a page gives to run, and compares what it prints with what the page says. The commands in its tables
+    are no part of its course: they have a folder of their own."""
+    for in_table in sorted({block.in_table for block in BLOCKS[page] if block.is_run}):
+        blocks = [block for block in BLOCKS[page] if block.is_run and block.in_table == in_table]
+        name = "tables" if in_table else "page"
+        run_blocks(blocks, page, as_a_reader(examples, folder / name), commands, cut)
+
+
+def run_blocks(blocks, page, folder, commands, cut):
     opened = Page(page, folder, commands, cut)
     try:
-        for block in (block for block in BLOCKS[page] if block.is_run):
+        for block in blocks:
             printed = opened.run(block)
             if block.printed is not None:
                 differ = f"{opened.where(block.line)} prints\n{printed}and the page says\n{block.printed}"
@@ -153,7 +163,7 @@ def run_page(page, folder, commands, cut):
         opened.close()
 
 
-def as_a_reader(page, examples, folder):
+def as_a_reader(examples, folder):
     """A copy of what a clone holds, so that nothing is written into it, with a reader's own data beside it."""
     shutil.copytree(examples, folder, dirs_exist_ok=True)
     shutil.copytree(ROOT / "model_cards", folder / "model_cards")
@@ -168,13 +178,13 @@ RUN = [page for page in PAGES if any(block.is_run for block in BLOCKS[page])]
 @pytest.mark.parametrize("page", RUN, ids=name_of)
 def test_a_page_does_what_it_says(page, examples, commands, tmp_path):
     """With trainings cut to two steps."""
-    run_page(page, as_a_reader(page, examples, tmp_path), commands, cut="1")
+    run_page(page, examples, tmp_path, commands, cut="1")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=name_of)
 def test_a_page_does_what_it_says_whole(page, examples, commands, tmp_path):
-    run_page(page, as_a_reader(page, examples, tmp_path), commands, cut="")
+    run_page(page, examples, tmp_path, commands, cut="")
 
 
 @pytest.mark.parametrize("card", CARDS, ids=name_of)
@@ -207,10 +217,13 @@ def test_blocks_of_a_page(tmp_path):
     page = tmp_path / "page.md"
     text = (
         "# A\n\n```bash\nls\n```\n\nwhich prints\n\n```\nx\n```\n\n"
-        "<!-- not run: needs a GPU -->\n```bash\nls\n```\n\n```\ny\n```\n"
+        "<!-- not run: needs a GPU -->\n```bash\nls\n```\n\n```\ny\n```\n\n"
+        "| A | B |\n|---|---|\n| `hf-vit cost` | `hf-vit cost x`, `python a.py` <!-- not run: needs hours --> |\n"
     )
     page.write_text(text)
-    first, output, marked, unknown = blocks_of(page)
+    first, output, marked, unknown, run, kept = blocks_of(page)
+    assert (run.text, run.is_run, run.line) == ("hf-vit cost x", True, 24)
+    assert (kept.text, kept.needs, kept.is_run) == ("python a.py", "needs hours", False)
     assert (first.is_run, first.printed, first.line) == (True, "x\n", 4)
     assert output.is_output and (marked.needs, marked.is_run) == ("needs a GPU", False)
     assert not (unknown.is_run or unknown.is_output or unknown.needs)

@@ -76,7 +76,7 @@ OPTIONS = {
     "no n-gram twice": {"no_repeat_ngram_size": 2},
     "minimal length": {"min_new_tokens": 6},
     "suppressed tokens": {"suppress_tokens": [3, 4, 5]},
-    "three ends": {"eos_token_id": [2, 5, 6], "pad_token_id": 3},
+    "three eos": {"eos_token_id": [2, 5, 6], "pad_token_id": 3},
     "no end": {"eos_token_id": None},
     "end is padding": {"pad_token_id": 2},
     "beginnings": {"decoder_input_ids": torch.tensor([[1, 9, 8]] * 3)},

@@ -149,11 +149,11 @@ def test_forced_tokens_are_where_they_must_be(num_beams):
 def test_generation_stops_at_the_end_of_each_text():
     model, source = make_model(), tokens()
     texts, _ = translate(model, source, 12)
-    end = int(texts[0, 4])
-    got = model.generate(source, eos_token_id=end, max_new_tokens=12, **DISTINCT)
+    eos = int(texts[0, 4])
+    got = model.generate(source, eos_token_id=eos, max_new_tokens=12, **DISTINCT)
     for text, expected in zip(got, texts):
-        ends = (expected[1:] == end).nonzero()
-        stop = int(ends[0]) + 2 if len(ends) else len(expected)
+        found = (expected[1:] == eos).nonzero()
+        stop = int(found[0]) + 2 if len(found) else len(expected)
         assert torch.equal(text[: min(stop, len(text))], expected[: min(stop, len(text))])
         assert not text[stop:].any()
 

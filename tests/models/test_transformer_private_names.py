@@ -15,8 +15,8 @@ from hf_vit.models import fast_generation, tested_versions
 SEARCHES = {
     "greedy": {},
     "beams": {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.5},
-    "three ends": {"eos_token_id": [2, 5, 6], "pad_token_id": 3},
-    "three ends, beams": {"eos_token_id": [2, 5, 6], "pad_token_id": 3, "num_beams": 3},
+    "three eos": {"eos_token_id": [2, 5, 6], "pad_token_id": 3},
+    "three eos, beams": {"eos_token_id": [2, 5, 6], "pad_token_id": 3, "num_beams": 3},
     "no padding": {"pad_token_id": None, "num_beams": 2},
     "processors": {"no_repeat_ngram_size": 2, "min_new_tokens": 4},
 }

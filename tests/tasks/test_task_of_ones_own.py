@@ -45,6 +45,7 @@ def trained(tmp_path_factory):
 def test_it_trains_and_records_its_own_metrics(trained):
     record = json.loads((trained / "run.json").read_text())
     assert (record["status"], record["task"], record["hardware"]["num_processes"]) == ("finished", "digit_rotation", 2)
+    assert record["command"].startswith("hf-vit train --recipe rotation ")
     assert record["result"]["num_examples"] == 30 and len(record["epochs"]) == 2
     metrics = record["result"]["metrics"]
     assert 0 < metrics["mean_error"] < 180 and 0 <= metrics["near"] <= 1
@@ -54,6 +55,7 @@ def test_it_has_a_card_of_its_own(trained):
     text = (trained / "README.md").read_text()
     metrics = json.loads((trained / "run.json").read_text())["result"]["metrics"]
     assert f"| Mean error (degrees) | {metrics['mean_error']:.4g} |" in text and "turned by" in text
+    assert "pipeline_tag: image-classification\n" in text
     assert "the card says what the records say" in run(trained.parent, "-m", "hf_vit.cli", "card", "--check", trained)
 
 

@@ -251,3 +251,32 @@ def test_layer_wise_decay_of_models_that_do_not_declare_their_layers_is_refused(
 
 def test_learning_rate_scales_with_the_global_batch():
     assert set(rates_of(nn.Linear(2, 2), learning_rate=5e-4, lr_base_batch_size=512).values()) == {2.5e-4}
+
+
+def test_the_head_has_its_own_rate_and_all_others_theirs():
+    model = HfViTForImageClassification(HfViTConfig(**SIZES, patch_size=4, num_labels=3))
+    arguments = OptimizationArguments(learning_rate=0.1, head_learning_rate=1.0, layer_decay=0.5)
+    plain = OptimizationArguments(learning_rate=0.1, layer_decay=0.5)
+
+    def rates(given):
+        groups = parameter_groups(model, given, 0.2)
+        return {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+
+    with_head, without = rates(arguments), rates(plain)
+    head = {id(parameter) for parameter in model.classifier.parameters()}
+    assert all(with_head[each] == pytest.approx(2.0) for each in head)
+    changed = {each for each in without if with_head[each] != without[each]}
+    assert head <= changed and all(without[each] == 0.2 for each in changed)
+
+
+def test_sgd_is_torchs_with_nesterov_momentum():
+    arguments = OptimizationArguments(optim="sgd", learning_rate=0.1, weight_decay=0.01, sgd_momentum=0.8)
+    weights = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    groups = [{"params": [weights[0]], "weight_decay": 0.01, "lr": 0.1}]
+    ours = build_optimizer(arguments, 1, lambda *_: groups)
+    theirs = torch.optim.SGD([weights[1]], lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.01)
+    for step in range(3):
+        for weight, optimizer in zip(weights, (ours, theirs)):
+            weight.grad = torch.full((3,), 0.5 + step)
+            optimizer.step()
+    torch.testing.assert_close(*weights)

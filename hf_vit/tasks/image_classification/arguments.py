@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from hf_vit.config import argument, check_range
 from hf_vit.source_arguments import SourceArguments
 from hf_vit.tasks.image_classification.augment import AugmentationArguments
 from hf_vit.tasks.image_classification.distillation import DistillationArguments
+from hf_vit.tasks.image_classification.imbalance import ImbalanceArguments
 from hf_vit.tasks.image_classification.losses import LossArguments
 from hf_vit.tasks.image_classification.models import ModelArguments
 from hf_vit.tasks.image_classification.token_labels import TokenLabelArguments
@@ -94,6 +95,44 @@ class ScoredDataArguments(DataArguments):
             raise ValueError("give either --dataset_name or a folder, such as --test_dir")
 
 
+# By whether an image has several labels.
+_METRICS = {
+    False: ("accuracy", "balanced_accuracy", "f1_macro", "loss"),
+    True: ("mean_average_precision", "f1_macro", "f1_micro", "loss"),
+}
+
+
+@dataclass
+class EvaluationArguments:
+    _argument_group_name: ClassVar[str] = "Evaluation"
+
+    metric_for_best_model: str | None = argument(
+        None,
+        help="Decides which checkpoint is the best: accuracy, or mean_average_precision of several labels an image, "
+        "when not given; balanced_accuracy is the mean recall of the classes.",
+        choices=("accuracy", "balanced_accuracy", "f1_macro", "f1_micro", "mean_average_precision", "loss"),
+    )
+
+    temperature_scaling: bool = argument(
+        False,
+        help="Store a temperature in the config that, dividing the logits, makes probabilities as large as the model "
+        "is often right; fitted on the validation split, applied by `score.py --apply_temperature`.",
+    )
+
+    def best(self, is_multi_label: bool) -> tuple[str, Literal["max", "min"]]:
+        """The metric and whether its largest or its smallest value is the best.
+
+        Raises:
+            ValueError: it is not measured of such labels.
+        """
+        allowed = _METRICS[is_multi_label]
+        name = self.metric_for_best_model or allowed[0]
+        if name not in allowed:
+            labels = "several labels an image" if is_multi_label else "one label an image"
+            raise ValueError(f"--metric_for_best_model of {labels} is one of {', '.join(allowed)}, found {name!r}")
+        return name, "min" if name == "loss" else "max"
+
+
 @dataclass
 class ClassOrderArguments:
     _argument_group_name: ClassVar[str] = "Classes"
@@ -106,11 +145,24 @@ class ClassOrderArguments:
     )
 
 
+@dataclass
+class TestTimeArguments:
+    __test__: ClassVar[bool] = False  # for pytest
+    _argument_group_name: ClassVar[str] = "Test time"
+
+    apply_temperature: bool = argument(False, help="Divide the logits by the temperature in the model's config.")
+    test_time_augmentation: str | None = argument(
+        None, help="Average the probabilities of each image and its mirror image.", choices=("flip",)
+    )
+
+
 @dataclass(kw_only=True)
 class ImageClassificationArguments(TrainingArguments):
     data: DataArguments
     model: ModelArguments
     augmentation: AugmentationArguments
     loss: LossArguments
+    imbalance: ImbalanceArguments
+    evaluation: EvaluationArguments
     distillation: DistillationArguments
     token_labels: TokenLabelArguments

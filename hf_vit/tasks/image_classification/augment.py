@@ -20,7 +20,12 @@ from hf_vit.models.image_processing_hf_vit import HfViTImageProcessor
 from hf_vit.sample_keys import SampleKey, seed_of
 from hf_vit.vision.processors import InputFormat
 
-AUTO_AUGMENTS = ("randaugment", "trivialaugment", "autoaugment_imagenet", "autoaugment_cifar10", "three_augment")
+AUTO_AUGMENTS = (
+    *("randaugment", "trivialaugment", "autoaugment_imagenet", "autoaugment_cifar10"),
+    *("three_augment", "augmix"),
+)
+_FLIPS = ["horizontal_flip_prob", "vertical_flip_prob"]
+_AFFINE = ["affine_degrees", "affine_translate", "affine_scale", "affine_shear"]
 TRAIN_CROPS = ("resize", "random_resized_crop", "simple_random_crop", "random_crop")
 
 
@@ -40,6 +45,8 @@ class AugmentationArguments:
     crop_ratio: list[float] = argument(lambda: [3 / 4, 4 / 3], help="random_resized_crop: range of width / height.")
     crop_padding: int = argument(4, help="simple_random_crop and random_crop: pixels added on each side, reflected.")
     horizontal_flip_prob: float = argument(0.0, help="Probability of a horizontal flip.")
+    vertical_flip_prob: float = argument(0.0, help="Probability of a vertical flip.")
+    quarter_turns: bool = argument(False, help="Turn images by 0, 90, 180 or 270 degrees at random; they are square.")
     affine_degrees: float = argument(0.0, help="Random rotation by up to this many degrees.")
     affine_translate: float = argument(0.0, help="Random shift by up to this part of each side.")
     affine_scale: float = argument(0.0, help="Random zoom by a factor of up to 1 -/+ this.")
@@ -54,9 +61,10 @@ class AugmentationArguments:
     cutmix_alpha: float = argument(0.0, help="CutMix with areas from Beta(alpha, alpha); beside MixUp, one at random.")
     mixup_prob: float = argument(1.0, help="Probability that a batch is mixed, by MixUp or CutMix.")
     mixup_switch_prob: float = argument(0.5, help="Probability of CutMix where both are on.")
+    mixup_off_epochs: int = argument(0, help="Neither MixUp nor CutMix in so many epochs at the end.")
 
     def __post_init__(self) -> None:
-        for name in ("horizontal_flip_prob", "random_erasing_prob", "mixup_prob", "mixup_switch_prob"):
+        for name in (*_FLIPS, "random_erasing_prob", "mixup_prob", "mixup_switch_prob"):
             check_range(name, getattr(self, name), 0, 1)
         check_range("affine_degrees", self.affine_degrees, 0, 180)
         check_range("affine_translate", self.affine_translate, 0, 1)
@@ -65,6 +73,9 @@ class AugmentationArguments:
         check_range("randaugment_num_ops", self.randaugment_num_ops, 1)
         check_range("randaugment_magnitude", self.randaugment_magnitude, 0, 30)
         check_range("repeated_augmentation", self.repeated_augmentation, 1)
+        check_range("mixup_off_epochs", self.mixup_off_epochs, 0)
+        if self.mixup_off_epochs and not (self.mixup_alpha or self.cutmix_alpha):
+            raise ValueError("--mixup_off_epochs goes with --mixup_alpha or --cutmix_alpha")
         for name in ("crop_padding", "color_jitter", "mixup_alpha", "cutmix_alpha"):
             check_range(name, getattr(self, name), 0)
         for name, high in (("crop_scale", 1.0), ("crop_ratio", float("inf"))):
@@ -75,7 +86,7 @@ class AugmentationArguments:
     @property
     def random_parts(self) -> list[str]:
         """The arguments that make an image's views differ from each other."""
-        names = ["horizontal_flip_prob", "affine_degrees", "affine_translate", "affine_scale", "affine_shear"]
+        names = [*_FLIPS, "quarter_turns", *_AFFINE]
         names += ["auto_augment", "color_jitter", "random_erasing_prob", "mixup_alpha", "cutmix_alpha"]
         return ["train_crop"] * (self.train_crop != "resize") + [name for name in names if getattr(self, name)]
 
@@ -91,8 +102,10 @@ class AugmentationArguments:
             parts[0] += f" of {self.crop_scale[0]:g} to {self.crop_scale[1]:g} of the area"
         if self.auto_augment:
             parts.append(self.auto_augment)
-        flips = ["horizontal_flip_prob", "random_erasing_prob", "color_jitter", "mixup_alpha", "cutmix_alpha"]
-        for name in [*flips, "affine_degrees", "affine_translate", "affine_scale", "affine_shear"]:
+        if self.quarter_turns:
+            parts.append("quarter turns")
+        others = [*_FLIPS, "random_erasing_prob", "color_jitter", "mixup_alpha", "cutmix_alpha", *_AFFINE]
+        for name in others:
             if value := getattr(self, name):
                 parts.append(f"{name.removesuffix('_prob').removesuffix('_alpha').replace('_', ' ')} {value:g}")
         if self.repeated_augmentation > 1:
@@ -117,6 +130,13 @@ class TrainTransform:
         moves: list[torch.nn.Module] = _crop(arguments, size, interpolation)
         if arguments.horizontal_flip_prob:
             moves.append(v2.RandomHorizontalFlip(arguments.horizontal_flip_prob))
+        if arguments.vertical_flip_prob:
+            moves.append(v2.RandomVerticalFlip(arguments.vertical_flip_prob))
+        if arguments.quarter_turns:
+            if size[0] != size[1]:
+                raise ValueError(f"--quarter_turns needs square images, found {size[0]} x {size[1]} pixels")
+            turns = [v2.RandomRotation((degrees, degrees)) for degrees in (90, 180, 270)]
+            moves.append(v2.RandomChoice([v2.Identity(), *turns]))
         moves += _affine(arguments)
         steps: list[torch.nn.Module] = _auto_augment(arguments, size, form.num_channels)
         if arguments.color_jitter:
@@ -189,6 +209,8 @@ def _auto_augment(arguments: AugmentationArguments, size: tuple[int, int], num_c
         return [v2.RandAugment(arguments.randaugment_num_ops, arguments.randaugment_magnitude)]
     if name == "trivialaugment":
         return [v2.TrivialAugmentWide()]
+    if name == "augmix":
+        return [v2.AugMix()]
     if name == "three_augment":
         # DeiT III (arXiv 2204.07118); the blur's kernel covers its largest sigma and fits the reflected border.
         kernel = min(13, 2 * (min(size) // 2) - 1)
@@ -203,12 +225,26 @@ class BatchMix:
     Args:
         num_classes: width of the targets.
         seed: the run's.
+        num_epochs: of the run, to leave the last ones unmixed where that is asked for.
+
+    Raises:
+        ValueError: no epoch is left to mix in, or the number of epochs does not decide.
     """
 
-    def __init__(self, arguments: AugmentationArguments, num_classes: int, seed: int):
+    def __init__(self, arguments: AugmentationArguments, num_classes: int, seed: int, num_epochs: int | None = None):
         self.seed = seed
         self.num_classes = num_classes
         self.probability = arguments.mixup_prob
+        self.end = float("inf")  # the first epoch without
+        if arguments.mixup_off_epochs:
+            if num_epochs is None:
+                raise ValueError("--mixup_off_epochs counts from --num_train_epochs, not from --max_train_steps")
+            self.end = num_epochs - arguments.mixup_off_epochs
+            if self.end < 1:
+                raise ValueError(
+                    f"--mixup_off_epochs must be below --num_train_epochs {num_epochs}, found "
+                    f"{arguments.mixup_off_epochs}"
+                )
         mixup, cutmix = arguments.mixup_alpha, arguments.cutmix_alpha
         self.mixes: list[torch.nn.Module] = []
         self.weights: list[float] = []
@@ -220,18 +256,20 @@ class BatchMix:
             self.weights.append(arguments.mixup_switch_prob if mixup else 1.0)
 
     def __call__(self, pixels: torch.Tensor, labels: torch.Tensor, key: torch.Tensor) -> Any:
-        """(B, channels, height, width), class indices (B,) -> float pixels mixed on the same scale, targets (B, C).
+        """Return float pixels (B, channels, height, width) mixed on the same scale, and targets (B, C).
 
         Args:
+            labels: class indices (B,), or 1 and 0 of each class (B, C).
             key: the key of the batch's first sample (3,), which decides the mix.
         """
         pixels = pixels.float()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed_of(self.seed, *key.tolist()))
-            if not self.mixes or torch.rand(()) >= self.probability:
-                return pixels, torch.nn.functional.one_hot(labels, self.num_classes).float()
+            if not self.mixes or key[0] >= self.end or torch.rand(()) >= self.probability:
+                targets = labels if labels.ndim == 2 else torch.nn.functional.one_hot(labels, self.num_classes)
+                return pixels, targets.float()
             chosen = int(torch.multinomial(torch.tensor(self.weights), 1))
-            return self.mixes[chosen](pixels, labels)
+            return self.mixes[chosen](pixels, labels.float() if labels.ndim == 2 else labels)
 
 
 class EvaluationTransform:

@@ -101,6 +101,7 @@ class ImageClassificationFacts(CardFacts):
     splits: dict[str, Split]
     measured: Measurement
     accuracy: float | None
+    mean_average_precision: float | None
     heads: dict[str, list[Metric]]
     teachers: list[Teacher]
     annotator: Teacher | None
@@ -127,6 +128,7 @@ class ImageClassificationFacts(CardFacts):
             **shared,
             "metrics": _fractions_first(shared["metrics"]),
             "accuracy": metrics.accuracy,
+            "mean_average_precision": metrics.mean_average_precision,
             "heads": {name: _fractions_first(metrics_of(of_head)) for name, of_head in metrics.heads.items()},
             "teachers": [teacher.model_copy(update={"name": local(teacher.name)}) for teacher in teachers],
             "annotator": annotator and annotator.model_copy(update={"name": local(annotator.name)}),

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets
-from PIL import Image as PILImage
-from sklearn.model_selection import train_test_split
+from datasets import Dataset, Image, concatenate_datasets
 
-from hf_vit.files import digest
 from hf_vit.sources import (
     limit_samples,
     load_source,
@@ -28,9 +21,11 @@ from hf_vit.sources import (
     the_split,
 )
 from hf_vit.tasks.image_classification.arguments import DataArguments, ScoredDataArguments
+from hf_vit.tasks.image_classification.digits import load_sklearn_digits
+from hf_vit.tasks.image_classification.labelled_images import MOST_NAMED, LabelledImages
+from hf_vit.tasks.image_classification.multi_label import SEPARATOR, LabelColumns
 from hf_vit.vision.bad_samples import find_bad_samples
 from hf_vit.vision.columns import find_class_names, find_image_column, find_label_column, label_namer
-from hf_vit.vision.decoding import encoded, num_levels
 from hf_vit.vision.folders import (
     Unused,
     is_one_split,
@@ -44,129 +39,27 @@ from hf_vit.words import counted, listed
 
 logger = logging.getLogger(__name__)
 
-_FINGERPRINT_IMAGES = 256
-MOST_NAMED = 100  # files in one message
-_MOST_CLASSES = 30  # whose images are told
-
-
-def load_sklearn_digits() -> DatasetDict:
-    """The 1,797 handwritten digits of scikit-learn, 8x8 grey, in a fixed stratified 80/20 split."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), 0..16 -> 0..255
-    features = datasets.Features({"image": Image(), "label": ClassLabel(names=[str(name) for name in range(10)])})
-    rows = train_test_split(np.arange(len(pixels)), test_size=0.2, stratify=digits.target, random_state=0)
-    info = datasets.DatasetInfo(license="cc-by-4.0", features=features)  # of the UCI repository, where they are from
-    return DatasetDict(
-        {
-            split: Dataset.from_dict(
-                {"image": [PILImage.fromarray(pixels[i]) for i in index], "label": digits.target[index]},
-                features,
-                info,
-            )
-            for split, index in zip(("train", "test"), rows)
-        }
-    )
-
 
 BUILT_IN = {"sklearn_digits": load_sklearn_digits}
 
 
-@dataclass
-class LabelledImages:
-    """The splits of a data set with two columns, `image` (undecoded) and `label` (class index).
-
-    `bad_samples` counts the images left out of each of the source's splits; `unused` names the files that are not
-    used, by the reason, of those that were read from a folder.
-    """
-
-    name: str
-    revision: str | None
-    license: str | None
-    image_column: str
-    label_column: str
-    class_names: list[str]
-    splits: dict[str, Dataset]
-    bad_samples: dict[str, int] = field(default_factory=dict)
-    unused: dict[str, Unused] = field(default_factory=dict)
-
-    def labels(self, split: str) -> np.ndarray:
-        """Class indices, (num_examples,)."""
-        return np.asarray(self.splits[split].with_format("numpy")["label"][:], dtype=np.int64)
-
-    def missing(self) -> str:
-        """The classes of which a split has no image, of each split that lacks some: they are not measured there."""
-        found = []
-        for split in self.splits:
-            counts = np.bincount(self.labels(split), minlength=len(self.class_names))
-            if names := [self.class_names[index] for index in np.flatnonzero(counts == 0)]:
-                found.append(f"{split} has no image of {listed(names, MOST_NAMED)}")
-        return "; ".join(found)
-
-    def summary(self) -> str:
-        """The classes with their numbers of images in each split, of many classes the smallest and the largest."""
-        found, is_long = [], len(self.class_names) > _MOST_CLASSES
-        for split in self.splits:
-            counts = np.bincount(self.labels(split), minlength=len(self.class_names))
-            order = [int(counts.argmin()), int(counts.argmax())] if is_long else range(len(counts))
-            found.append(f"{split} " + ", ".join(f"{self.class_names[index]} {counts[index]:,}" for index in order))
-        return f"{len(self.class_names):,}{', smallest and largest' if is_long else ''}: " + "; ".join(found)
-
-    def describe(self) -> dict[str, Any]:
-        """Facts about the data for the run's record."""
-        splits = {
-            split: {
-                "num_examples": len(dataset),
-                "class_counts": np.bincount(self.labels(split), minlength=len(self.class_names)).tolist(),
-                "fingerprint": fingerprint(dataset, self.labels(split)),
-            }
-            for split, dataset in self.splits.items()
-        }
-        columns = {"image_column": self.image_column, "label_column": self.label_column}
-        origin: dict[str, Any] = {"name": self.name, "revision": self.revision, "license": self.license}
-        origin["bad_samples"] = self.bad_samples
-        origin["unused_files"] = {
-            split: {reason: len(names) for reason, names in found.items()}
-            for split, found in self.unused.items()
-            if found
-        }
-        origin["has_deep_samples"] = any(map(has_deep_samples, self.splits.values()))
-        return {**origin, **columns, "class_names": self.class_names, "splits": splits}
-
-
-def _spaced_images(dataset: Dataset) -> Iterator[dict[str, Any] | None]:
-    for index in np.unique(np.linspace(0, len(dataset) - 1, _FINGERPRINT_IMAGES).astype(int)):
-        yield dataset[int(index)]["image"]
-
-
-def fingerprint(dataset: Dataset, labels: np.ndarray) -> str:
-    """A digest of the content, the same on every machine: all labels and up to 256 evenly spaced encoded images."""
-    return digest([labels.tobytes(), *map(encoded, _spaced_images(dataset))])[:16]
-
-
-def has_deep_samples(dataset: Dataset) -> bool:
-    """Whether one of up to 256 evenly spaced images has samples of more than 8 bits in one channel."""
-    for image in _spaced_images(dataset):
-        # What is no image is told elsewhere.
-        with contextlib.suppress(Exception), PILImage.open(io.BytesIO(encoded(image))) as opened:
-            if num_levels(opened) > 256:
-                return True
-    return False
-
-
-def load_labelled_images(arguments: DataArguments, seed: int) -> LabelledImages:
+def load_labelled_images(arguments: DataArguments, seed: int, *, is_multi_label: bool = False) -> LabelledImages:
     """Loads and checks the data set of `arguments`; `seed` decides the validation split where one is made.
+
+    Args:
+        is_multi_label: images have several labels each.
 
     Raises:
         ValueError: no image or label column, an empty split, a single class, a label without a class.
     """
     found, unused = _load(arguments)
     name: Any = arguments.dataset_name or arguments.train_dir
-    images = labelled(arguments, named_splits(found, name))
+    images = labelled(arguments, named_splits(found, name), is_multi_label=is_multi_label)
     images.unused = unused
-    present = np.unique(images.labels("train"))
-    if len(present) < 2:
+    present = np.flatnonzero(images.class_counts("train"))
+    if len(present) < (1 if is_multi_label else 2):
+        if is_multi_label:
+            raise ValueError(f"no image of the train split of {images.name!r} has any label")
         tables = [name for names in unused.get("train", {}).values() for name in names if is_table(name)]
         raise ValueError(
             f"the train split of {images.name!r} holds one class only, {images.class_names[present[0]]!r}: a "
@@ -177,7 +70,7 @@ def load_labelled_images(arguments: DataArguments, seed: int) -> LabelledImages:
 
 
 def load_labelled_split(
-    arguments: ScoredDataArguments, split: str, class_names: Sequence[str] | None
+    arguments: ScoredDataArguments, split: str, class_names: Sequence[str] | None, *, is_multi_label: bool = False
 ) -> LabelledImages:
     """One split of the data set of `arguments`, its labels as indices into `class_names`, or into its own classes. A
     folder without splits is the split that is asked for.
@@ -193,7 +86,7 @@ def load_labelled_split(
         is_local = folder.is_dir() or is_table_of_images(folder)
         undivided = is_local and set(found) == {"train"} and is_one_split(folder, arguments.train_dir is None)
         dataset, unused = the_split(found, split, undivided=undivided), left.get("train" if undivided else split, {})
-    images = labelled(arguments, {split: dataset}, class_names)
+    images = labelled(arguments, {split: dataset}, class_names, is_multi_label=is_multi_label)
     images.unused = {split: unused}
     limit_samples(images.splits, arguments, seed=0)
     if missing := images.missing():
@@ -202,13 +95,19 @@ def load_labelled_split(
 
 
 def labelled(
-    arguments: DataArguments, raw: Mapping[str, Dataset], class_names: Sequence[str] | None = None
+    arguments: DataArguments,
+    raw: Mapping[str, Dataset],
+    class_names: Sequence[str] | None = None,
+    *,
+    is_multi_label: bool = False,
 ) -> LabelledImages:
     """Finds the columns in the first split, and the classes too when they are not given."""
     reference = next(iter(raw.values()))
     if arguments.token_label_column_name in reference.column_names:  # masks are images, too
         reference = reference.remove_columns([arguments.token_label_column_name])
     image_column = find_image_column(reference, arguments.image_column_name)
+    if is_multi_label:
+        return _with_several_labels(arguments, raw, image_column, class_names)
     label_column = find_label_column(reference, arguments.label_column_name, image_column)
     class_names = list(class_names or find_class_names(reference, label_column, arguments.class_names))
     if len(raw) > 1 and "test" in raw and set(raw["test"].unique(label_column)) == {-1}:
@@ -231,6 +130,39 @@ def labelled(
     if arguments.on_bad_sample == "skip":
         _leave_out_bad_samples(images, arguments.dataloader_num_workers)
     return images
+
+
+def _with_several_labels(
+    arguments: DataArguments, raw: Mapping[str, Dataset], image_column: str, class_names: Sequence[str] | None
+) -> LabelledImages:
+    reference = next(iter(raw.values()))
+    columns = LabelColumns(reference, arguments.label_column_name, arguments.class_names)
+    names = list(class_names or columns.class_names)
+    splits = {}
+    for split, dataset in raw.items():
+        targets = columns.targets(dataset, split, names)
+        splits[split] = _images_of(dataset, split, image_column).add_column("label", targets.tolist())
+    images = LabelledImages(
+        name=_name(arguments),
+        revision=revision_of(reference.info),
+        license=reference.info.license or None,
+        image_column=image_column,
+        label_column=columns.describe(),
+        class_names=names,
+        splits=splits,
+        is_multi_label=True,
+    )
+    if arguments.on_bad_sample == "skip":
+        _leave_out_bad_samples(images, arguments.dataloader_num_workers)
+    return images
+
+
+def _images_of(dataset: Dataset, split: str, image_column: str) -> Dataset:
+    """The column `image`, not decoded."""
+    if image_column not in dataset.column_names:
+        raise ValueError(f"the {split} split has no column {image_column!r}; columns: {dataset.column_names}")
+    images = dataset.select_columns([image_column]).cast_column(image_column, Image(decode=False))
+    return images if image_column == "image" else images.rename_column(image_column, "image")
 
 
 def _name(arguments: DataArguments) -> str:
@@ -269,22 +201,24 @@ def _with_class_indices(
     given_names: list[str] | None,
 ) -> Dataset:
     """`dataset` with the columns `image` (not decoded) and `label` (indices into `class_names`)."""
-    for column in (image_column, label_column):
-        if column not in dataset.column_names:
-            raise ValueError(f"the {split} split has no column {column!r}; columns: {dataset.column_names}")
+    images = _images_of(dataset, split, image_column)
+    if label_column not in dataset.column_names:
+        raise ValueError(f"the {split} split has no column {label_column!r}; columns: {dataset.column_names}")
     name_of = label_namer(dataset.features[label_column], given_names)
     index_of = {name: index for index, name in enumerate(class_names)}
     labels = dataset.select_columns([label_column])
     names = [name_of(label) for label in labels.with_format("arrow")[:][label_column].to_pylist()]
+    if label_column == "labels" and given_names is None and any(SEPARATOR in name for name in names):
+        raise ValueError(
+            f"column 'labels' of the {split} split holds several labels of an image, joined by {SEPARATOR}: give "
+            f"--problem_type multi_label_classification, or name another column with --label_column_name"
+        )
     unknown = sorted(set(names) - set(index_of))
     if unknown:
         raise ValueError(
             f"the {split} split has labels without a class: {', '.join(unknown[:10])}; classes: "
             f"{', '.join(class_names[:20])}{', ...' if len(class_names) > 20 else ''}"
         )
-    images = dataset.select_columns([image_column]).cast_column(image_column, Image(decode=False))
-    if image_column != "image":
-        images = images.rename_column(image_column, "image")
     return images.add_column("label", np.asarray([index_of[name] for name in names], dtype=np.int64))
 
 
@@ -316,7 +250,7 @@ def _leave_out_bad_samples(images: LabelledImages, num_workers: int) -> None:
 def _make_validation(images: LabelledImages, arguments: DataArguments, seed: int) -> None:
     """Splits validation off the training split where there is none, and applies the sample limits."""
     splits, stratify = images.splits, None
-    if "validation" not in splits and arguments.train_val_split > 0:
+    if "validation" not in splits and arguments.train_val_split > 0 and not images.is_multi_label:
         stratify = images.labels("train")
         counts, part = np.bincount(stratify, minlength=len(images.class_names)), arguments.train_val_split
         if counts[counts > 0].min() < 2:

@@ -32,6 +32,7 @@ class ClassificationEvaluator(Evaluator):
         final: count what the detailed metrics need, and keep what was predicted of each sample.
         num_samples: how many `save_samples` saves.
         teachers: whose accuracy on the split is measured as well, where final.
+        by_class: count balanced accuracy and macro F1 where not final, too.
         annotator: name and revision of the model that labels patches, for the record.
     """
 
@@ -45,6 +46,7 @@ class ClassificationEvaluator(Evaluator):
         num_samples: int = 0,
         teachers: TeacherEnsemble | None = None,
         annotator: dict[str, Any] | None = None,
+        by_class: bool = False,
     ):
         self.images = images
         self.class_names = class_names
@@ -53,6 +55,7 @@ class ClassificationEvaluator(Evaluator):
         self.num_samples = num_samples
         self.teachers = teachers if final else None
         self.annotator = annotator
+        self.by_class = by_class
         self.counters: dict[str, ClassificationCounter] = {}  # by head, that of the prediction under ""
         self.state = {"heads": {}}
         if final:
@@ -66,7 +69,9 @@ class ClassificationEvaluator(Evaluator):
         logits = {"": outputs.logits, **head_logits(outputs)}
         for head in logits:
             if head not in self.counters:
-                self.counters[head] = ClassificationCounter(self.class_names, detailed=self.final)
+                self.counters[head] = ClassificationCounter(
+                    self.class_names, detailed=self.final, by_class=self.by_class
+                )
                 self.state["heads"][head] = self.counters[head].state
         found: dict[str, Any] = {"heads": {head: statistics(each, labels) for head, each in logits.items()}}
         if self.teachers is not None:
@@ -94,12 +99,13 @@ class ClassificationEvaluator(Evaluator):
         return {**metrics[""], "heads": heads} if heads else metrics[""]
 
     def headline(self, metrics: Mapping[str, Any]) -> str:
-        return f"accuracy {metrics['accuracy']:.2%}"
+        balanced = f", balanced {metrics['balanced_accuracy']:.2%}" if self.by_class else ""
+        return f"accuracy {metrics['accuracy']:.2%}{balanced}"
 
     def warning(self, metrics: Mapping[str, Any]) -> str | None:
         labels = np.bincount(np.asarray(self.images.with_format("numpy")["label"][:], dtype=np.int64))
         chance = max(1 / len(self.class_names), labels.max() / labels.sum())
-        if metrics["accuracy"] > chance:
+        if metrics["accuracy"] > chance or chance == 1:  # where all are of one class, nothing tells
             return None
         return (
             f"accuracy {metrics['accuracy']:.2%} is no better than chance, {chance:.2%}: the model has learnt nothing "

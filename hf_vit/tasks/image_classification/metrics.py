@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import torch
 
+from hf_vit.tasks.image_classification.imbalance import mean_recall
 from hf_vit.tasks.metrics import INTEGER, NUMBER, Counter, Metric
 
 TOP_K = 5
@@ -158,7 +159,8 @@ class PerClassReport(Metric):
 
 
 def per_class_report(matrix: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """`f1_macro` and `per_class` from counts by true and predicted class; of nothing, a fraction is 0."""
+    """`balanced_accuracy`, `f1_macro` and `per_class` from counts by true and predicted class; of nothing, a fraction
+    is 0."""
     right, support, chosen = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     precision = right / np.maximum(chosen, 1)
     recall = right / np.maximum(support, 1)
@@ -167,25 +169,26 @@ def per_class_report(matrix: np.ndarray, class_names: Sequence[str]) -> dict[str
         {"label": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
         for name, p, r, f, n in zip(class_names, precision, recall, f1, support)
     ]
-    return {"f1_macro": float(f1.mean()), "per_class": rows}
+    return {"balanced_accuracy": mean_recall(matrix), "f1_macro": float(f1.mean()), "per_class": rows}
 
 
 class ClassificationCounter(Counter):
-    """loss, accuracy and, from six classes on, top5_accuracy; with `detailed` every other metric of this module."""
+    """loss, accuracy and, from six classes on, top5_accuracy; with `detailed` every other metric of this module, with
+    `by_class` balanced_accuracy and f1_macro alone of these."""
 
-    def __init__(self, class_names: Sequence[str], *, detailed: bool = False):
+    def __init__(self, class_names: Sequence[str], *, detailed: bool = False, by_class: bool = False):
         self.class_names = class_names
         ranks = (1, TOP_K) if len(class_names) > TOP_K else (1,)
         self.loss = LogLikelihoodCounter()
         self.accuracies = {f"top{k}": TopKCounter(k) for k in ranks}
-        self.detailed: dict[str, Any] = {}
-        if detailed:
-            self.detailed = {"calibration": CalibrationCounter(), "confusion": ConfusionCounter(len(class_names))}
+        self.detailed: dict[str, Any] = {"calibration": CalibrationCounter()} if detailed else {}
+        self.confusion = ConfusionCounter(len(class_names)) if detailed or by_class else None
         self.state = {name: counter.state for name, counter in self._counters.items()}
 
     @property
     def _counters(self) -> dict[str, Counter]:
-        return {"loss": self.loss, **self.accuracies, **self.detailed}
+        confusion = {} if self.confusion is None else {"confusion": self.confusion}
+        return {"loss": self.loss, **self.accuracies, **self.detailed, **confusion}
 
     def update(
         self, ranked: np.ndarray, confidence: np.ndarray, log_probability: np.ndarray, labels: np.ndarray
@@ -195,12 +198,14 @@ class ClassificationCounter(Counter):
         for counter in self.accuracies.values():
             counter.update(ranked, labels)
         if self.detailed:
-            chosen = ranked[:, 0]
-            self.detailed["calibration"].update(chosen, labels, confidence)
-            self.detailed["confusion"].update(chosen, labels)
+            self.detailed["calibration"].update(ranked[:, 0], labels, confidence)
+        if self.confusion is not None:
+            self.confusion.update(ranked[:, 0], labels)
 
     def compute(self) -> dict[str, Any]:
         metrics = {name: value for counter in self._counters.values() for name, value in counter.compute().items()}
-        if self.detailed:
-            metrics.update(per_class_report(self.detailed["confusion"].state["matrix"], self.class_names))
+        if self.confusion is not None:
+            metrics.update(per_class_report(self.confusion.state["matrix"], self.class_names))
+        if not self.detailed:
+            return {name: value for name, value in metrics.items() if name not in ("confusion_matrix", "per_class")}
         return metrics

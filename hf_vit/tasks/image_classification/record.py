@@ -33,9 +33,12 @@ class Data(record.Data):
 
 
 class ClassScore(Part):
-    """How one class fared: fractions in [0, 1]; `support` is its number of examples."""
+    """How one class fared: fractions in [0, 1]; `support` is its number of examples, of a label
+    among several the images that have it, `threshold` the probability from which on it was given."""
 
     label: str
+    average_precision: float | None = None
+    threshold: float | None = None
     precision: float
     recall: float
     f1: float
@@ -58,9 +61,12 @@ class Metrics(record.Metrics):
     model_config = ConfigDict(extra="forbid")
 
     accuracy: float | None = metric("Accuracy", "percent")
+    balanced_accuracy: float | None = metric("Balanced accuracy", "percent")
     top5_accuracy: float | None = metric("Top-5 accuracy", "percent")
     expected_calibration_error: float | None = metric("Expected calibration error", "percent")
     calibration: list[CalibrationBin] = []
+    mean_average_precision: float | None = metric("Mean average precision", "percent")
+    f1_micro: float | None = metric("F1 micro", "percent")
     f1_macro: float | None = metric("F1 macro", "percent")
     per_class: list[ClassScore] = []
     confusion_matrix: list[list[int]] = []

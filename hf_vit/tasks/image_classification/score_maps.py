@@ -2,7 +2,7 @@
 masks and boxes.
 
 A view brings the position in its image that each of its pixels shows, so that whatever moved the pixels moved the
-labels. Shapes: N patches, C classes, P positions of a map.
+labels. Shapes: N patches, C classes, P positions of a map, H height, W width.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -23,12 +23,14 @@ from hf_vit.tasks.image_classification.arguments import (
     ClassOrderArguments,
     ImageClassificationArguments,
     ScoredDataArguments,
+    TestTimeArguments,
 )
 from hf_vit.tasks.image_classification.augment import (
     BatchMix,
     EvaluationTransform,
     TrainTransform,
 )
+from hf_vit.tasks.image_classification.calibration import LogitsEvaluator, adjusted, fit_temperature
 from hf_vit.tasks.image_classification.data import (
     MOST_NAMED,
     LabelledImages,
@@ -38,16 +40,19 @@ from hf_vit.tasks.image_classification.data import (
 )
 from hf_vit.tasks.image_classification.distillation import TeacherEnsemble
 from hf_vit.tasks.image_classification.evaluation import ClassificationEvaluator
-from hf_vit.tasks.image_classification.losses import ClassificationLoss
+from hf_vit.tasks.image_classification.imbalance import rarity
+from hf_vit.tasks.image_classification.label_loss import build_label_loss, check_multi_label
+from hf_vit.tasks.image_classification.losses import MULTI_LABEL
 from hf_vit.tasks.image_classification.metrics import head_logits
 from hf_vit.tasks.image_classification.models import build_model, build_processor, describe_processor, num_channels_of
+from hf_vit.tasks.image_classification.multi_label_evaluation import MultiLabelEvaluator, best_thresholds
 from hf_vit.tasks.image_classification.score_maps import DrawnLabels, KeptScores, WholeImages, kept_scores
 from hf_vit.tasks.image_classification.streaming import ImageStream, load_streamed_images
 from hf_vit.tasks.image_classification.teacher_cache import cached_logits
 from hf_vit.tasks.image_classification.token_labels import TokenLabeling, is_on
 from hf_vit.tasks.image_classification.views import ImageView
-from hf_vit.tasks.task import Assessment, Batch, StepOutput, Task, data_loader
-from hf_vit.trainer.sampler import EpochBatchSampler
+from hf_vit.tasks.task import Assessment, Batch, Evaluator, StepOutput, Task, data_loader
+from hf_vit.trainer.sampler import BalancedBatchSampler, EpochBatchSampler
 from hf_vit.vision.processors import InputFormat, normalize
 from hf_vit.words import listed
 
@@ -56,25 +61,43 @@ class ImageClassification(Task):
     """The task `image_classification`."""
 
     name = "image_classification"
-    scoring_groups: ClassVar = {"data": ScoredDataArguments, "classes": ClassOrderArguments}
+    scoring_groups: ClassVar = {
+        "data": ScoredDataArguments,
+        "classes": ClassOrderArguments,
+        "test_time": TestTimeArguments,
+    }
     sample_unit = "images"
-    best = ("accuracy", "max")
     arguments: ImageClassificationArguments
     data: LabelledImages
 
     def __init__(self, arguments: ImageClassificationArguments):
         self.arguments = arguments
         self.seed = arguments.run.seed
+        self.is_multi_label = arguments.loss.is_multi_label
+        self.best = arguments.evaluation.best(self.is_multi_label)
+        if self.is_multi_label:
+            check_multi_label(arguments)
         if arguments.data.streaming:
             self.data = load_streamed_images(arguments.data)
         else:
-            self.data = load_labelled_images(arguments.data, self.seed)
+            self.data = load_labelled_images(arguments.data, self.seed, is_multi_label=self.is_multi_label)
         set_seed(self.seed)
         labels_patches = is_on(arguments)
         self.model = build_model(arguments.model, class_mapping(self.data.class_names), labels_patches)
+        for name, wanted in (
+            ("tune_label_thresholds", arguments.loss.tune_label_thresholds),
+            ("temperature_scaling", arguments.evaluation.temperature_scaling),
+        ):
+            if wanted and "validation" not in self.data.splits:
+                raise ValueError(f"--{name} needs a validation split (--train_val_split)")
+        problem_type: Any = arguments.loss.problem_type
+        if problem_type is not None:
+            self.model.config.problem_type = problem_type
         self.processor = build_processor(arguments.model, self.model)
-        self.mix = BatchMix(arguments.augmentation, len(self.data.class_names), self.seed)
-        self.label_loss = ClassificationLoss(arguments.loss)
+        options = arguments.optimization
+        num_epochs = options.num_train_epochs if options.max_train_steps is None else None
+        self.mix = BatchMix(arguments.augmentation, len(self.data.class_names), self.seed, num_epochs)
+        self.label_loss = build_label_loss(arguments, self.data)
         self.teachers = None
         self.teacher_logits = None
         if arguments.distillation.teacher:
@@ -99,6 +122,8 @@ class ImageClassification(Task):
             for reason, names in found.items():
                 rows.setdefault("unused", "")
                 rows["unused"] += f"{'; ' if rows['unused'] else ''}{split}, {reason}: {listed(names, MOST_NAMED)}"
+        if "train" in self.data.splits and (rare := rarity(self.data.class_counts("train"), self.data.class_names)):
+            rows["rare"] = rare
         if missing := self.data.missing():
             rows["missing"] = missing
         bad = ", ".join(f"{split} {count:,}" for split, count in self.data.bad_samples.items() if count)
@@ -181,13 +206,16 @@ class ImageClassification(Task):
         """Batches for all processes in order, or of this process from a stream."""
         if self.arguments.data.streaming:
             return self._stream_loader(batches_per_step)
-        sampler = EpochBatchSampler(
-            len(self.data.splits["train"]),
-            self.arguments.optimization.per_device_train_batch_size,
-            batches_per_step,
-            num_repeats=self.arguments.augmentation.repeated_augmentation,
-            seed=self.seed,
-        )
+        batch_size = self.arguments.optimization.per_device_train_batch_size
+        num_repeats, seed = self.arguments.augmentation.repeated_augmentation, self.seed
+        sampler: EpochBatchSampler
+        if self.arguments.imbalance.balanced_sampling:
+            if num_repeats > 1:
+                raise ValueError("--balanced_sampling repeats images itself: it takes no --repeated_augmentation")
+            sampler = BalancedBatchSampler(self.data.labels("train"), batch_size, batches_per_step, seed=seed)
+        else:
+            num_samples = len(self.data.splits["train"])
+            sampler = EpochBatchSampler(num_samples, batch_size, batches_per_step, num_repeats=num_repeats, seed=seed)
         views = self._views("train", self._train_transform)
         views.token_labels = self.score_maps
         return data_loader(views, self.arguments.data, batch_sampler=sampler)
@@ -257,7 +285,33 @@ class ImageClassification(Task):
         logs = {"label_loss": label_loss, "token_label_loss": token_loss}
         return StepOutput(label_loss + labeling.weight * token_loss, logs)
 
-    def evaluator(self, split: str, *, final: bool) -> ClassificationEvaluator:
+    def after_training(self, model: PreTrainedModel, measure: Callable[[str, Evaluator], Any]) -> None:
+        """Choose the thresholds of labels, or the temperature, on the validation split."""
+        chosen: dict[str, Any] = {}
+        if self.arguments.loss.tune_label_thresholds:
+            several = self._multi_label_evaluator("validation", final=False)
+            measure("validation", several)
+            chosen["label_thresholds"] = best_thresholds(*several.counted())
+        if self.arguments.evaluation.temperature_scaling:
+            logits = LogitsEvaluator(self.processor)
+            measure("validation", logits)
+            chosen["calibration_temperature"] = fit_temperature(*logits.counted())
+        for config in (model.config, self.model.config):
+            config.update(chosen)
+
+    def _multi_label_evaluator(self, split: str, *, final: bool) -> MultiLabelEvaluator:
+        return MultiLabelEvaluator(
+            self.data.splits[split],
+            self.data.class_names,
+            self.processor,
+            final=final,
+            thresholds=getattr(self.model.config, "label_thresholds", None),
+            num_samples=self.arguments.data.card_num_samples,
+        )
+
+    def evaluator(self, split: str, *, final: bool) -> ClassificationEvaluator | MultiLabelEvaluator:
+        if self.is_multi_label:
+            return self._multi_label_evaluator(split, final=final)
         return ClassificationEvaluator(
             self.data.splits[split],
             self.data.class_names,
@@ -265,6 +319,7 @@ class ImageClassification(Task):
             final=final,
             num_samples=self.arguments.data.card_num_samples,
             teachers=self.teachers,
+            by_class=self.best[0] in ("balanced_accuracy", "f1_macro"),
             annotator=None if self.token_labeling is None else self.token_labeling.origin,
         )
 
@@ -280,6 +335,11 @@ class ImageClassification(Task):
             processor = InputFormat.of(processor).processor()
         data = load_scored_images(model, arguments.data, score.split, arguments.classes.class_order)
         images = data.splits[score.split]
+        if data.is_multi_label:
+            if arguments.test_time.apply_temperature or arguments.test_time.test_time_augmentation:
+                raise ValueError("--apply_temperature and --test_time_augmentation are of one label an image")
+            thresholds = getattr(model.config, "label_thresholds", None)
+            several: Any = MultiLabelEvaluator(images, data.class_names, processor, final=True, thresholds=thresholds)
         views = ImageView(images, EvaluationTransform(processor), num_channels=num_channels_of(model))
         evaluator = ClassificationEvaluator(images, data.class_names, processor, final=True)
 
@@ -293,6 +353,9 @@ class ImageClassification(Task):
             return {name: picture for name, picture in pictures.items() if picture is not None}
 
         loader = data_loader(views, arguments.data, batch_size=score.per_device_eval_batch_size)
+        if data.is_multi_label:
+            return Assessment(model, loader, several, data.describe())
+        model = adjusted(model, arguments.test_time)
         return Assessment(model, loader, evaluator, data.describe(), draw)
 
     def save_pretrained(self, model: PreTrainedModel, folder: Path, state_dict: dict | None = None) -> None:
@@ -320,8 +383,9 @@ def load_scored_images(
     """
     config: Any = model.config
     class_names = [config.id2label[index] for index in range(config.num_labels)]
+    several = {"is_multi_label": config.problem_type == MULTI_LABEL}
     if class_order == "index":
-        data = load_labelled_split(arguments, split, None)
+        data = load_labelled_split(arguments, split, None, **several)
         if len(data.class_names) != len(class_names):
             raise ValueError(
                 f"--class_order index: the data has {len(data.class_names)} classes, the model {len(class_names)}"
@@ -329,4 +393,4 @@ def load_scored_images(
         return data
     if len(set(class_names)) < len(class_names):
         raise ValueError("the model has classes of the same name: --class_order index")
-    return load_labelled_split(arguments, split, class_names)
+    return load_labelled_split(arguments, split, class_names, **several)

@@ -83,8 +83,18 @@ class DetectorArguments:
         return None if self.image_size is None else (self.image_size[0], self.image_size[-1])
 
 
+@dataclass
+class DetectionEvaluationArguments:
+    _argument_group_name: ClassVar[str] = "Evaluation"
+
+    metric_for_best_model: str = argument(
+        "ap", help="Decides which checkpoint is the best.", choices=("ap", "ap50", "ap75", "loss")
+    )
+
+
 @dataclass(kw_only=True)
 class ObjectDetectionArguments(TrainingArguments):
     data: ObjectDataArguments
     model: DetectorArguments
     augmentation: ObjectAugmentationArguments
+    evaluation: DetectionEvaluationArguments

@@ -35,7 +35,6 @@ class ObjectDetection(Task):
     name = "object_detection"
     scoring_groups: ClassVar = {"data": ObjectDataArguments}
     sample_unit = "images"
-    best = ("ap", "max")
     auto_class: ClassVar = AutoModelForObjectDetection
     model_class: ClassVar[type[PreTrainedModel]] = HfDetrForObjectDetection
     with_masks: ClassVar[bool] = False
@@ -45,6 +44,8 @@ class ObjectDetection(Task):
     def __init__(self, arguments: ObjectDetectionArguments):
         self.arguments = arguments
         self.seed = arguments.run.seed
+        metric = arguments.evaluation.metric_for_best_model
+        self.best = (metric, "min" if metric == "loss" else "max")
         self.data = load_annotated_splits(arguments.data, self.seed)
         canvas = canvas_of(arguments.model, self.data)
         set_seed(self.seed)

@@ -1,13 +1,12 @@
 """Facts on the card of a translation model beyond the shared ones."""
 
-import dataclasses
 import json
-import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hf_vit.cards.facts import CardFacts, Curve, Metric, Snippet
 from hf_vit.cards.figures import learning_curves
+from hf_vit.cards.generated import beams_of, labelled
 from hf_vit.cards.records import Records
 from hf_vit.tasks.translation import figures
 from hf_vit.tasks.translation.record import Data, Measurement, Metrics, Model, Sample, TranslationRecord
@@ -76,7 +75,7 @@ class TranslationFacts(CardFacts):
         mean_tokens = data.splits["train"].mean_tokens if "train" in data.splits else []
         return {
             **shared,
-            "metrics": [_labelled(metric) for metric in shared["metrics"]],
+            "metrics": [labelled(metric, Metrics) for metric in shared["metrics"]],
             "left_out": {reason: count for reason, count in data.left_out.items() if count},
             "signatures": result.metrics.signatures,
             "samples": result.samples,
@@ -92,8 +91,7 @@ class TranslationFacts(CardFacts):
     @property
     def num_beams(self) -> int:
         """Beams that the saved model was measured with beside greedy decoding, else 1."""
-        found = (re.match(r"beam(\d+)_", metric.name) for metric in self.metrics)
-        return next((int(match[1]) for match in found if match), 1)
+        return beams_of(self.metrics)
 
     @property
     def attended(self) -> list[str]:
@@ -115,15 +113,3 @@ class TranslationFacts(CardFacts):
             Snippet("With a pipeline", _PIPELINE.format(**values)),
             Snippet("With the Auto classes", _AUTO_CLASSES.format(**values)),
         ]
-
-
-def _labelled(metric: Metric) -> Metric:
-    """A metric of a beam search as the same metric of greedy decoding is written, with the number of beams."""
-    beam, _, name = metric.name.partition("_")
-    declared = Metrics.model_fields.get(name)
-    if not beam.startswith("beam") or declared is None:
-        return metric
-    extra: Any = declared.json_schema_extra
-    return dataclasses.replace(
-        metric, label=f"{declared.title}, {beam.removeprefix('beam')} beams", kind=extra["kind"]
-    )

@@ -32,13 +32,14 @@ from hf_vit.sources import (
     split_off_validation,
     the_split,
 )
+from hf_vit.tasks.generation import IGNORED
 from hf_vit.tasks.translation.arguments import ScoredTextArguments, TextDataArguments
 from hf_vit.tasks.translation.dates import load_dates
 from hf_vit.text.tokenization import Tokenizers
 from hf_vit.words import counted, shortened
 
 BUILT_IN = {"dates": load_dates}
-IGNORED = -100
+
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error)  # what is compressed
 

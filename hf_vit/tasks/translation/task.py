@@ -14,16 +14,17 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel
 
 from hf_vit.models.losses import token_loss
+from hf_vit.tasks.generation import forward_pass
 from hf_vit.tasks.models import checkpoint
 from hf_vit.tasks.task import Assessment, Batch, StepOutput, Task, data_loader
 from hf_vit.tasks.translation.arguments import (
-    ScoredGenerationArguments,
     ScoredTextArguments,
+    ScoredTranslationArguments,
     TextDataArguments,
     TranslationArguments,
 )
 from hf_vit.tasks.translation.data import Collator, ParallelTexts, TextPairs, load_parallel_split, load_parallel_texts
-from hf_vit.tasks.translation.evaluation import TranslationEvaluator, forward_pass
+from hf_vit.tasks.translation.evaluation import TranslationEvaluator
 from hf_vit.tasks.translation.models import TextModelArguments, build_text_model
 from hf_vit.text.tokenization import Tokenizers, load_tokenizers, train_tokenizers
 from hf_vit.trainer.sampler import EpochBatchSampler, TokenBatchSampler
@@ -35,7 +36,7 @@ class Translation(Task):
     """The task `translation`."""
 
     name = "translation"
-    scoring_groups: ClassVar = {"data": ScoredTextArguments, "generation": ScoredGenerationArguments}
+    scoring_groups: ClassVar = {"data": ScoredTextArguments, "generation": ScoredTranslationArguments}
     sample_unit = "sentences"
     arguments: TranslationArguments
     data: ParallelTexts
@@ -121,7 +122,8 @@ class Translation(Task):
     def training_step(self, model: torch.nn.Module, batch: Batch) -> StepOutput:
         """Mean loss of the batch's tokens. The batches of one step, of several processes or accumulated, count alike,
         however many tokens they have."""
-        logits = forward_pass(model, batch, self.model).logits
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        logits = forward_pass(model, inputs, batch["labels"], self.model).logits
         smoothing = getattr(self.model.config, "label_smoothing", self.arguments.generation.label_smoothing_factor)
         return StepOutput(token_loss(logits, batch["labels"], label_smoothing=smoothing or 0.0))
 

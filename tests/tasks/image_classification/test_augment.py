@@ -27,7 +27,8 @@ def image():
     "options",
     [{"train_crop": crop} for crop in TRAIN_CROPS]
     + [{"auto_augment": name} for name in AUTO_AUGMENTS]
-    + [{"color_jitter": 0.4}, {"random_erasing_prob": 0.9}, {"affine_degrees": 20}, {"horizontal_flip_prob": 0.5}],
+    + [{"color_jitter": 0.4}, {"random_erasing_prob": 0.9}, {"affine_degrees": 20}]
+    + [{"horizontal_flip_prob": 0.5}, {"vertical_flip_prob": 0.5}],
     ids=lambda options: "-".join(map(str, *options.items())),
 )
 def test_each_augmentation_is_fixed_by_the_key_and_varies_with_it(image, options):
@@ -97,3 +98,39 @@ def test_losses_of_hard_labels_are_timms(loss_type, peer, smoothing):
     torch.testing.assert_close(ours(logits, labels), expected)
     one_hot = torch.nn.functional.one_hot(labels, 4).float()
     torch.testing.assert_close(ours(logits, one_hot), expected)
+
+
+@pytest.mark.parametrize("side", [8, 9, 224])
+def test_quarter_turns_and_vertical_flips_are_torchs(side):
+    image = torch.randint(0, 256, (3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    processor = ViTImageProcessor(size={"height": side, "width": side})
+    keys = [SampleKey(0, 0, repeat) for repeat in range(24)]
+    views = TrainTransform(AugmentationArguments(quarter_turns=True), processor, seed=0)([image] * 24, keys)
+    turned = [torch.rot90(image, turns, (-2, -1)) for turns in range(4)]
+    assert {next(i for i, each in enumerate(turned) if torch.equal(each, view)) for view in views} == {0, 1, 2, 3}
+    flipped = TrainTransform(AugmentationArguments(vertical_flip_prob=1.0), processor, seed=0)([image], keys[:1])
+    assert torch.equal(flipped[0], image.flip(-2))
+
+
+def test_quarter_turns_need_squares():
+    with pytest.raises(ValueError, match="--quarter_turns needs square images, found 12 x 16 pixels"):
+        TrainTransform(AugmentationArguments(quarter_turns=True), PROCESSOR, seed=0)
+
+
+def test_the_last_epochs_are_not_mixed():
+    pixels, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
+    arguments = AugmentationArguments(mixup_alpha=0.8, mixup_off_epochs=2)
+    mixing, always = BatchMix(arguments, 4, 7, num_epochs=5), BatchMix(AugmentationArguments(mixup_alpha=0.8), 4, 7)
+    for epoch in range(5):
+        key = torch.tensor([epoch, 1, 0])
+        mixed, targets = mixing(pixels, labels, key)
+        expected = always(pixels, labels, key) if epoch < 3 else (pixels, torch.eye(4))
+        assert torch.equal(mixed, expected[0]) and torch.equal(targets, expected[1])
+    for num_epochs, words in (
+        (2, "must be below --num_train_epochs 2, found 2"),
+        (None, "counts from --num_train"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            BatchMix(arguments, 4, 7, num_epochs)
+    with pytest.raises(ValueError, match="--mixup_off_epochs goes with"):
+        AugmentationArguments(mixup_off_epochs=1)

@@ -207,7 +207,7 @@ def test_images_kept_in_memory_are_decoded_once_and_give_the_same_views(num_work
     expected = batches(num_workers, epoch=1)
     calls = []
     monkeypatch.setattr(
-        "hf_vit.tasks.image_classification.data.decode_pixels",
+        "hf_vit.tasks.image_classification.views.decode_pixels",
         lambda *args: calls.append(args) or decode_pixels(*args),
     )
     kept = batches(num_workers, epoch=1, keep_in_memory=True)

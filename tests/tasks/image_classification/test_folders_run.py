@@ -201,7 +201,9 @@ class _Rows:
         return {"label": np.array(self.labels)}
 
 
-@pytest.mark.parametrize(("labels", "accuracy", "warns"), [([0, 0, 0, 1], 0.75, True), ([0, 0, 0, 1], 0.8, False)])
+@pytest.mark.parametrize(
+    ("labels", "accuracy", "warns"), [([0, 0, 0, 1], 0.75, True), ([0, 0, 0, 1], 0.8, False), ([0], 1.0, False)]
+)
 def test_an_accuracy_no_better_than_chance_is_warned_of(labels, accuracy, warns):
     evaluator = ClassificationEvaluator(_Rows(labels), ["ant", "bee"], None, final=False)
     warning = evaluator.warning({"accuracy": accuracy})
@@ -227,7 +229,6 @@ def test_the_worst_mistakes_are_shown_the_surest_first(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
-        ("--early_stopping_patience=3", "--load_best_model_at_end keeps the best epoch's weights"),
         ("--test_dirs=x", "did you mean 'test_dir'?"),
         ("--zzz=1", "--help lists what there is"),
     ],

@@ -16,9 +16,10 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from hf_vit.models.losses import token_loss
-from hf_vit.tasks.translation.data import IGNORED, Collator, TextPairs
+from hf_vit.tasks.generation import IGNORED
+from hf_vit.tasks.text_metrics import PerplexityCounter, text_metrics, token_statistics
+from hf_vit.tasks.translation.data import Collator, TextPairs
 from hf_vit.tasks.translation.dates import LANGUAGES, load_dates, patterns
-from hf_vit.tasks.translation.metrics import PerplexityCounter, text_metrics, token_statistics
 from hf_vit.tasks.translation.models import TextModelArguments, build_text_model
 from hf_vit.text.tokenization import (
     TokenizerArguments,

@@ -22,6 +22,7 @@ print(f"turned by {{torch.atan2(sine, cosine).rad2deg():.0f}} degrees")
 
 @dataclass(frozen=True)
 class RotationFacts(CardFacts):
+    pipeline_tag: ClassVar[str] = "image-classification"  # the Hub has no name for this task; so its model is loaded
     unit: ClassVar[str] = "images"
     curves: ClassVar[list[Curve]] = [Curve("Mean error", "degrees", "mean_error")]
     figures: ClassVar[dict] = {"curves.png": learning_curves}

@@ -16,6 +16,13 @@ from torch.nn import functional as F
 
 from hf_vit.tasks.metrics import TEXT, Counter, Metric
 
+# Of a text: one reference, or several, of which each text may have another number.
+References = Sequence[str] | Sequence[Sequence[str]]
+
+
+def _several(references: References) -> list[list[str]]:
+    return [[each] if isinstance(each, str) else list(each) for each in references]
+
 
 class _TextCounter(Counter):
     """Keeps the texts: what a corpus score adds up of them is sacreBLEU's own business."""
@@ -23,9 +30,14 @@ class _TextCounter(Counter):
     def __init__(self) -> None:
         self.state = {"predictions": [], "references": []}
 
-    def update(self, predictions: Sequence[str], references: Sequence[str]) -> None:
+    def update(self, predictions: Sequence[str], references: References) -> None:
         self.state["predictions"] += predictions
-        self.state["references"] += references
+        self.state["references"] += _several(references)
+
+    def _columns(self) -> Any:
+        """The references as sacreBLEU takes them: the first of each text, the second, ..., None where it has none."""
+        most = max(map(len, self.state["references"]), default=1)
+        return [[each[i] if i < len(each) else None for each in self.state["references"]] for i in range(most)]
 
 
 class BleuCounter(_TextCounter):
@@ -37,14 +49,14 @@ class BleuCounter(_TextCounter):
 
     def compute(self) -> dict[str, Any]:
         metric = BLEU(lowercase=self.lowercase)
-        score = metric.corpus_score(self.state["predictions"], [self.state["references"]])
+        score = metric.corpus_score(self.state["predictions"], self._columns())
         return {"bleu": score.score, "signature": str(metric.get_signature())}
 
 
 class ChrfCounter(_TextCounter):
     def compute(self) -> dict[str, Any]:
         metric = CHRF()
-        score = metric.corpus_score(self.state["predictions"], [self.state["references"]])
+        score = metric.corpus_score(self.state["predictions"], self._columns())
         return {"chrf": score.score, "signature": str(metric.get_signature())}
 
 
@@ -52,8 +64,8 @@ class ExactMatchCounter(Counter):
     def __init__(self) -> None:
         self.state = {"hits": 0, "count": 0}
 
-    def update(self, predictions: Sequence[str], references: Sequence[str]) -> None:
-        self.state["hits"] += sum(p == r for p, r in zip(predictions, references))
+    def update(self, predictions: Sequence[str], references: References) -> None:
+        self.state["hits"] += sum(p in r for p, r in zip(predictions, _several(references)))
         self.state["count"] += len(references)
 
     def compute(self) -> dict[str, Any]:
@@ -75,7 +87,7 @@ class Chrf(_TextMetric):
 
 
 class ExactMatch(_TextMetric):
-    description = "Part of the predictions that are the reference, character for character."
+    description = "Part of the predictions that are the reference, or one of them, character for character."
     counter = ExactMatchCounter
 
 
@@ -108,8 +120,9 @@ class PerplexityCounter(Counter):
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 
 
-def text_metrics(predictions: Sequence[str], references: Sequence[str], *, detailed: bool = False) -> dict[str, Any]:
-    """bleu, chrf and exact_match; with `detailed` also bleu_lowercase, and the signatures."""
+def text_metrics(predictions: Sequence[str], references: References, *, detailed: bool = False) -> dict[str, Any]:
+    """bleu, chrf and exact_match against one reference each or several; with `detailed` also bleu_lowercase, and the
+    signatures."""
     counters = {"bleu": BleuCounter(), "chrf": ChrfCounter(), "exact_match": ExactMatchCounter()}
     if detailed:
         counters["bleu_lowercase"] = BleuCounter(lowercase=True)

@@ -1,0 +1,147 @@
+"""The model to train, and the image processor that goes with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL.Image import Resampling
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from hf_vit import (
+    HfTransformerConfig,
+    HfViTConfig,
+    HfViTForImageToText,
+    HfViTImageProcessor,
+    HfViTImageToTextConfig,
+    HfViTModel,
+)
+from hf_vit.files import check_model_source
+from hf_vit.tasks.image_to_text.arguments import ReaderArguments
+from hf_vit.tasks.models import check_fields
+
+# Of an encoder whose tokens are read: there is no pooled vector, and the norm stands before the decoder.
+_READ = {"pooling": "none", "pooling_norm": None}
+
+
+def build_reader(
+    arguments: ReaderArguments, tokenizer: PreTrainedTokenizerBase, label_smoothing: float | None
+) -> PreTrainedModel:
+    """A model for the tokenizer, from a checkpoint, around a trained encoder, or from scratch.
+
+    Raises:
+        ValueError: an unknown config field, a checkpoint of another architecture, or one with fewer tokens than the
+            tokenizer or with other special ones.
+    """
+    smoothing = {} if label_smoothing is None else {"label_smoothing": label_smoothing}
+    check_fields(dict(arguments.decoder_overrides), HfTransformerConfig())
+    if arguments.model_name_or_path is not None:
+        model = _from_checkpoint(arguments)
+        text = model.config.text_config
+        for name, value in {**arguments.decoder_overrides, **smoothing}.items():
+            setattr(text, name, value)
+    else:
+        text = HfTransformerConfig(
+            **{
+                "vocab_size": len(tokenizer),
+                "pad_token_id": tokenizer.pad_token_id,
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+                "decoder_start_token_id": _start_of(tokenizer),
+                **smoothing,
+                **arguments.decoder_overrides,
+            }
+        )
+        model = _from_parts(arguments, text)
+    _check_vocabulary(text, tokenizer)
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def _start_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    return tokenizer.pad_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+
+def _from_checkpoint(arguments: ReaderArguments) -> HfViTForImageToText:
+    name: Any = arguments.model_name_or_path
+    check_model_source("--model_name_or_path", name)
+    origin: dict[str, Any] = {
+        "trust_remote_code": arguments.trust_remote_code,
+        "revision": arguments.model_revision,
+    }
+    config = AutoConfig.from_pretrained(name, **origin)
+    if config.model_type != HfViTImageToTextConfig.model_type:
+        raise ValueError(
+            f"--model_name_or_path {name!r} is a {config.model_type} model, not one of image to text of ours "
+            f"({HfViTImageToTextConfig.model_type}); a Vision Transformer goes into --encoder_name_or_path"
+        )
+    return HfViTForImageToText.from_pretrained(name, **origin)
+
+
+def _from_parts(arguments: ReaderArguments, text: HfTransformerConfig) -> HfViTForImageToText:
+    if arguments.encoder_name_or_path is not None:
+        name = arguments.encoder_name_or_path
+        check_model_source("--encoder_name_or_path", name)
+        kind = AutoConfig.from_pretrained(name, trust_remote_code=arguments.trust_remote_code).model_type
+        if kind != HfViTConfig.model_type:
+            raise ValueError(
+                f"--encoder_name_or_path {name!r} is a {kind} model, not a Vision Transformer of ours: "
+                "`hf-vit convert` makes one of those of timm and transformers"
+            )
+        size = {} if arguments.image_size is None else {"image_size": arguments.image_size}
+        encoder = HfViTModel.from_pretrained(name, add_pooling_layer=False, **_READ, **size)
+        model = HfViTForImageToText(HfViTImageToTextConfig(vision_config=encoder.config, text_config=text))
+        model.encoder.load_state_dict(encoder.state_dict())
+        return model
+    fields: dict[str, Any] = {"use_class_token": False, **_READ, **arguments.encoder_overrides}
+    if arguments.image_size is not None:
+        fields["image_size"] = arguments.image_size
+    check_fields(fields, HfViTConfig())
+    return HfViTForImageToText(HfViTImageToTextConfig(vision_config=HfViTConfig(**fields), text_config=text))
+
+
+def _check_vocabulary(text: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    if text.vocab_size < len(tokenizer):
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model only {text.vocab_size}: use the tokenizer that the "
+            "model was made with (--tokenizer_name)"
+        )
+    for name in ("pad_token_id", "eos_token_id"):
+        own, wanted = getattr(text, name), getattr(tokenizer, name)
+        if own is not None and wanted not in (own if isinstance(own, list) else [own]):
+            raise ValueError(
+                f"the tokenizer's {name} is {wanted}, the model's {own}: use the tokenizer that the model was made "
+                "with (--tokenizer_name)"
+            )
+
+
+def build_processor(arguments: ReaderArguments, config: Any) -> HfViTImageProcessor:
+    """The processor saved beside the weights: the checkpoint's own, or one of the encoder's canvas.
+
+    Raises:
+        ValueError: mean or deviation are not of as many channels as the encoder has.
+    """
+    if arguments.model_name_or_path is not None:
+        origin = {"trust_remote_code": arguments.trust_remote_code, "revision": arguments.model_revision}
+        return AutoImageProcessor.from_pretrained(arguments.model_name_or_path, **origin)
+    vision = config.vision_config
+    channels = vision.num_channels
+    if channels not in (1, 3):
+        raise ValueError(f"num_channels of --encoder_overrides must be 1 or 3, found {channels}")
+    statistics = {}
+    for name in ("image_mean", "image_std"):
+        given = getattr(arguments, name)
+        statistics[name] = [0.5] * channels if given is None else given
+        if len(statistics[name]) != channels:
+            raise ValueError(f"--{name} takes one number per channel ({channels}), found {given}")
+    height, width = vision.image_shape
+    return HfViTImageProcessor(
+        size={"height": height, "width": width},
+        crop_pct=1.0,
+        crop_mode="border" if arguments.letterbox else "squash",
+        resample=Resampling.BICUBIC,
+        do_convert_rgb=channels == 3,
+        do_convert_grey=channels == 1,
+        **statistics,
+    )

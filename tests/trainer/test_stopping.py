@@ -1,0 +1,73 @@
+"""Runs that stop before their last step, and go on from there."""
+
+import json
+
+import pytest
+import training_runs
+
+from hf_vit import train
+from hf_vit.trainer.checkpoint import TrainingState
+from hf_vit.trainer.stopping import StoppingArguments
+
+RUN = [word for word in training_runs.TINY if not word.startswith(("--train_val", "--num_train"))]
+RUN += [
+    "--per_device_train_batch_size=32",
+    "--dataset_name=sklearn_digits",
+    "--train_val_split=0.3",
+    "--ema_decay=none",
+    "--num_train_epochs=4",
+]
+
+
+@pytest.fixture(autouse=True)
+def no_card(monkeypatch):
+    monkeypatch.setattr("hf_vit.trainer.run_folder.write_card", lambda folder: None)
+
+
+def test_patience_counts_the_evaluations_since_the_best():
+    state = TrainingState()
+    stopping = StoppingArguments(early_stopping_patience=2)
+    for step, accuracy in enumerate([0.1, 0.3, 0.2, 0.3], start=1):
+        assert stopping.reason(state) is None
+        state.step = step
+        state.epochs = [*state.epochs, {"epoch": step, "step": step}]
+        state.note_best("accuracy", "max", {"accuracy": accuracy})
+    assert stopping.reason(state) == "no better for 2 evaluations (--early_stopping_patience 2)"
+    state.step += 1  # within the next epoch
+    assert stopping.reason(state) is None
+
+
+def test_an_early_stop_is_the_same_after_resuming(tmp_path):
+    # A rate of nearly nothing: the first epoch stays the best.
+    run = [*RUN, "--learning_rate=1e-30", "--early_stopping_patience=2"]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    train.main([*run, f"--output_dir={whole}"])
+    record = json.loads((whole / "run.json").read_text())
+    assert record["status"] == "finished" and [row["epoch"] for row in record["epochs"]] == [1, 2, 3]
+    train.main([*run, f"--output_dir={part}", "--checkpointing_steps=3", "--checkpoints_total_limit=9"])
+    checkpoint, again = part / "checkpoints" / "step_0000003", tmp_path / "again"
+    train.main([*run, f"--output_dir={again}", f"--resume_from_checkpoint={checkpoint}"])
+    assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert len(json.loads((again / "run.json").read_text())["epochs"]) == 3
+
+
+def test_a_run_whose_time_is_up_is_whole_and_goes_on_with_more(tmp_path):
+    short, whole = tmp_path / "short", tmp_path / "whole"
+    train.main([*RUN, f"--output_dir={short}", "--max_time=0.000001"])
+    record = json.loads((short / "run.json").read_text())
+    assert record["status"] == "finished" and record["epochs"][-1]["step"] == 1
+    train.main([*RUN, f"--output_dir={short}", "--resume_from_checkpoint"])
+    train.main([*RUN, f"--output_dir={whole}"])
+    assert (short / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_what_is_no_time_or_no_patience():
+    assert StoppingArguments(max_time="1:02:03:04").max_seconds == 93784
+    assert StoppingArguments(max_time="0:01:30").max_seconds == StoppingArguments(max_time="90").max_seconds == 90
+    for text in ("0", "-1", "1:90:00", "soon", "inf", "nan"):
+        with pytest.raises(ValueError, match=f"hours:minutes:seconds, found '{text}'"):
+            StoppingArguments(max_time=text)
+    with pytest.raises(ValueError, match="early_stopping_patience"):
+        StoppingArguments(early_stopping_patience=0)
+    with pytest.raises(ValueError, match="needs a validation split"):
+        StoppingArguments(early_stopping_patience=1).check("test")
