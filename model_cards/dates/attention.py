@@ -238,7 +238,8 @@ class SelfAttention(MultiHeadAttention):
             query_position: added to the tokens that make queries and keys, not to those that make values (DETR,
                 2005.12872); broadcast to (batch, tokens, hidden_size).
             key_bias: added to all scores of a key, shape (batch, keys), without a gradient.
-            measure: what it makes of queries and keys (batch, heads, tokens, head size) and `key_bias` comes third.
+            measure: what it makes of queries and keys (batch, heads, tokens, head size) and `position_bias` comes
+                third.
         """
         query, key, value = self._project(hidden_states)
         if query_position is not None:
@@ -258,7 +259,7 @@ class SelfAttention(MultiHeadAttention):
             output_attentions=output_attentions,
             **options,
         )
-        return (output, weights) if measure is None else (output, weights, measure(query, key, key_bias))
+        return (output, weights) if measure is None else (output, weights, measure(query, key, position_bias))
 
     def _project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self._heads(linear(self.qkv_proj, hidden_states), 3)  # (B, H, T, K) each
@@ -266,12 +267,14 @@ class SelfAttention(MultiHeadAttention):
 
 class CrossAttention(MultiHeadAttention):
     """Multi-head attention to the encoder's output, whose keys and values are one matmul, made once per sentence when
-    there is a cache to keep them. Arguments as for [`SelfAttention`]."""
+    there is a cache to keep them. Arguments as for [`SelfAttention`]; `config.cross_attention_hidden_size` is the
+    width of that output where it has one of its own."""
 
     def __init__(self, config: Any, num_attention_heads: int, layer_idx: int | None = None, output_bias: bool = True):
         super().__init__(config, num_attention_heads, layer_idx)
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.kv_proj = nn.Linear(config.hidden_size, 2 * config.hidden_size, bias=config.qkv_bias)
+        encoder_size = getattr(config, "cross_attention_hidden_size", None) or config.hidden_size
+        self.kv_proj = nn.Linear(encoder_size, 2 * config.hidden_size, bias=config.qkv_bias)
         self._add_norms_and_output(config, output_bias)
 
     def forward(
@@ -288,8 +291,8 @@ class CrossAttention(MultiHeadAttention):
         """(batch, tokens, hidden_size) -> the same shape, and the weights (batch, heads, tokens, keys) if asked for.
 
         Args:
-            encoder_hidden_states: shape (batch, keys, hidden_size); not read once the cache holds their keys and
-                values.
+            encoder_hidden_states: shape (batch, keys, width of the encoder); not read once the cache holds their keys
+                and values.
             attention_mask: additive (float) or boolean (True: attend), broadcast to (batch, heads, tokens, keys).
             past_key_values: an `EncoderDecoderCache`; any other cache has no room for these keys and values.
             query_position, key_position: added to the tokens that make the queries and to those that make the keys,

@@ -137,7 +137,7 @@ class HfViTModel(HfViTPreTrainedModel):
         mixtoken_mask: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPooling:
+    ) -> HfViTModelOutput:
         """`forward` of images whose (rows, columns) of patches are known."""
         refuse_unknown(self, kwargs)
         pixel_values = pixel_values.to(self.embeddings.patch_embedding.dtype)
@@ -354,7 +354,7 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
     @capture_outputs(tie_last_hidden_states=False)
     def _encode_and_capture(
         self, pixel_values: torch.Tensor, grid_size: tuple[int, int], **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
+    ) -> HfViTModelOutput:
         return self._encode(pixel_values, grid_size, **kwargs)
 
     @can_return_tuple

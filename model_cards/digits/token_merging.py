@@ -31,7 +31,7 @@ class TokenMerging:
     number: Any
     num_prefix_tokens: int
 
-    def measure(self, query: torch.Tensor, key: torch.Tensor, key_bias: torch.Tensor | None) -> torch.Tensor:
+    def measure(self, query: torch.Tensor, key: torch.Tensor, position_bias: torch.Tensor | None) -> torch.Tensor:
         """Keys (batch, heads, tokens, head size) -> their means over the heads, of length one, (batch, tokens, head
         size), in fp32."""
         return nn.functional.normalize(key.detach().float().mean(1), dim=-1)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from .token_merging import TokenMerging
-from .token_schedule import merged_in_layers, token_reduction
+from .token_pruning import ClassAttentionPruning
+from .token_schedule import kept_in_layers, merged_in_layers, token_reduction
 
 
 class TokenGroups(NamedTuple):
@@ -74,9 +75,9 @@ def ungrouped(tokens: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
 class TokenReduction(Protocol):
     """A way to go on with fewer tokens, between a layer's attention and its MLP."""
 
-    def measure(self, query: torch.Tensor, key: torch.Tensor, key_bias: torch.Tensor | None) -> torch.Tensor:
+    def measure(self, query: torch.Tensor, key: torch.Tensor, position_bias: torch.Tensor | None) -> torch.Tensor:
         """What is to be known of the layer's attention: from queries and keys (batch, heads, tokens, head size) and
-        what is added to the scores of each key."""
+        what is added to the scores, (1 or batch, heads, tokens, tokens)."""
 
     def __call__(
         self, hidden_states: torch.Tensor, groups: TokenGroups, measured: torch.Tensor
@@ -94,8 +95,12 @@ def token_reductions(config: Any, num_patches: Any) -> list[TokenReduction | Non
         ValueError: if a schedule has not one value for each layer.
     """
     reductions: list[TokenReduction | None] = [None] * config.num_hidden_layers
-    if token_reduction(config) == "token_merging_r":
-        num_prefix = config.num_layer_prefix_tokens
+    num_prefix, method = config.num_layer_prefix_tokens, token_reduction(config)
+    if method == "token_pruning_keep_rate":
+        for layer, number in enumerate(kept_in_layers(config, num_patches)):
+            if number is not None:
+                reductions[layer] = ClassAttentionPruning(number, num_prefix, config.class_token_index)
+    if method == "token_merging_r":
         for layer, number in enumerate(merged_in_layers(config, num_patches)):
             if not isinstance(number, int) or number > 0:
                 reductions[layer] = TokenMerging(number, num_prefix)

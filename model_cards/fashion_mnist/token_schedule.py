@@ -6,7 +6,7 @@ from typing import Any
 
 # The ways to go on with fewer tokens, each the field of the configuration that switches it on, and what switches it
 # off. One at a time.
-TOKEN_REDUCTIONS: dict[str, float] = {"token_merging_r": 0}
+TOKEN_REDUCTIONS: dict[str, float] = {"token_merging_r": 0, "token_pruning_keep_rate": 1}
 
 
 def token_reduction(config: Any) -> str | None:
@@ -23,14 +23,18 @@ def _values(config: Any, name: str) -> list[float]:
 
 
 def by_layer(config: Any, name: str) -> list[float]:
-    """The value of a field in each layer: a number is that of every layer.
+    """The value of a field in each layer: a number of merged patches is that of every layer, a rate that of the layers
+    at a quarter, a half and three quarters of the depth, as in the paper; the others keep all.
 
     Raises:
         ValueError: if a list has not one for each layer.
     """
     value = getattr(config, name)
-    if not isinstance(value, (list, tuple)):
+    if not isinstance(value, (list, tuple)) and name == "token_merging_r":
         return [value] * config.num_hidden_layers
+    if not isinstance(value, (list, tuple)):
+        quarters = {config.num_hidden_layers * i // 4 for i in (1, 2, 3)}
+        return [value if layer in quarters else TOKEN_REDUCTIONS[name] for layer in range(config.num_hidden_layers)]
     if len(value) != config.num_hidden_layers:
         raise ValueError(
             f"{name} must have one value for each of {config.num_hidden_layers} layers, got {len(value)}: {value}"
@@ -62,6 +66,23 @@ def _smaller(number: int, limit: Any) -> Any:
     return torch.sym_min(number, limit) if number else 0
 
 
+def kept_in_layers(config: Any, num_patches: int) -> list[int | None]:
+    """Patches that each layer keeps by `token_pruning_keep_rate` beside the one that the others are fused into: the
+    rate times the patches, rounded up; None where that is all of them, or all but one.
+
+    Args:
+        num_patches: before the first layer.
+    """
+    rates, kept = by_layer(config, "token_pruning_keep_rate"), list[int | None]()
+    if not 0 < min(rates) <= max(rates) <= 1:
+        raise ValueError(f"token_pruning_keep_rate must be in (0, 1], got {config.token_pruning_keep_rate}")
+    for rate in rates:
+        number = math.ceil(rate * num_patches)
+        kept.append(number if number < num_patches - 1 else None)
+        num_patches = num_patches if kept[-1] is None else number + 1
+    return kept
+
+
 def patches_after_layers(config: Any, num_patches: int) -> list[int]:
     """Patches that each layer hands on in inference.
 
@@ -72,6 +93,10 @@ def patches_after_layers(config: Any, num_patches: int) -> list[int]:
     if token_reduction(config) == "token_merging_r":
         merged = merged_in_layers(config, num_patches)
         left = [num_patches - sum(merged[: i + 1]) for i in range(len(merged))]
+    if token_reduction(config) == "token_pruning_keep_rate":
+        for layer, kept in enumerate(kept_in_layers(config, num_patches)):
+            num_patches = num_patches if kept is None else kept + 1
+            left[layer] = num_patches
     return left
 
 
@@ -82,6 +107,20 @@ def check_token_reduction(config: Any) -> None:
         by_layer(config, name)
     if token_reduction(config) == "token_merging_r":
         _check_merging(config, num_patches)
+    if token_reduction(config) == "token_pruning_keep_rate":
+        _check_pruning(config, num_patches)
+
+
+def _check_pruning(config: Any, num_patches: int) -> None:
+    kept_in_layers(config, num_patches)
+    given = config.token_pruning_keep_rate
+    if not config.use_class_token or config.num_class_layers:
+        raise ValueError(
+            f"token_pruning_keep_rate {given} needs a class token in the layers: use_class_token must be True and "
+            f"num_class_layers 0, got {config.use_class_token} and {config.num_class_layers}"
+        )
+    if config.talking_heads:  # whose attention is another after the softmax
+        raise ValueError(f"talking_heads must not be True with token_pruning_keep_rate {given}")
 
 
 def _check_merging(config: Any, num_patches: int) -> None:
@@ -104,6 +143,7 @@ __all__ = [
     "TOKEN_REDUCTIONS",
     "by_layer",
     "check_token_reduction",
+    "kept_in_layers",
     "merged_in_layers",
     "patches_after_layers",
     "token_reduction",
