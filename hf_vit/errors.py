@@ -12,6 +12,7 @@ import os
 import re
 import select
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ DEBUG_HELP = f"{DEBUG_FLAG}, or {DEBUG_VARIABLE}=1 in the environment, shows the
 _ROOTS = {"hf_vit", "datasets", "huggingface_hub", "httpx", "httpx2", "safetensors", "pyarrow", "PIL"}
 _PICKLE = "weights in a pickle that is damaged or holds more than tensors are not read, for it may run code: save "
 _PICKLE += "them as safetensors where you trust them"
+_CACHES = ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE")  # instead of folders in HF_HOME
 _WORKER = "Original Traceback (most recent call last):"  # torch's, in the message of an error of a loader's worker
 
 
@@ -76,7 +78,7 @@ def message_of(error: BaseException) -> str:
     text = _PICKLE if isinstance(error, UnpicklingError) else str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename}: "
-        text += error.strerror
+        text += error.strerror + _remedy()
     if _WORKER in text:
         text = re.split(rf"\n(?:\w+\.)*{type(error).__name__}: ", text)[-1]
     if error.__cause__ is not None and type(error).__module__.startswith("datasets."):
@@ -84,6 +86,22 @@ def message_of(error: BaseException) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     line = "".join(f"; {line[2:]}" if line.startswith("- ") else f" {line}" for line in lines)
     return line.replace(":; ", ": ").lstrip(" ;") or type(error).__name__
+
+
+def _remedy() -> str:
+    """What to do where the folders in which libraries of Hugging Face keep what they read cannot be written, else
+    nothing."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    folders = {"HF_HOME": home, **{name: os.environ[name] for name in _CACHES if os.environ.get(name)}}
+    for name, folder in folders.items():
+        path = Path(os.path.expanduser(folder))
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError:
+            return f" ({path} cannot be written, in which data and models are kept: set {name} to a folder that can)"
+    return ""
 
 
 def _take_debug_flag() -> None:

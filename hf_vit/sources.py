@@ -87,6 +87,8 @@ def load_folder(folder: str, config_name: str | None) -> DatasetDict:
     try:
         return datasets.load_dataset(folder, config_name)
     except FileNotFoundError as error:
+        if error.filename is not None:  # it is no word of `datasets` on the folder, but a file that it cannot make
+            raise
         raise ValueError(f"there is no data in {folder!r} that `datasets` reads") from error
 
 

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 
-from hf_vit import score
+from hf_vit import score, train
 from hf_vit.cards.records import read_author_file
 from hf_vit.cli import main
 from hf_vit.errors import DEBUG_VARIABLE, message_of, told
@@ -64,6 +64,25 @@ TOLD = {
 def test_an_error_is_one_line_and_status_2(ended, name):
     error, line = TOLD[name]
     assert ended(raising(error)) == (2, f"program.py: error: {line}\n")
+
+
+@pytest.mark.parametrize("variable", ["HOME", "HF_HOME", "HF_DATASETS_CACHE"])
+def test_a_cache_that_cannot_be_written_is_named_before_training(ended, tmp_path, monkeypatch, variable):
+    """In place of that there was no data in the folder."""
+    for name in ("HF_HOME", "HF_DATASETS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").touch()
+    home = tmp_path / "file" / "home"
+    monkeypatch.setenv(variable, str(home))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")  # as it is read at the start
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.parquet").touch()
+    words = ["--dataset_name", str(tmp_path / "data"), "--output_dir", str(tmp_path / "run"), "--overwrite_output_dir"]
+    status, line = ended(lambda: train.main(words))
+    assert status == 2 and line.count("\n") == 1 and f"{home}" in line
+    assert f"set {variable.replace('HOME', 'HF_HOME').replace('HF_HF_', 'HF_')} to a folder that can" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_cause_of_an_error_of_datasets_is_told(ended):

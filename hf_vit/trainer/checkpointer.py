@@ -185,7 +185,10 @@ class Checkpointer:
             self._check_whole(Path(wanted))
             return Path(wanted)
         faults = []
-        for path in reversed(self.saved()):
+        newest_first = self.saved()[::-1]
+        for path in sorted(
+            newest_first, key=lambda path: _serial(path) > 0
+        ):  # first those that cannot be read, to tell
             try:
                 self._check_whole(path)
             except ValueError as error:

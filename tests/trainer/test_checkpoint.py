@@ -14,10 +14,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from hf_vit import train
 from hf_vit.files import chunks, digest, write_atomically
 from hf_vit.trainer.checkpoint import STATE_FILE, CheckpointArguments, TrainingState
 from hf_vit.trainer.checkpointer import Checkpointer, Resumable
-from hf_vit.trainer.output_dir import clear_temporary, move_files, prepare_output_dir, staging_folder
+from hf_vit.trainer.output_dir import check_room, clear_temporary, move_files, prepare_output_dir, staging_folder
 
 FACTS = {
     "model": {"class": "A", "num_parameters": 3},
@@ -185,6 +186,19 @@ def test_an_output_dir_in_use_needs_a_word(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_what_would_fail_at_the_end_is_said_at_the_start(tmp_path, monkeypatch):
+    """A disk without room for checkpoints, and a Python whose texts are not UTF-8: it could not save class names."""
+    check_room(tmp_path / "new" / "run", 0)
+    with pytest.raises(
+        ValueError, match=r"--output_dir .*run': the run's checkpoints need 1,000,000,000,000 MiB, and"
+    ):
+        check_room(tmp_path / "new" / "run", 10**12 * 2**20)
+    monkeypatch.setattr("locale.getpreferredencoding", lambda do_setlocale: "ANSI_X3.4-1968")  # of LC_ALL=C
+    with pytest.raises(ValueError, match="writes text as ascii: set the environment variable PYTHONUTF8=1"):
+        train.main(["--output_dir", str(tmp_path / "run")])
+    assert not list(tmp_path.iterdir())
+
+
 def test_checkpoints_fall_due_by_steps_or_epochs():
     assert [CheckpointArguments(checkpointing_steps="3").due(step) for step in (2, 3, 6)] == [False, True, True]
     assert not CheckpointArguments().due(3)
@@ -280,6 +294,8 @@ def test_a_damaged_record_stops_no_other_checkpoint(checkpointer, caplog, conten
     before, last = saver.saved()
     (last / STATE_FILE).write_bytes(content)
     assert saver.find("latest") == before
+    (line,) = [each for each in caplog.messages if "passing over" in each]
+    assert str(last / STATE_FILE) in line
     (before / STATE_FILE).write_bytes(content)
     with pytest.raises(ValueError, match=f"no checkpoint is whole: .*{re.escape(str(last / STATE_FILE))}"):
         saver.find("latest")

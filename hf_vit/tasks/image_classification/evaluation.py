@@ -105,7 +105,7 @@ class ClassificationEvaluator(Evaluator):
     def warning(self, metrics: Mapping[str, Any]) -> str | None:
         labels = np.bincount(np.asarray(self.images.with_format("numpy")["label"][:], dtype=np.int64))
         chance = max(1 / len(self.class_names), labels.max() / labels.sum())
-        if metrics["accuracy"] > chance:
+        if metrics["accuracy"] > chance or chance == 1:  # where all are of one class, nothing tells
             return None
         return (
             f"accuracy {metrics['accuracy']:.2%} is no better than chance, {chance:.2%}: the model has learnt nothing "

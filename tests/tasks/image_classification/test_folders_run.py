@@ -201,7 +201,9 @@ class _Rows:
         return {"label": np.array(self.labels)}
 
 
-@pytest.mark.parametrize(("labels", "accuracy", "warns"), [([0, 0, 0, 1], 0.75, True), ([0, 0, 0, 1], 0.8, False)])
+@pytest.mark.parametrize(
+    ("labels", "accuracy", "warns"), [([0, 0, 0, 1], 0.75, True), ([0, 0, 0, 1], 0.8, False), ([0], 1.0, False)]
+)
 def test_an_accuracy_no_better_than_chance_is_warned_of(labels, accuracy, warns):
     evaluator = ClassificationEvaluator(_Rows(labels), ["ant", "bee"], None, final=False)
     warning = evaluator.warning({"accuracy": accuracy})
