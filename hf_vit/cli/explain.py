@@ -43,6 +43,8 @@ def explain(
     task = task_of(model, revision, trust_remote_code)
     if task == "translation":
         picture = _of_text(model, source, class_name or [], revision)
+    elif task != "image-classification":
+        raise ValueError(f"model must classify images or translate texts, {model!r} is for {task}")
     else:
         picture = _of_image(model, source, class_name or [], revision, trust_remote_code)
     print(write_atomically(output, picture))

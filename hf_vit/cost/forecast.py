@@ -10,6 +10,7 @@ from hf_vit.cost.memory import Memory, Setup, vit_memory
 from hf_vit.cost.parts import Part
 from hf_vit.cost.vit import tokens_in_layers, vit_parts
 from hf_vit.models.configuration_hf_vit import HfViTConfig
+from hf_vit.models.token_schedule import token_reduction
 
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _MEMORY = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join(_UNITS)})")
@@ -161,7 +162,8 @@ def _changes(config: HfViTConfig, setup: Setup) -> list[tuple[str, str, HfViTCon
         price = "accumulate gradients for the same global batch" if setup.training else "more batches"
         changes.append((f"batch size {half}", price, config, replace(setup, batch_size=half)))
     larger = tuple(2 * side for side in config.patch_shape)
-    if all(side % patch == 0 for side, patch in zip(config.image_shape, larger)):
+    divides = all(side % patch == 0 for side, patch in zip(config.image_shape, larger))
+    if divides and not token_reduction(config):  # whose schedule is for as many patches as there are
         coarse = _changed(config, patch_size=larger[0] if larger[0] == larger[1] else list(larger))
         price = "a quarter of the tokens: coarser, trained anew"
         changes.append((f"patch size {larger[0]}x{larger[1]}", price, coarse, setup))

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from hf_vit.cost.parts import attention_matrix_bytes, mlp_width
-from hf_vit.cost.vit import num_class_tokens, num_patches, tokens_in_layers, vit_parts
+from hf_vit.cost.vit import num_class_tokens, num_patches, tokens_by_layer, tokens_in_layers, vit_parts
 from hf_vit.models.configuration_hf_vit import HfViTConfig
 from hf_vit.models.strict_config import GATED_ACTIVATIONS
 
@@ -122,11 +122,13 @@ def _is_eager(config: HfViTConfig, setup: Setup) -> bool:
 def saved_bytes(config: HfViTConfig, setup: Setup) -> int:
     """Bytes that autograd keeps of a forward pass: the patches B N C p^2, L layers (`layer_saved_bytes`), the input of
     the final norm B T D, and with class-attention layers theirs. With gradient checkpointing the layers' inputs
-    alone, B T D each, and one layer."""
-    rows = setup.batch_size * tokens_in_layers(config, setup.training)
-    stream = rows * config.hidden_size * setup.parameter_bytes
-    layer, layers = layer_saved_bytes(config, setup), config.num_hidden_layers
-    in_layers = layers * stream + layer - stream if setup.gradient_checkpointing else layers * layer
+    alone, B T D each, and the largest of what the layers keep."""
+    tokens, per_token = tokens_by_layer(config, setup.training), config.hidden_size * setup.parameter_bytes
+    rows, stream = setup.batch_size * tokens[-1][1], setup.batch_size * tokens[0][0] * per_token
+    layers = [layer_saved_bytes(config, setup, *of_layer) for of_layer in tokens]
+    in_layers = sum(layers)
+    if setup.gradient_checkpointing:
+        in_layers = setup.batch_size * per_token * sum(before for before, _ in tokens[1:]) + max(layers)
     patches = setup.batch_size * num_patches(config) * config.num_channels * math.prod(config.patch_shape)
     patches = patches * setup.compute_bytes if config.patch_embedding == "conv" else _stem_saved_bytes(config, setup)
     final = _norm_saved_bytes(config, setup, rows, config.hidden_size, setup.parameter_bytes)
@@ -134,8 +136,9 @@ def saved_bytes(config: HfViTConfig, setup: Setup) -> int:
     return patches + masks + in_layers + final + _class_layers_saved_bytes(config, setup)
 
 
-def layer_saved_bytes(config: HfViTConfig, setup: Setup) -> int:
-    """Bytes that autograd keeps of one layer, in numbers of the type that each has:
+def layer_saved_bytes(config: HfViTConfig, setup: Setup, tokens: int, in_mlp: int) -> int:
+    """Bytes that autograd keeps of one layer with `tokens` in its attention and `in_mlp` in its MLP, in
+    numbers of the type that each has:
 
     - the inputs of the two norms, 2 B T D, and two statistics a token each; their outputs, 2 B T D;
     - queries, keys and values, 3 B T D; the same once more if queries and keys are normed, with SDPA 2 B T D if they
@@ -145,10 +148,11 @@ def layer_saved_bytes(config: HfViTConfig, setup: Setup) -> int:
     - the input of the output projection, B T D, twice if it is normed; layer scale, dropout: both branches, 2 B T D;
     - the MLP's hidden layer before and after the activation, 2 B T M (ReLU: 1, gated: 4), once more if it is normed.
     """
-    tokens = tokens_in_layers(config, setup.training)
-    rows, compute = setup.batch_size * tokens, setup.compute_bytes
+    rows, compute, mlp_rows = setup.batch_size * tokens, setup.compute_bytes, setup.batch_size * in_mlp
     size, states = config.hidden_size, rows * config.hidden_size * compute
-    kept = 2 * (_norm_saved_bytes(config, setup, rows, size, setup.parameter_bytes) + states) + 4 * states
+    mlp_states = mlp_rows * size * compute
+    kept = _norm_saved_bytes(config, setup, rows, size, setup.parameter_bytes) + 5 * states
+    kept += _norm_saved_bytes(config, setup, mlp_rows, size, setup.parameter_bytes) + mlp_states
     if config.qk_norm:
         heads = rows * config.num_attention_heads
         kept += states + 2 * _norm_saved_bytes(config, setup, heads, size // config.num_attention_heads, compute)
@@ -157,9 +161,10 @@ def layer_saved_bytes(config: HfViTConfig, setup: Setup) -> int:
     if config.attention_output_norm:
         kept += _norm_saved_bytes(config, setup, rows, size, compute)
     if config.mlp_hidden_norm:
-        kept += _norm_saved_bytes(config, setup, rows, config.intermediate_size, compute)
-    kept += 2 * ((config.layer_scale_init_value is not None) + bool(config.hidden_dropout_prob)) * states
-    kept += _mlp_copies(config.hidden_act) * rows * config.intermediate_size * compute
+        kept += _norm_saved_bytes(config, setup, mlp_rows, config.intermediate_size, compute)
+    scales = (config.layer_scale_init_value is not None) + bool(config.hidden_dropout_prob)
+    kept += scales * (states + mlp_states)
+    kept += _mlp_copies(config.hidden_act) * mlp_rows * config.intermediate_size * compute
     return kept + _weights_saved_bytes(config, setup, rows, tokens)
 
 
@@ -210,14 +215,14 @@ def _class_layers_saved_bytes(config: HfViTConfig, setup: Setup) -> int:
     """Of a class-attention layer the normed tokens and their keys and values, B (P + T) D each and their sum before
     the norm; what its P class tokens add is small."""
     own = num_class_tokens(config)
-    keys = setup.batch_size * (own + tokens_in_layers(config, setup.training))
+    keys = setup.batch_size * (own + tokens_by_layer(config, setup.training)[-1][1])
     layer = keys * config.hidden_size * (setup.parameter_bytes + 3 * setup.compute_bytes)
     layer += setup.batch_size * own * (6 * config.hidden_size + 2 * config.intermediate_size) * setup.compute_bytes
     return config.num_class_layers * layer
 
 
 def working_bytes(config: HfViTConfig, setup: Setup) -> int:
-    """Bytes that one layer holds for a moment, at its worst.
+    """Bytes that one layer holds for a moment, at its worst, which is the first: it has the most tokens.
 
     Inference, with the sizes in bytes: in attention the residual stream, its norm, queries, keys and values, two
     copies of factors, 7 B T D, and the scores beside the attention weights, 2 B H T^2; in the MLP the stream before

@@ -10,6 +10,8 @@ import math
 
 from hf_vit.cost.parts import Part, linear_parameters, mlp_macs, mlp_parameters, norm_parameters, part
 from hf_vit.models.configuration_hf_vit import HfViTConfig
+from hf_vit.models.token_schedule import patches_after_layers, token_reduction
+from hf_vit.models.vit_checks import RELATIVE
 
 
 def num_patches(config: HfViTConfig) -> int:
@@ -23,12 +25,20 @@ def num_class_tokens(config: HfViTConfig) -> int:
 
 
 def tokens_in_layers(config: HfViTConfig, training: bool = False) -> int:
-    """Tokens that go through the self-attention layers: T = N + prefix tokens. In training those that
+    """Tokens that go into the first self-attention layer, and through all unless they are made fewer: T = N + prefix
+    tokens. In training those that
     `patch_dropout_prob` keeps: max(1, round(N (1 - p))) of the N patches."""
     patches = num_patches(config)
     if training and config.patch_dropout_prob:
         patches = max(1, round(patches * (1 - config.patch_dropout_prob)))
     return patches + config.num_layer_prefix_tokens
+
+
+def tokens_by_layer(config: HfViTConfig, training: bool = False) -> list[tuple[int, int]]:
+    """Tokens in the attention and in the MLP of each layer, between which they are merged or pruned."""
+    first, prefix = tokens_in_layers(config, training), config.num_layer_prefix_tokens
+    after = [patches + prefix for patches in patches_after_layers(config, first - prefix)]
+    return list(zip([first, *after], after))
 
 
 def vit_parts(config: HfViTConfig, batch_size: int = 1, training: bool = False) -> list[Part]:
@@ -57,16 +67,17 @@ weighted: 2 B N D; attention: D^2 + B (2 N D^2 + 2 N D + D^2 + an MLP of one tok
         batch_size: images.
         training: with the tokens that training keeps (`patch_dropout_prob`).
     """
-    tokens = tokens_in_layers(config, training)
+    tokens = tokens_by_layer(config, training)
+    last = tokens[-1][1]
     parts = [
         _patch_embedding(config, batch_size),
         part("tokens and positions", _token_parameters(config) + _position_parameters(config)),
         *_layers(config, batch_size, tokens),
-        *_class_layers(config, batch_size, tokens),
+        *_class_layers(config, batch_size, last),
         part("norms", _norm_parameters(config)),
-        *_pooling(config, batch_size, tokens - config.num_layer_prefix_tokens),
+        *_pooling(config, batch_size, last - config.num_layer_prefix_tokens),
         _head(config, batch_size),
-        _token_labeling_head(config, batch_size, tokens - config.num_layer_prefix_tokens),
+        _token_labeling_head(config, batch_size, tokens[0][0] - config.num_layer_prefix_tokens),
     ]
     return [each for each in parts if each.parameters or each.macs]
 
@@ -138,14 +149,16 @@ def _position_parameters(config: HfViTConfig) -> int:
     return sum(tables.get(name, 0) for name in config.position_embeddings)
 
 
-def _layers(config: HfViTConfig, batch_size: int, tokens: int) -> list[Part]:
+def _layers(config: HfViTConfig, batch_size: int, tokens: list[tuple[int, int]]) -> list[Part]:
     size, heads, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
-    rows, pairs = layers * batch_size * tokens, layers * batch_size * tokens**2
+    rows = batch_size * sum(in_attention for in_attention, _ in tokens)
+    pairs = batch_size * sum(in_attention**2 for in_attention, _ in tokens)
+    in_mlps = [batch_size * in_mlp for _, in_mlp in tokens]
     biases = size * (3 if config.key_bias else 2) * config.qkv_bias
     mixing = 2 * heads**2 * config.talking_heads
     mlp = mlp_parameters(size, config.intermediate_size, config.hidden_act, config.mlp_bias)
-    mlp_all = mlp_macs(rows, size, config.intermediate_size, config.hidden_act)
-    mlp_again = mlp_all - rows // layers * _layers_that_stop_early(config) * size * config.intermediate_size
+    mlp_all = mlp_macs(sum(in_mlps), size, config.intermediate_size, config.hidden_act)
+    mlp_again = mlp_all - sum(in_mlps[: _layers_that_stop_early(config)]) * size * config.intermediate_size
     return [
         part("QKV", layers * (3 * size**2 + biases), rows * 3 * size**2, rows * 3 * size**2),
         part("scores", 0, pairs * size, pairs * size),
@@ -153,7 +166,33 @@ def _layers(config: HfViTConfig, batch_size: int, tokens: int) -> list[Part]:
         part("values", 0, pairs * size, pairs * size),
         part("projection", layers * linear_parameters(size, size, config.proj_bias), rows * size**2, rows * size**2),
         part("MLP", layers * mlp, mlp_all, mlp_again),
+        _reduction(config, batch_size, tokens),
     ]
+
+
+def _reduction(config: HfViTConfig, batch_size: int, tokens: list[tuple[int, int]]) -> Part:
+    """Matmuls that find which tokens go, and fuse those that do.
+
+    Merging, n patches in a layer that merges: the similarities ceil(n / 2) floor(n / 2) K, without a gradient.
+    Pruning, of T tokens R: the class token's scores T D, the sum R D. A relative bias of S tokens is averaged in every
+    layer: H (T S^2 + T^2 S), with a gradient for the bias alone.
+    """
+    size, prefix, whole = config.hidden_size, config.num_layer_prefix_tokens, tokens[0][0]
+    free = with_gradient = 0
+    for before, after in tokens:
+        patches, gone = before - prefix, before - after
+        if gone and config.token_merging_r:
+            free += (patches + 1) // 2 * (patches // 2) * (size // config.num_attention_heads)
+        elif gone:
+            with_gradient += before * size + (gone + 1) * size
+    averaged = 0
+    if token_reduction(config):
+        biases = len(set(config.position_embeddings) & set(RELATIVE))
+        pairs = sum(before * whole**2 + before**2 * whole for before, _ in tokens)
+        averaged = min(biases, 1) * config.num_attention_heads * pairs
+    all_macs = batch_size * (free + with_gradient + averaged)
+    backward = batch_size * (2 * with_gradient + averaged)
+    return Part("token reduction", 0, all_macs, backward, all_macs)
 
 
 def _layers_that_stop_early(config: HfViTConfig) -> int:
@@ -196,7 +235,9 @@ def _norm_parameters(config: HfViTConfig) -> int:
 
 
 def _pooling(config: HfViTConfig, batch_size: int, patches: int) -> list[Part]:
-    size, parameters, macs = config.hidden_size, 0, 0
+    size, parameters, macs, without_gradient = config.hidden_size, 0, 0, 0
+    if token_reduction(config) == "token_merging_r":  # means are sums weighed by size
+        macs = without_gradient = batch_size * patches * size * len({"mean", "cls_mean"} & set(config.poolings))
     if "cls_mean" in config.poolings:
         parameters += config.learn_cls_mean_weight
     if "weighted" in config.poolings:
@@ -208,7 +249,7 @@ def _pooling(config: HfViTConfig, batch_size: int, patches: int) -> list[Part]:
         one_token = size**2 + mlp_macs(1, size, config.intermediate_size, config.hidden_act)
         # The query is learnt, so that it is projected once a batch.
         macs += size**2 + batch_size * (2 * patches * size**2 + 2 * patches * size + one_token)
-    return [part("pooling", parameters, macs)]
+    return [part("pooling", parameters, macs, without_gradient=without_gradient)]
 
 
 def _head(config: HfViTConfig, batch_size: int) -> Part:

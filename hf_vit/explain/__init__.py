@@ -18,6 +18,7 @@ from hf_vit.explain.curves import Curves, deletion_and_insertion
 from hf_vit.explain.evidence import Evidence, has_evidence, patch_evidence
 from hf_vit.explain.explanation import ClassExplanation, Explanation, class_index, explain_image
 from hf_vit.explain.features import feature_components
+from hf_vit.explain.groups import of_all_tokens
 from hf_vit.explain.pooling import pooling_weights
 from hf_vit.explain.positions import position_similarity, relative_position_bias, rotary_kernel
 from hf_vit.explain.relevance import attention_relevance
@@ -41,6 +42,7 @@ __all__ = [
     "explain_image",
     "feature_components",
     "has_evidence",
+    "of_all_tokens",
     "patch_evidence",
     "pooling_weights",
     "position_similarity",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from hf_vit.explain.groups import of_all_tokens, ungrouped_attentions
 from hf_vit.explain.pooling import pooling_weights
 
 
@@ -38,11 +39,11 @@ def attention_maps(
     body: Any = model.base_model
     grid_size = body.embeddings.patch_embedding.grid_size(pixel_values)
     outputs = body(pixel_values, output_attentions=True, return_dict=True)
+    last_hidden_state = of_all_tokens(body, outputs)
     if query is None:
-        query = pooling_weights(body, outputs.last_hidden_state)
-    layers = [
-        attention_of_all_tokens(attention, outputs.last_hidden_state.shape[1]) for attention in outputs.attentions
-    ]
+        query = pooling_weights(body, last_hidden_state)
+    num_tokens = last_hidden_state.shape[1]
+    layers = [attention_of_all_tokens(attention, num_tokens) for attention in ungrouped_attentions(body, outputs)]
     attentions, rollout = torch.stack(layers, dim=1), attention_rollout(layers)  # (B, L, H, T, T), (B, T, T)
     return attention_to_grid(attentions, query, grid_size), attention_to_grid(rollout, query, grid_size)
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_vit.explain.groups import of_all_tokens
 from hf_vit.explain.pooling import pooling_weights_of
 
 _OF_CLASS_TOKEN = ("cls", "cls_tanh")
@@ -71,7 +72,7 @@ def patch_evidence(model: PreTrainedModel, pixel_values: torch.Tensor) -> Eviden
     if not config.num_labels:
         raise ValueError("model must have classes, got num_labels 0")
     grid_size = body.embeddings.patch_embedding.grid_size(pixel_values)
-    hidden_states = body(pixel_values, return_dict=True).last_hidden_state
+    hidden_states = of_all_tokens(body, body(pixel_values, return_dict=True))
     share = 1.0 if distillation_head is None else 0.5  # the logits are the mean of the two heads'
     bias = share * _bias_of(classifier)
     by_token = hidden_states.new_zeros(*hidden_states.shape[:2], config.num_labels, dtype=torch.float32)  # (B, T, C)

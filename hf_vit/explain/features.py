@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from hf_vit.explain.groups import of_all_tokens
+
 
 @torch.no_grad()
 def feature_components(model: PreTrainedModel, pixel_values: torch.Tensor, num_components: int = 3) -> torch.Tensor:
@@ -21,7 +23,7 @@ def feature_components(model: PreTrainedModel, pixel_values: torch.Tensor, num_c
     """
     body: Any = model.base_model
     grid_size = body.embeddings.patch_embedding.grid_size(pixel_values)
-    hidden_states = body(pixel_values, return_dict=True).last_hidden_state.float()
+    hidden_states = of_all_tokens(body, body(pixel_values, return_dict=True)).float()
     patches = hidden_states[:, body.config.num_prefix_tokens :]
     patches = patches - patches.mean(1, keepdim=True)
     _, _, axes = torch.linalg.svd(patches, full_matrices=False)  # (B, components, D)

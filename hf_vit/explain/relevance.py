@@ -28,12 +28,20 @@ def attention_relevance(
 
     Returns:
         fp32 tensor of shape (batch, rows, columns), at least 0; what speaks against the class is not seen.
+
+    Raises:
+        ValueError: if tokens are merged or pruned.
     """
     body: Any = model.base_model
     config: Any = model.config
     grid_size = body.embeddings.patch_embedding.grid_size(pixel_values)
     with torch.no_grad():
-        query = pooling_weights(body, body(pixel_values, return_dict=True).last_hidden_state)  # (B, T)
+        outputs = body(pixel_values, return_dict=True)
+    if getattr(outputs, "token_groups", None) is not None:
+        raise ValueError(
+            "the model must keep all its tokens: set token_merging_r to 0 and token_pruning_keep_rate to 1"
+        )
+    query = pooling_weights(body, outputs.last_hidden_state)  # (B, T)
     if getattr(model, "distillation_head", None) is not None:  # the logits are the mean of the two heads'
         query = query / 2
         query[:, config.distillation_token_index] += 0.5

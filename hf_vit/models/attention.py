@@ -3,6 +3,7 @@
 Shapes: B batch, H heads, Q queries, S keys, T tokens, K head size.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ def attend(
     implementation: str,
     dropout: float = 0.0,
     position_bias: torch.Tensor | None = None,
+    key_bias: torch.Tensor | None = None,
     output_attentions: bool = False,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -75,13 +77,14 @@ def attend(
         implementation: `config._attn_implementation`, a name of the attention interface.
         dropout: rate for the attention weights, applied in training.
         position_bias: added to the scores, broadcast to (batch, heads, queries, keys).
+        key_bias: added to all scores of a key, shape (batch, keys), without a gradient.
         output_attentions: return the weights.
 
     Returns:
         The output, shape (batch, queries, heads, head size), and the weights (batch, heads, queries, keys) or None.
 
     Raises:
-        ValueError: if a flash implementation meets a position bias, which it would ignore.
+        ValueError: if a flash implementation meets a position bias or a bias of the keys, which it would ignore.
     """
     dropout = dropout if module.training else 0.0
     scaling = query.shape[-1] ** -0.5
@@ -93,11 +96,14 @@ def attend(
         implementation = "eager"
     plain = attention_mask is None and position_bias is None and dropout == 0 and not module.is_causal
     if implementation == "sdpa" and plain and why_not_matmul_attention(query, key) is None:
-        return chunked_attention(query, key, value, scaling).transpose(1, 2), None
-    if position_bias is not None and "flash" in implementation:
+        return chunked_attention(query, key, value, scaling, key_bias).transpose(1, 2), None
+    if (position_bias is not None or key_bias is not None) and "flash" in implementation:
         raise ValueError(
-            f"attn_implementation {implementation!r} knows no position bias: use 'sdpa', 'flex_attention' or 'eager'"
+            f"attn_implementation {implementation!r} knows no position bias, nor tokens of different sizes as merging "
+            "makes them: use 'sdpa', 'flex_attention' or 'eager'"
         )
+    if key_bias is not None:
+        position_bias = _with_key_bias(position_bias, key_bias, query, implementation)
     if position_bias is not None and implementation == "flex_attention":
         position_bias = position_bias.expand(query.shape[0], -1, -1, -1)  # it looks up each sample's own
     function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
@@ -110,6 +116,15 @@ def attend(
         return output.to(value.dtype), None
     bias = {} if position_bias is None else {"position_bias": position_bias}
     return function(module, query, key, value, attention_mask, **bias, **options)
+
+
+def _with_key_bias(
+    position_bias: torch.Tensor | None, key_bias: torch.Tensor, query: torch.Tensor, implementation: str
+) -> torch.Tensor:
+    bias = key_bias[:, None, None, :].to(query.dtype)  # (B, 1, 1, S)
+    bias = bias if position_bias is None else position_bias + bias
+    # Flex attention looks up each pair's own.
+    return bias.expand(-1, query.shape[1], query.shape[2], -1) if implementation == "flex_attention" else bias
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -210,7 +225,9 @@ class SelfAttention(MultiHeadAttention):
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
         query_position: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        key_bias: torch.Tensor | None = None,
+        measure: Callable[..., torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor | None, ...]:
         """(batch, tokens, hidden_size) -> the same shape, and the weights (batch, heads, tokens, keys) if asked for.
 
         Args:
@@ -220,6 +237,9 @@ class SelfAttention(MultiHeadAttention):
             past_key_values: keys and values of the tokens before these; those of these tokens are added to it.
             query_position: added to the tokens that make queries and keys, not to those that make values (DETR,
                 2005.12872); broadcast to (batch, tokens, hidden_size).
+            key_bias: added to all scores of a key, shape (batch, keys), without a gradient.
+            measure: what it makes of queries and keys (batch, heads, tokens, head size) and `position_bias` comes
+                third.
         """
         query, key, value = self._project(hidden_states)
         if query_position is not None:
@@ -229,14 +249,17 @@ class SelfAttention(MultiHeadAttention):
             query, key = rotate(query, *rotary_embedding), rotate(key, *rotary_embedding)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        return self._attend(
+        options = {} if key_bias is None else {"key_bias": key_bias}
+        output, weights = self._attend(
             query,
             key,
             value,
             attention_mask=attention_mask,
             position_bias=position_bias,
             output_attentions=output_attentions,
+            **options,
         )
+        return (output, weights) if measure is None else (output, weights, measure(query, key, position_bias))
 
     def _project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self._heads(linear(self.qkv_proj, hidden_states), 3)  # (B, H, T, K) each
@@ -263,6 +286,7 @@ class CrossAttention(MultiHeadAttention):
         output_attentions: bool = False,
         query_position: torch.Tensor | None = None,
         key_position: torch.Tensor | None = None,
+        key_bias: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, tokens, hidden_size) -> the same shape, and the weights (batch, heads, tokens, keys) if asked for.
 
@@ -273,13 +297,20 @@ class CrossAttention(MultiHeadAttention):
             past_key_values: an `EncoderDecoderCache`; any other cache has no room for these keys and values.
             query_position, key_position: added to the tokens that make the queries and to those that make the keys,
                 not to those that make the values; broadcast to their shapes.
+            key_bias: added to all scores of a key, shape (batch, keys), without a gradient.
         """
         if query_position is not None:
             hidden_states = hidden_states + query_position
         (query,) = self._heads(linear(self.q_proj, hidden_states), 1)  # (B, H, T, K)
         key, value = self._keys_and_values(encoder_hidden_states, past_key_values, key_position)
+        options = {} if key_bias is None else {"key_bias": key_bias}
         return self._attend(
-            self.q_norm(query), key, value, attention_mask=attention_mask, output_attentions=output_attentions
+            self.q_norm(query),
+            key,
+            value,
+            attention_mask=attention_mask,
+            output_attentions=output_attentions,
+            **options,
         )
 
     def _keys_and_values(

@@ -50,8 +50,13 @@ class HfDetrConfig(CodeVersionMixin, PreTrainedConfig):
             they are chosen from the image.
         two_stage (`bool`): choose the queries from the image (2010.04159): the boxes of the tokens with the highest
             class scores start them, their contents are learnt. `False`: learnt for all images alike.
+        prior_box_size (`float`): side, in parts of the image, of the box from which a token predicts its own, with
+            `two_stage`; in (0, 1], best the usual size of the objects.
+        token_matches (`int`): tokens that each object is matched to in training, with `two_stage` (one-to-many,
+            2207.13080); queries are matched to one. At least 1.
         box_relative_bias (`bool`): add to the scores of the cross-attention what small MLPs make of the distances
-            from a token's column and row to the sides of a query's box (Plain-DETR, 2308.01904).
+            from a token's column and row to the sides of a query's box (Plain-DETR, 2308.01904), and start by
+            looking at the box (2101.07448).
         with_box_refine (`bool`): each layer corrects the box of the layer before, in units of the box (2010.04159),
             with gradients into both (2203.03605). `False`: each layer predicts from the start.
         group_detr (`int`): groups of queries in training, each matched to all objects (2207.13085); the first alone
@@ -105,6 +110,8 @@ class HfDetrConfig(CodeVersionMixin, PreTrainedConfig):
     decoder_ffn_dim: int = 1024
     num_queries: int = 100
     two_stage: bool = True
+    prior_box_size: float = 0.1
+    token_matches: int = 4
     box_relative_bias: bool = True
     with_box_refine: bool = True
     group_detr: int = 1
@@ -179,12 +186,14 @@ class HfDetrConfig(CodeVersionMixin, PreTrainedConfig):
         for name in ("layer_norm_eps", "eos_coefficient"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not 0 < self.prior_box_size <= 1:
+            raise ValueError(f"prior_box_size must be in (0, 1], got {self.prior_box_size}")
         for index in self.stuff_class_ids:
             if not 0 <= index < int(self.num_labels or 0):
                 raise ValueError(f"stuff_class_ids must be in [0, {self.num_labels}), got {index}")
 
     def _check_sizes(self) -> None:
-        at_least_one = ("d_model", "decoder_layers", "num_queries", "group_detr", "num_labels")
+        at_least_one = ("d_model", "decoder_layers", "num_queries", "group_detr", "num_labels", "token_matches")
         sizes = [f"{stack}_{name}" for stack in ("encoder", "decoder") for name in ("attention_heads", "ffn_dim")]
         for name in (*at_least_one, *sizes):
             if getattr(self, name) < 1:

@@ -58,6 +58,11 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
         attention_probs_dropout_prob (`float`): dropout of the attention weights, in [0, 1).
         patch_dropout_prob (`float`): share of the patches that each image loses in training (2208.07220), in [0, 1).
             [`HfViTBackbone`] keeps them all.
+        token_merging_r (`int` or `list[int]`): patches that each layer merges into those they are most like (ToMe,
+            2210.09461), at most half of what it has; a list has a number for each layer. May be set at run time.
+        token_pruning_keep_rate (`float` or `list[float]`): share of the patches that layers keep, those that the class
+            token looks at most, beside one that the others are fused into (EViT, 2202.07800), in (0, 1]; a number
+            counts at a quarter, a half and three quarters of the depth. May be set at run time.
         drop_path_rate (`float`): rate of stochastic depth (1603.09382) in the last layer, in [0, 1); it rises linearly
             from 0 in the first.
         layer_scale_init_value (`float`, *optional*): initial value, above 0, of the learnt scale of each residual
@@ -145,6 +150,8 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
     patch_dropout_prob: float | int = 0.0
+    token_merging_r: int | list[int] | tuple[int, ...] = 0
+    token_pruning_keep_rate: float | int | list[float | int] | tuple[float | int, ...] = 1.0
     drop_path_rate: float | int = 0.0
     layer_scale_init_value: float | int | None = None
     residual_scale: float | int = 1.0
@@ -192,7 +199,8 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
 
     # Trainer then hands compute_metrics the mean of the two heads alone.
     keys_to_ignore_at_inference = [  # noqa: RUF012
-        *("class_logits", "distillation_logits", "token_logits", "hidden_states", "attentions")
+        "token_groups",
+        *("class_logits", "distillation_logits", "token_logits", "hidden_states", "attentions"),
     ]
 
     def __post_init__(self, **kwargs: Any) -> None:

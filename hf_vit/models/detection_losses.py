@@ -17,8 +17,9 @@ from .matcher import Match, match, matching_costs
 _SCORE_SHARE = 0.25
 # What a target is at least: a box that misses its object is still to learn which object it was given.
 _LEAST_TARGET = 0.01
-# Power of an unmatched query's score that weighs it (2008.13367): most of them are easy.
-_GAMMA = 2.0
+# Power of an unmatched query's score that weighs it (2008.13367): most of them are easy. With 2, as there, queries
+# that share an object settle at a score of about a third, for hardly anything pushes down those that lose it.
+_GAMMA = 1.0
 
 
 class Objects(NamedTuple):
@@ -93,6 +94,7 @@ def match_objects(
     config: Any,
     num_groups: int = 1,
     mask_costs: torch.Tensor | None = None,
+    num_copies: int = 1,
 ) -> list[Match]:
     """Match the queries of each layer and group with the objects of their image.
 
@@ -101,6 +103,7 @@ def match_objects(
         boxes: shape (layers, batch, groups * queries, 4).
         config: gives the weights of the costs.
         mask_costs: of the last layer's first group, shape (batch, queries, objects of the largest image).
+        num_copies: queries of a group that an object is given.
     """
     classes = pad_sequence(list(objects.class_labels.split(objects.sizes)), batch_first=True)  # (B, T)
     costs = matching_costs(
@@ -108,7 +111,7 @@ def match_objects(
     )
     if mask_costs is not None:
         costs[-1, :, : mask_costs.shape[1]] += mask_costs
-    return match(costs, objects.sizes, num_groups)
+    return match(costs, objects.sizes, num_groups, num_copies)
 
 
 def box_and_class_losses(
@@ -158,14 +161,14 @@ def _softmax_loss(logits: torch.Tensor, classes: torch.Tensor, pairs: Match, eos
 
 def _iou_aware_loss(logits: torch.Tensor, classes: torch.Tensor, iou: torch.Tensor, pairs: Match) -> torch.Tensor:
     """Binary cross entropy of each class, summed: the target of a matched query's class is the geometric mean of its
-    score and its box's IoU (2406.03459), so that scores tell how well boxes fit; what is not matched weighs little
-    where its score is small (2008.13367)."""
+    score and its box's IoU (2406.03459), so that scores tell how well boxes fit; a query that is not matched weighs
+    little where its score is small (2008.13367). The other classes of a matched one weigh as much as its own."""
     logits = logits.float()
     scores = logits.detach().sigmoid()
     index = (pairs.images, pairs.queries, classes)
     matched = scores[index] ** _SCORE_SHARE * iou ** (1 - _SCORE_SHARE)
     targets = torch.zeros_like(logits).index_put(index, matched.clamp(min=_LEAST_TARGET))
-    weights = (scores**_GAMMA).index_put(index, torch.ones_like(matched))
+    weights = (scores**_GAMMA).index_put(index[:2], scores.new_ones(()))
     return nn.functional.binary_cross_entropy_with_logits(logits, targets, weights, reduction="sum")
 
 

@@ -15,8 +15,9 @@ from .cpu_linear import linear
 from .layers import drop_path_rates, make_norm
 from .transformer_layer import HfTransformerLayer
 
-# Side of the box, in parts of the image, with respect to which a token predicts its own.
-_TOKEN_BOX = 0.1
+# How fast the attention to a token falls with its distance from a query's box, in sides of the box, at the start, and
+# the side of the smallest box that counts.
+_NEARNESS, _SMALLEST_BOX = 4.0, 0.05
 # Wavelengths of positions go from this part of the image to twice the image.
 _SHORTEST_WAVE = 1 / 32
 
@@ -112,7 +113,9 @@ class FeatureMix(nn.Module):
 class BoxRelativeBias(nn.Module):
     """Bias of the scores of a layer's cross-attention (Plain-DETR, 2308.01904): an MLP sees the signed distances of a
     token's column to the left and right side of a query's box, another those of its row to top and bottom; the bias
-    of a token is the sum of both. Zero at initialisation.
+    of a token is the sum of both. They are zero at initialisation, and what they add to is not: a token outside of the
+    box loses with its distance, so that a query sees its own box before anything is learnt (2101.07448). Without that
+    all queries see the mean of the image at first, and stay alike for long.
 
     Args:
         num_heads: a number for each comes out.
@@ -130,8 +133,17 @@ class BoxRelativeBias(nn.Module):
         rows, columns = token_centers(grid_size, boxes.device)
         of_columns = self.columns(self._distances(corners[..., 0::2], columns))  # (B, Q, columns, H)
         of_rows = self.rows(self._distances(corners[..., 1::2], rows))  # (B, Q, rows, H)
+        of_rows = of_rows + self._nearness(corners[..., 1::2], rows).to(of_rows.dtype)
+        of_columns = of_columns + self._nearness(corners[..., 0::2], columns).to(of_columns.dtype)
         bias = of_rows.permute(0, 3, 1, 2)[..., None] + of_columns.permute(0, 3, 1, 2)[..., None, :]
         return bias.flatten(-2)
+
+    @staticmethod
+    def _nearness(sides: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
+        """Zero between the sides, falling outside: (B, Q, 2), (tokens,) -> (B, Q, tokens, 1)."""
+        first, last = sides[..., 0:1], sides[..., 1:2]
+        outside = (first - centers).clamp(min=0) + (centers - last).clamp(min=0)
+        return -_NEARNESS * (outside / (last - first).clamp(min=_SMALLEST_BOX))[..., None]
 
     def _distances(self, sides: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
         """Signed logarithms of distances, which tell near from very near: (B, Q, 2) -> (B, Q, tokens, 2)."""
@@ -169,7 +181,7 @@ class Queries(nn.Module):
         states = self.token_norm(linear(self.token_projection, tokens))
         rows, columns = token_centers(grid_size, tokens.device)
         y, x = torch.meshgrid(rows, columns, indexing="ij")
-        sides = torch.full_like(x, _TOKEN_BOX)
+        sides = torch.full_like(x, self.config.prior_box_size)
         anchors = torch.stack((x, y, sides, sides), dim=-1).flatten(0, 1)  # (N, 4)
         return linear(self.token_class_head, states), refine_boxes(anchors, self.token_box_head(states))
 

@@ -61,14 +61,15 @@ def matching_costs(
 
 
 @torch.no_grad()
-def match(costs: torch.Tensor, sizes: list[int], num_groups: int = 1) -> list[Match]:
-    """Give each object of an image one query of each group, so that the sum of the costs is least. Where an image has
-    more objects than a group has queries, the objects that cost most are left out.
+def match(costs: torch.Tensor, sizes: list[int], num_groups: int = 1, num_copies: int = 1) -> list[Match]:
+    """Give each object of an image `num_copies` queries of each group, so that the sum of the costs is least. Where an
+    image has more objects than a group has queries, the objects that cost most are left out.
 
     Args:
         costs: shape (layers, batch, groups * queries, objects); entries beyond an image's objects are not read.
         sizes: number of objects of each image.
         num_groups: groups into which the queries fall.
+        num_copies: queries of a group that an object is given, as many as there are.
 
     Returns:
         The pairs of each layer, of which those with the first group need not come first.
@@ -89,10 +90,10 @@ def match(costs: torch.Tensor, sizes: list[int], num_groups: int = 1) -> list[Ma
         for image, size in enumerate(sizes):
             first_query = 0
             for group in layer[image, :, :size].chunk(num_groups):
-                of_group, of_objects = linear_sum_assignment(group.numpy())
+                of_group, of_objects = linear_sum_assignment(group.repeat(1, num_copies).numpy())
                 images += [image] * len(of_group)
                 queries += (of_group + first_query).tolist()
-                objects += (of_objects + first_object[image]).tolist()
+                objects += (of_objects % max(size, 1) + first_object[image]).tolist()
                 first_query += len(group)
         pairs = torch.tensor([images, queries, objects], dtype=torch.int64).to(device)
         matches.append(Match(*pairs))

@@ -300,10 +300,10 @@ class HfDetrForObjectDetection(HfDetrPreTrainedModel):
             ending = "" if i == len(matches) - 1 else f"_{i}"
             losses.update({f"{name}{ending}": value for name, value in of_layer.items()})
         if outputs.token_logits is not None:
-            (pairs,) = match_objects(outputs.token_logits[None], outputs.token_boxes[None], objects, config)
-            of_tokens = box_and_class_losses(
-                outputs.token_logits, outputs.token_boxes, objects, pairs, config, num_boxes
-            )
+            copies = config.token_matches
+            token_logits, token_boxes = outputs.token_logits, outputs.token_boxes
+            (pairs,) = match_objects(token_logits[None], token_boxes[None], objects, config, num_copies=copies)
+            of_tokens = box_and_class_losses(token_logits, token_boxes, objects, pairs, config, num_boxes * copies)
             losses.update({f"{name}_enc": value for name, value in of_tokens.items()})
         if objects.masks is not None and pred_masks is not None:
             in_first_group = matches[-1].queries < num_queries

@@ -61,6 +61,7 @@ class TalkingHeadsSelfAttention(HfViTSelfAttention):
         value: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_bias: torch.Tensor | None = None,
+        key_bias: torch.Tensor | None = None,
         output_attentions: bool = False,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -73,8 +74,13 @@ class TalkingHeadsSelfAttention(HfViTSelfAttention):
                 raise ValueError(f"attention_mask must be boolean for talking heads, got {attention_mask.dtype}")
             blocked = ~attention_mask
             scores = scores.masked_fill(blocked, torch.finfo(scores.dtype).min)
+        if key_bias is not None:
+            scores = scores + key_bias[:, None, None, :].to(scores.dtype)
         weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
         weights = _mix_heads(self.weight_mixing, weights)
+        if key_bias is not None:  # the mixing's bias is for one token, and a token may stand for several
+            more = key_bias[:, None, None, :].exp() - 1  # (B, 1, 1, T)
+            weights = weights + (self.weight_mixing.bias[:, None, None] * more).to(weights.dtype)
         if blocked is not None:
             weights = weights.masked_fill(blocked, 0.0)  # to which the mixing's bias added something
         output = torch.matmul(nn.functional.dropout(weights, self.dropout, self.training), value)

@@ -10,6 +10,7 @@ from .attention import MultiHeadAttention
 from .cpu_operators import is_watched
 from .layers import MLP, DropPath, LayerScale, make_norm
 from .position_encoding import MixedRotaryPosition, RelativePositionBias
+from .token_reduction import TokenGroups, TokenReduction
 from .vit_attention import ClassAttention, make_attention
 from .vit_tokens import of_kept_pairs, of_kept_tokens
 
@@ -39,8 +40,10 @@ class _PreNormLayer(GradientCheckpointingLayer):
         value = config.layer_scale_init_value
         return nn.Identity() if value is None else LayerScale(config.hidden_size, value)
 
-    def _add_branches(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        hidden_states = hidden_states + self._scaled(self.drop_path(self.dropout(self.layer_scale1(attended))))
+    def _add_attention(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self._scaled(self.drop_path(self.dropout(self.layer_scale1(attended))))
+
+    def _add_mlp(self, hidden_states: torch.Tensor) -> torch.Tensor:
         states = self.mlp_norm(hidden_states)
         if self._adds_mlp_as_it_is():
             return self.mlp(states, hidden_states)
@@ -62,7 +65,7 @@ class _PreNormLayer(GradientCheckpointingLayer):
 class HfViTLayer(_PreNormLayer):
     """Pre-norm Transformer layer; it may have relative positions of its own.
 
-    (batch, tokens, hidden_size) -> the same shape
+    (batch, tokens, hidden_size) -> the same shape, or fewer tokens
     """
 
     def __init__(self, config: Any, drop_path_rate: float):
@@ -80,8 +83,11 @@ class HfViTLayer(_PreNormLayer):
         grid_size: tuple[int, int] | None = None,
         kept: torch.Tensor | None = None,
         output_attentions: bool = False,
-    ) -> torch.Tensor:
-        """(batch, tokens, hidden_size) -> the same shape.
+        groups: TokenGroups | None = None,
+        reduction: TokenReduction | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor | None, ...]:
+        """(batch, tokens, hidden_size) -> the same shape; with `groups`, the tokens that are left, and the fields of
+        their groups.
 
         Args:
             position_bias: (1 or batch, heads, tokens, tokens), added to the scores.
@@ -89,19 +95,48 @@ class HfViTLayer(_PreNormLayer):
             grid_size: (rows, columns) of patches, for positions of the layer's own.
             kept: indices of the tokens in the sequence of all, shape (batch, tokens), where some were dropped.
             output_attentions: make the attention compute its weights, for whoever records them.
+            groups: what the tokens stand for, where that is more than themselves. Positions are then those of the
+                whole sequence.
+            reduction: makes them fewer, between attention and MLP.
         """
+        if groups is not None:
+            kept = None
         if self.relative_position_bias is not None:
             own_bias = of_kept_pairs(self.relative_position_bias(grid_size), kept)
             position_bias = own_bias if position_bias is None else position_bias + own_bias
         if self.rotary_embedding is not None:
             rotary_embedding = of_kept_tokens(self.rotary_embedding(grid_size), kept)
+        if groups is not None:
+            return self._reduced(hidden_states, position_bias, rotary_embedding, output_attentions, groups, reduction)
         attended, _ = self.attention(
             self.attention_norm(hidden_states),
             position_bias=position_bias,
             rotary_embedding=rotary_embedding,
             output_attentions=output_attentions,
         )
-        return self._add_branches(hidden_states, attended)
+        return self._add_mlp(self._add_attention(hidden_states, attended))
+
+    def _reduced(
+        self,
+        hidden_states: torch.Tensor,
+        position_bias: torch.Tensor | None,
+        rotary_embedding: tuple[torch.Tensor, torch.Tensor] | None,
+        output_attentions: bool,
+        groups: TokenGroups,
+        reduction: TokenReduction | None,
+    ) -> tuple[torch.Tensor | None, ...]:
+        attended, _, *measured = self.attention(
+            self.attention_norm(hidden_states),
+            position_bias=None if position_bias is None else groups.of_pairs(position_bias),
+            rotary_embedding=None if rotary_embedding is None else of_kept_tokens(rotary_embedding, groups.position),
+            output_attentions=output_attentions,
+            key_bias=None if groups.sizes is None else groups.sizes.log(),
+            measure=None if reduction is None else reduction.measure,
+        )
+        hidden_states = self._add_attention(hidden_states, attended)
+        if reduction is not None:
+            hidden_states, groups = reduction(hidden_states, groups, *measured)
+        return self._add_mlp(hidden_states), *groups
 
 
 class HfViTClassLayer(_PreNormLayer):
@@ -112,12 +147,23 @@ class HfViTClassLayer(_PreNormLayer):
         super().__init__(config, ClassAttention(config), drop_path_rate=0.0)
 
     def forward(
-        self, class_tokens: torch.Tensor, hidden_states: torch.Tensor, output_attentions: bool = False
+        self,
+        class_tokens: torch.Tensor,
+        hidden_states: torch.Tensor,
+        output_attentions: bool = False,
+        sizes: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(batch, class tokens, hidden_size), (batch, other tokens, hidden_size) -> the shape of the former."""
+        """(batch, class tokens, hidden_size), (batch, other tokens, hidden_size) -> the shape of the former.
+
+        Args:
+            sizes: how many tokens each of the latter stands for, shape (batch, other tokens).
+        """
         tokens = self.attention_norm(torch.cat((class_tokens, hidden_states), dim=1))
-        attended, _ = self.attention(tokens[:, : class_tokens.shape[1]], tokens, output_attentions=output_attentions)
-        return self._add_branches(class_tokens, attended)
+        key_bias = None if sizes is None else nn.functional.pad(sizes.log(), (class_tokens.shape[1], 0))
+        attended, _ = self.attention(
+            tokens[:, : class_tokens.shape[1]], tokens, output_attentions=output_attentions, key_bias=key_bias
+        )
+        return self._add_mlp(self._add_attention(class_tokens, attended))
 
 
 __all__ = ["HfViTClassLayer", "HfViTLayer"]

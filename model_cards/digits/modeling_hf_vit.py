@@ -21,6 +21,8 @@ from .losses import classification_loss, distilled_loss, token_labeling_loss
 from .pooling import Pooler
 from .position_encoding import ROTARY_POSITIONS, RelativePositionBias, fill_meta_tables
 from .tested_versions import refuse_unknown
+from .token_reduction import TokenGroups, token_reductions, ungrouped
+from .token_schedule import token_reduction
 from .vit_embeddings import HfViTEmbeddings
 from .vit_layer import HfViTClassLayer, HfViTLayer
 from .vit_pretrained import HfViTPreTrainedModel
@@ -40,6 +42,7 @@ class HfViTImageClassifierOutput(ModelOutput):
         hidden_states (tuple of `torch.Tensor` of shape `(batch, tokens, hidden_size)`): if asked for; the embeddings
             and the output of each layer.
         attentions (tuple of `torch.Tensor` of shape `(batch, heads, tokens, tokens)`): if asked for.
+        token_groups (tuple of `torch.Tensor` of shape `(batch, tokens)`): see [`HfViTModelOutput`].
     """
 
     loss: torch.Tensor | None = None
@@ -49,6 +52,19 @@ class HfViTImageClassifierOutput(ModelOutput):
     token_logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    token_groups: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class HfViTModelOutput(BaseModelOutputWithPooling):
+    """
+    Args:
+        token_groups (tuple of `torch.Tensor` of shape `(batch, tokens)`): where tokens are merged or pruned: for each
+            of the embeddings' tokens the index of the token that it is in, in the embeddings and after each layer; -1
+            if it is in none.
+    """
+
+    token_groups: tuple[torch.Tensor, ...] | None = None
 
 
 class HfViTModel(HfViTPreTrainedModel):
@@ -92,7 +108,7 @@ class HfViTModel(HfViTPreTrainedModel):
         mixtoken_mask: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPooling:
+    ) -> HfViTModelOutput:
         """
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, num_channels, height, width)`): normalised images.
@@ -105,7 +121,7 @@ class HfViTModel(HfViTPreTrainedModel):
 
         Returns:
             `last_hidden_state` of shape (batch, tokens, hidden_size), normed unless the norm follows the pooling, and
-            `pooler_output` of shape (batch, `config.pooled_size`).
+            `pooler_output` of shape (batch, `config.pooled_size`); where tokens are merged or pruned, `token_groups`.
 
         Raises:
             TypeError: if an argument is not known.
@@ -121,39 +137,65 @@ class HfViTModel(HfViTPreTrainedModel):
         mixtoken_mask: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPooling:
+    ) -> HfViTModelOutput:
         """`forward` of images whose (rows, columns) of patches are known."""
         refuse_unknown(self, kwargs)
         pixel_values = pixel_values.to(self.embeddings.patch_embedding.dtype)
         hidden_states = self.embeddings(pixel_values, grid_size, mixtoken_mask)
-        hidden_states, kept = self.patch_dropout(hidden_states)
-        position_bias, rotary_embedding = None, None
-        if self.relative_position_bias is not None:
-            position_bias = of_kept_pairs(self.relative_position_bias(grid_size), kept)
-        if self.rotary_embedding is not None:
-            rotary_embedding = of_kept_tokens(self.rotary_embedding(grid_size), kept)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        for layer in self.layers:
-            # Gradients reach what is given by position under every kind of gradient checkpointing.
-            hidden_states = layer(
-                hidden_states,
-                position_bias,
-                rotary_embedding=rotary_embedding,
-                grid_size=grid_size,
-                kept=kept,
-                output_attentions=output_attentions,
-            )
+        hidden_states, steps = self._through_layers(hidden_states, grid_size, output_attentions)
+        sizes = steps[-1].sizes if steps else None
         if self.class_layers:
             class_tokens = self.embeddings.class_tokens().expand(hidden_states.shape[0], -1, -1)
             for layer in self.class_layers:
-                class_tokens = layer(class_tokens, hidden_states, output_attentions=output_attentions)
+                class_tokens = layer(class_tokens, hidden_states, output_attentions, sizes)
             hidden_states = torch.cat((class_tokens, hidden_states), dim=1)
         if not self.config.norm_after_pooling:
             hidden_states = self.norm(hidden_states)
-        return BaseModelOutputWithPooling(
+        pooled = None
+        if self.pooler is not None:
+            sizes = None if sizes is None else sizes[:, self.config.num_layer_prefix_tokens :]  # of the patches
+            pooled = self.norm_pooled(self.pooler(hidden_states, sizes)).flatten(1)
+        return HfViTModelOutput(
             last_hidden_state=hidden_states,
-            pooler_output=self.norm_pooled(self.pooler(hidden_states)).flatten(1) if self.pooler else None,
+            pooler_output=pooled,
+            token_groups=tuple(groups.group for groups in steps) if steps else None,
         )
+
+    def _through_layers(
+        self, hidden_states: torch.Tensor, grid_size: tuple[int, int], output_attentions: bool
+    ) -> tuple[torch.Tensor, list[TokenGroups]]:
+        """(batch, tokens, hidden_size) -> the same or, with the groups after each layer, fewer tokens."""
+        num_tokens = hidden_states.shape[1]
+        hidden_states, kept = self.patch_dropout(hidden_states)
+        position_bias, rotary_embedding = None, None
+        if self.relative_position_bias is not None:
+            position_bias = self.relative_position_bias(grid_size)
+        if self.rotary_embedding is not None:
+            rotary_embedding = self.rotary_embedding(grid_size)
+        options = {"grid_size": grid_size, "output_attentions": output_attentions}
+        # Gradients reach what is given by position under every kind of gradient checkpointing.
+        if token_reduction(self.config) is None:
+            position_bias = None if position_bias is None else of_kept_pairs(position_bias, kept)
+            rotary_embedding = None if rotary_embedding is None else of_kept_tokens(rotary_embedding, kept)
+            for layer in self.layers:
+                hidden_states = layer(
+                    hidden_states, position_bias, rotary_embedding=rotary_embedding, kept=kept, **options
+                )
+            return hidden_states, []
+        steps = [TokenGroups.whole(hidden_states, num_tokens, kept)]
+        num_patches = hidden_states.shape[1] - self.config.num_layer_prefix_tokens
+        for layer, reduction in zip(self.layers, token_reductions(self.config, num_patches)):
+            hidden_states, *groups = layer(
+                hidden_states,
+                position_bias,
+                rotary_embedding=rotary_embedding,
+                groups=steps[-1],
+                reduction=reduction,
+                **options,
+            )
+            steps.append(TokenGroups(*groups))
+        return hidden_states, steps
 
     def norm_pooled(self, pooled: torch.Tensor) -> torch.Tensor:
         """Apply the final norm if it follows the pooling, not the layers: (..., hidden_size) -> the same shape."""
@@ -239,6 +281,9 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
         token_logits = None
         if self.token_labeling_head is not None:
             patches = outputs.last_hidden_state[:, self.config.num_prefix_tokens :]
+            if outputs.token_groups is not None:
+                first = self.config.num_layer_prefix_tokens
+                patches = ungrouped(patches, outputs.token_groups[-1][:, first:] - first)
             token_logits = self.token_labeling_head(self.vit.norm_pooled(patches))
         loss = self._loss(logits, class_logits, distillation_logits, labels, teacher_logits)
         if token_labels is not None and loss is not None:
@@ -251,6 +296,7 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
             token_logits=token_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            token_groups=outputs.token_groups,
         )
 
     def _loss(
@@ -308,7 +354,7 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
     @capture_outputs(tie_last_hidden_states=False)
     def _encode_and_capture(
         self, pixel_values: torch.Tensor, grid_size: tuple[int, int], **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
+    ) -> HfViTModelOutput:
         return self._encode(pixel_values, grid_size, **kwargs)
 
     @can_return_tuple
@@ -319,7 +365,8 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
             pixel_values (`torch.Tensor` of shape `(batch, num_channels, height, width)`): normalised images.
 
         Returns:
-            `feature_maps`: for each stage asked for, a tensor of shape (batch, hidden_size, rows, columns).
+            `feature_maps`: for each stage asked for, a tensor of shape (batch, hidden_size, rows, columns); patches
+            that were merged have the same features.
 
         Raises:
             TypeError: if an argument is not known.
@@ -331,6 +378,8 @@ class HfViTBackbone(BackboneMixin, HfViTModel):
         for stage, tokens in zip(self.stage_names, outputs.hidden_states):
             if stage in self.out_features:
                 tokens = self.norm(tokens) if self.config.apply_layernorm else tokens
+                if outputs.token_groups is not None:
+                    tokens = ungrouped(tokens, outputs.token_groups[self.stage_names.index(stage)])
                 patches = tokens[:, self.config.num_layer_prefix_tokens :].transpose(1, 2)  # (B, D, N)
                 feature_maps.append(patches.unflatten(2, grid_size))
         return BackboneOutput(

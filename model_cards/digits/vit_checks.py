@@ -6,6 +6,7 @@ from typing import Any
 from transformers.activations import ACT2FN
 
 from .strict_config import GATED_ACTIVATIONS, PROBLEM_TYPES
+from .token_schedule import check_token_reduction
 
 POOLINGS = ("cls", "cls_tanh", "mean", "max", "cls_mean", "weighted", "attention", "none")
 # Added to the tokens, to the attention scores, or turning queries and keys.
@@ -30,6 +31,7 @@ def check_config(config: Any) -> None:
     _check_names(config)
     _check_positions(config)
     _check_layers(config)
+    check_token_reduction(config)
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "patch_dropout_prob"):
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"{name} must be in [0, 1), got {getattr(config, name)}")

@@ -16,53 +16,79 @@ _CHUNK_WEIGHTS = 1 << 20
 
 
 class _ChunkedAttention(torch.autograd.Function):
-    """Unmasked attention as two batched matmuls over a few samples at a time, its weights computed again in the
+    """Attention as two batched matmuls over a few samples at a time, its weights computed again in the
     backward pass: never more than a chunk of them in memory, and in bf16 on a CPU several times faster than the fused
     kernel for short sequences. Where the fused kernel is the faster one forward, it is taken for that."""
 
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> Any:
-        ctx.save_for_backward(query, key, value)
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        key_bias: torch.Tensor | None,
+    ) -> Any:
+        ctx.save_for_backward(query, key, value, key_bias)
         ctx.scaling = scaling
-        return _attend(query, key, value, scaling)
+        return _attend(query, key, value, scaling, key_bias)
 
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> Any:
-        query, key, value = ctx.saved_tensors
+        query, key, value, key_bias = ctx.saved_tensors
         grad_query, grad_key, grad_value = (torch.empty_like(tensor) for tensor in (query, key, value))
         for chunk in _chunks(query, key):
-            weights = _weights(query[chunk], key[chunk], ctx.scaling)  # (B, H, Q, S)
+            weights = _weights(query[chunk], key[chunk], ctx.scaling, _of(key_bias, chunk))  # (B, H, Q, S)
             grad_value[chunk] = torch.matmul(weights.transpose(2, 3), grad_output[chunk])
             grad_weights = torch.matmul(grad_output[chunk], value[chunk].transpose(2, 3))
             grad_scores = softmax_backward(grad_weights, weights).mul_(ctx.scaling)
             grad_query[chunk] = torch.matmul(grad_scores, key[chunk])
             grad_key[chunk] = torch.matmul(grad_scores.transpose(2, 3), query[chunk])
-        return grad_query, grad_key, grad_value, None
+        return grad_query, grad_key, grad_value, None, None
 
 
-def chunked_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
-    """Unmasked attention by batched matmuls, shape (batch, heads, queries, head size).
+def chunked_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    key_bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention without a mask by batched matmuls, shape (batch, heads, queries, head size).
 
     Args:
         query: shape (batch, heads, queries, head size); `key` and `value` likewise with the number of keys.
         scaling: factor of the scores.
+        key_bias: added to all scores of a key, shape (batch, keys), without a gradient.
     """
     attend = _ChunkedAttention.apply if torch.is_grad_enabled() else _attend
-    return attend(query, key, value, scaling)
+    return attend(query, key, value, scaling, key_bias)
 
 
-def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, key_bias: torch.Tensor | None
+) -> torch.Tensor:
     if fuses_forward_attention():
-        return nn.functional.scaled_dot_product_attention(query, key, value, scale=scaling)
+        mask = None if key_bias is None else key_bias[:, None, None, :].to(query.dtype)
+        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
     output = torch.empty_like(query)
     for chunk in _chunks(query, key):
-        weights = _weights(query[chunk], key[chunk], scaling)
+        weights = _weights(query[chunk], key[chunk], scaling, _of(key_bias, chunk))
         torch.matmul(weights, value[chunk], out=output[chunk])
     return output
 
 
-def _weights(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
-    return torch.matmul(query * scaling, key.transpose(2, 3)).softmax(-1)
+def _weights(
+    query: torch.Tensor, key: torch.Tensor, scaling: float, key_bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))
+    if key_bias is not None:
+        scores.add_(key_bias[:, None, None, :].to(scores.dtype))
+    return scores.softmax(-1)
+
+
+def _of(key_bias: torch.Tensor | None, chunk: slice) -> torch.Tensor | None:
+    return None if key_bias is None else key_bias[chunk]
 
 
 def _chunks(query: torch.Tensor, key: torch.Tensor) -> list[slice]:

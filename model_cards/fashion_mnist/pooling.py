@@ -15,20 +15,26 @@ from .layers import MLP, make_norm
 
 
 class MeanPooling(nn.Module):
-    """Mean over the patches: (batch, tokens, hidden_size) -> (batch, hidden_size)."""
+    """Mean over the patches, each counting as many times as its size: (batch, tokens, hidden_size) -> (batch,
+    hidden_size)."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.num_prefix_tokens = config.num_prefix_tokens
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return tokens[:, self.num_prefix_tokens :].mean(1)
+    def forward(self, tokens: torch.Tensor, sizes: torch.Tensor | None = None) -> torch.Tensor:
+        patches = tokens[:, self.num_prefix_tokens :]
+        if sizes is None:
+            return patches.mean(1)
+        weights = (sizes / sizes.sum(1, keepdim=True)).to(patches.dtype)
+        return (weights[:, None] @ patches).squeeze(1)
 
 
 class MaxPooling(MeanPooling):
-    """Largest value of each channel over the patches: (batch, tokens, hidden_size) -> (batch, hidden_size)."""
+    """Largest value of each channel over the patches, whatever their sizes: (batch, tokens, hidden_size) -> (batch,
+    hidden_size)."""
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, sizes: torch.Tensor | None = None) -> torch.Tensor:
         return tokens[:, self.num_prefix_tokens :].amax(1)
 
 
@@ -39,7 +45,7 @@ class ClassTokenPooling(nn.Module):
         super().__init__()
         self.class_token_index = config.class_token_index
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, sizes: torch.Tensor | None = None) -> torch.Tensor:
         return tokens[:, self.class_token_index]
 
 
@@ -51,12 +57,13 @@ class ClassTokenTanhPooling(ClassTokenPooling):
         super().__init__(config)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, sizes: torch.Tensor | None = None) -> torch.Tensor:
         return linear(self.dense, super().forward(tokens)).tanh()
 
 
 class ClassTokenMeanPooling(MeanPooling):
-    """w * class token + (1 - w) * mean over the patches; w is `cls_mean_weight`, fixed, or learnt as a sigmoid."""
+    """w * class token + (1 - w) * mean over the patches, as [`MeanPooling`] has it; w is `cls_mean_weight`,
+    fixed, or learnt as a sigmoid."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -70,13 +77,14 @@ class ClassTokenMeanPooling(MeanPooling):
     def initial_logit(self) -> float:
         return math.log(self.weight / (1 - self.weight))
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, sizes: torch.Tensor | None = None) -> torch.Tensor:
         weight = self.weight if self.weight_logit is None else self.weight_logit.sigmoid()
-        return weight * tokens[:, self.class_token_index] + (1 - weight) * super().forward(tokens)
+        return weight * tokens[:, self.class_token_index] + (1 - weight) * super().forward(tokens, sizes)
 
 
 class WeightedPooling(nn.Module):
-    """A learnt score for each patch, softmax, weighted sum (sequence pooling of CCT, 2104.05704).
+    """A learnt score for each patch, softmax, weighted sum (sequence pooling of CCT, 2104.05704). A patch counts in
+    the softmax as many times as its size.
 
     (batch, tokens, hidden_size) -> (batch, hidden_size)
     """
@@ -86,15 +94,19 @@ class WeightedPooling(nn.Module):
         self.num_prefix_tokens = config.num_prefix_tokens
         self.score = nn.Linear(config.hidden_size, 1)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, sizes: torch.Tensor | None = None) -> torch.Tensor:
         patches = tokens[:, self.num_prefix_tokens :]
-        weights = linear(self.score, patches).softmax(1)  # (B, N, 1)
+        scores = linear(self.score, patches)  # (B, N, 1)
+        if sizes is not None:
+            scores = scores + sizes.log()[:, :, None].to(scores.dtype)
+        weights = scores.softmax(1)
         return (weights.transpose(1, 2) @ patches).squeeze(1)
 
 
 class AttentionPooling(nn.Module):
     """Multi-head attention of one learnt query over the patches, then an MLP branch: the MAP head of "Scaling Vision
-    Transformers" (2106.04560). As in big_vision, SigLIP and timm it has biases and no dropout, whatever the layers do.
+    Transformers" (2106.04560). A patch counts in the attention as many times as its size. As in big_vision, SigLIP
+    and timm it has biases and no dropout, whatever the layers do.
 
     (batch, tokens, hidden_size) -> (batch, hidden_size)
     """
@@ -114,7 +126,7 @@ class AttentionPooling(nn.Module):
         self.norm = make_norm(config)
         self.mlp = MLP(hidden_size, config.intermediate_size, config.hidden_act)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, sizes: torch.Tensor | None = None) -> torch.Tensor:
         patches = tokens[:, self.num_prefix_tokens :]
         batch_size, num_patches, hidden_size = patches.shape
         heads = (self.num_attention_heads, hidden_size // self.num_attention_heads)
@@ -122,7 +134,8 @@ class AttentionPooling(nn.Module):
         key, value = (
             linear(self.kv_proj, patches).view(batch_size, num_patches, 2, *heads).permute(2, 0, 3, 1, 4).unbind(0)
         )
-        output, _ = attend(self, query, key, value, implementation=self.config._attn_implementation)
+        key_bias = None if sizes is None else sizes.log()
+        output, _ = attend(self, query, key, value, implementation=self.config._attn_implementation, key_bias=key_bias)
         pooled = linear(self.out_proj, output.reshape(batch_size, hidden_size))
         return pooled + self.mlp(self.norm(pooled))
 
@@ -139,14 +152,17 @@ _POOLINGS = {
 
 
 class Pooler(nn.Module):
-    """The poolings that `config.pooling` names: (batch, tokens, hidden_size) -> (batch, poolings, hidden_size)."""
+    """The poolings that `config.pooling` names: (batch, tokens, hidden_size) -> (batch, poolings, hidden_size).
+
+    Each is given how many patches every one of the patches stands for, shape (batch, patches), where that is more than
+    one."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.poolings = nn.ModuleDict({name: _POOLINGS[name](config) for name in config.poolings})
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return torch.stack([pooling(tokens) for pooling in self.poolings.values()], dim=1)
+    def forward(self, tokens: torch.Tensor, sizes: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.stack([pooling(tokens, sizes) for pooling in self.poolings.values()], dim=1)
 
 
 __all__ = ["AttentionPooling", "ClassTokenMeanPooling", "Pooler", "WeightedPooling"]

@@ -56,6 +56,14 @@ CASES = {
         "pooling": "mean",
     },
     "no classes": {"patch_fit": "crop", "image_size": 18, "num_labels": 0, "pooling": "max", "use_class_token": False},
+    "merging": {"token_merging_r": [3, 0, 4], "pooling": ["mean", "cls_mean", "weighted"], "hidden_dropout_prob": 0.1},
+    "merging, class layers": {
+        "token_merging_r": 3,
+        "num_class_layers": 1,
+        "talking_heads": True,
+        "position_embedding": ["relative_bias_per_layer", "rope_2d"],
+    },
+    "pruning": {"token_pruning_keep_rate": 0.6, "use_distillation_token": True},
     "no norm": {"position_embedding_on_prefix": False, "pooling_norm": "none"},
 }
 

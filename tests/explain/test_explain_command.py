@@ -118,14 +118,16 @@ def test_the_command_writes_a_picture(monkeypatch, capsys, tmp_path):
 def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path):
     broken, output = tmp_path / "broken.png", tmp_path / "why.png"
     broken.write_bytes(b"no image")
-    detector = tmp_path / "detector"
-    HfViTConfig(architectures=["HfViTModel"]).save_pretrained(detector)
+    body, detector = tmp_path / "body", tmp_path / "detector"
+    HfViTConfig(architectures=["HfViTModel"]).save_pretrained(body)
+    HfViTConfig(architectures=["HfDetrForObjectDetection"]).save_pretrained(detector)
     cases = {
         "class '12' does not exist, nearest: ": (DIGITS, SAMPLE, "--class", "12"),
         "cannot be read": (DIGITS, broken),
         "no file, folder or pattern": (DIGITS, tmp_path / "none.png"),
         "image must be one file or address": (DIGITS, DIGITS),
-        "model must classify images": (detector, SAMPLE),
+        "model must classify images, detect": (body, SAMPLE),
+        "model must classify images or translate texts": (detector, SAMPLE),
         "--class is for models that classify images": (CARDS / "dates", "piatok", "--class", "3"),
         "there is no folder": (tmp_path / "none", SAMPLE),
     }

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torchvision.ops import box_iou as torchvision_iou
 from torchvision.ops import generalized_box_iou
 from transformers import DetrConfig
@@ -84,6 +85,20 @@ def test_each_group_is_matched_as_if_it_were_alone():
     alone = [our_losses(a, b, labels, config)[0] for a, b in zip(logits.chunk(3, 2), boxes.chunk(3, 2))]
     for name in ("loss_ce", "loss_bbox", "loss_giou"):
         torch.testing.assert_close(together[name], torch.stack([losses[name] for losses in alone]).mean())
+
+
+def test_each_object_is_given_as_many_queries_as_asked_for():
+    """With one object the cheapest; with more, what scipy gives for each object written down twice."""
+    torch.manual_seed(0)
+    costs = torch.rand(1, 2, 9, 3)
+    (pairs,) = matcher.match(costs, [1, 3], num_copies=2)
+    of_first = pairs.queries[pairs.images == 0]
+    assert sorted(of_first.tolist()) == sorted(costs[0, 0, :, 0].topk(2, largest=False).indices.tolist())
+    queries, columns = linear_sum_assignment(torch.cat([costs[0, 1], costs[0, 1]], dim=1).numpy())
+    found = costs[0, 1, pairs.queries[pairs.images == 1], pairs.objects[pairs.images == 1] - 1].sum()
+    assert found == pytest.approx(float(torch.cat([costs[0, 1], costs[0, 1]], dim=1)[queries, columns].sum()))
+    assert pairs.objects.bincount().tolist() == [2, 2, 2, 2]
+    assert len(set(zip(pairs.images.tolist(), pairs.queries.tolist()))) == 8
 
 
 def test_a_prediction_that_is_not_finite_is_taken_last():

@@ -56,7 +56,9 @@ def attention_of(model: Any, pixel_values: torch.Tensor) -> dict[str, list]:
     shown = {f"layer {i + 1}": maps[:, i].mean(1) for i in layers}
     shown["all layers"] = rollout
     if SEEING_POOLINGS & set(model.config.poolings):
-        weights = interpret.pooling_weights(model, model.base_model(pixel_values).last_hidden_state)
+        weights = interpret.pooling_weights(
+            model, interpret.of_all_tokens(model.base_model, model.base_model(pixel_values))
+        )
         shown["pooling"] = weights[:, model.config.num_prefix_tokens :].unflatten(1, grid_size)
     return {title: numbers(maps * grid_size.numel()) for title, maps in shown.items()}
 

@@ -16,7 +16,7 @@ class ObjectDataArguments(SourceArguments):
     dataset_name: str | None = argument(
         None,
         help="A folder with COCO's, Roboflow's, YOLO's or Pascal VOC's annotations, a dataset with a column "
-        "`objects`, or `shapes`, drawn scenes.",
+        "`objects`, or drawn here: `shapes` with boxes, `scenes` with masks of things and stuff.",
     )
     image_column_name: str | None = argument(None, help="Column of images of a dataset; found when not given.")
     box_format: str = argument(

@@ -13,6 +13,7 @@ from datasets import Dataset
 from hf_vit.files import digest
 from hf_vit.sources import limit_samples, named_splits, split_off_validation
 from hf_vit.tasks.object_detection.arguments import ObjectDataArguments
+from hf_vit.tasks.object_detection.scenes import draw_scenes
 from hf_vit.tasks.object_detection.shapes import draw_shapes
 from hf_vit.vision.annotations.checks import CheckedImages, check
 from hf_vit.vision.annotations.load import load_annotated_images
@@ -20,7 +21,7 @@ from hf_vit.vision.annotations.rows import AnnotatedImages
 from hf_vit.vision.decoding import encoded
 from hf_vit.words import counted
 
-BUILT_IN: dict[str, Callable[[], AnnotatedImages]] = {"shapes": draw_shapes}
+BUILT_IN: dict[str, Callable[[], AnnotatedImages]] = {"shapes": draw_shapes, "scenes": draw_scenes}
 _FINGERPRINT_IMAGES = 256
 NO_CATEGORY = -1  # stands for the number of a class that the data lacks
 
@@ -91,15 +92,16 @@ def fingerprint(split: Dataset) -> str:
     return digest([repr(split["objects"][:]).encode(), *images])[:16]
 
 
-def load_annotated(arguments: ObjectDataArguments) -> CheckedImages:
+def load_annotated(arguments: ObjectDataArguments, *, needs_masks: bool = False) -> CheckedImages:
     """The data set of `arguments`, checked.
 
     Raises:
-        ValueError: no format that is known, or annotations that cannot train; see `annotations.checks.check`.
+        ValueError: no format that is known, or annotations that cannot train; see `annotations.checks.check`; or they
+            have no masks, where masks are needed.
     """
     name = arguments.dataset_name or ""
     if name in BUILT_IN:
-        return check(BUILT_IN[name]())
+        return _with_masks(check(BUILT_IN[name](), needs_masks=needs_masks), needs_masks)
     source = load_annotated_images(
         name,
         arguments.dataset_config_name,
@@ -108,29 +110,40 @@ def load_annotated(arguments: ObjectDataArguments) -> CheckedImages:
         box_format=arguments.box_format,
         class_names=arguments.class_names,
     )
-    return check(source)
+    return _with_masks(check(source, needs_masks=needs_masks), needs_masks)
 
 
-def load_annotated_splits(arguments: ObjectDataArguments, seed: int) -> AnnotatedData:
+def _with_masks(checked: CheckedImages, needs_masks: bool) -> CheckedImages:
+    if needs_masks and not checked.has_masks:
+        raise ValueError(
+            f"--dataset_name {checked.name!r} has boxes alone ({checked.format}), and --task image_segmentation needs "
+            "masks; train --task object_detection on it"
+        )
+    return checked
+
+
+def load_annotated_splits(arguments: ObjectDataArguments, seed: int, *, needs_masks: bool = False) -> AnnotatedData:
     """The splits of a run; `seed` decides the validation split where one is made.
 
     Raises:
         ValueError: as `load_annotated`, or there is no train split, or nothing to evaluate.
     """
-    checked = load_annotated(arguments)
+    checked = load_annotated(arguments, needs_masks=needs_masks)
     data = AnnotatedData(checked, named_splits(checked.splits, checked.name))
     split_off_validation(data.splits, arguments, seed)
     limit_samples(data.splits, arguments, seed)
     return data
 
 
-def load_annotated_split(arguments: ObjectDataArguments, split: str, class_names: list[str]) -> AnnotatedData:
+def load_annotated_split(
+    arguments: ObjectDataArguments, split: str, class_names: list[str], *, needs_masks: bool = False
+) -> AnnotatedData:
     """One split for a model of these classes, with the model's indices.
 
     Raises:
         ValueError: there is no such split, or it has categories that the model does not know.
     """
-    checked = load_annotated(arguments)
+    checked = load_annotated(arguments, needs_masks=needs_masks)
     if split not in checked.splits:
         raise ValueError(f"--split {split!r} is not in the data; its splits: {', '.join(checked.splits)}")
     unknown = [name for name in checked.class_names if name not in class_names]

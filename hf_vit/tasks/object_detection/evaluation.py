@@ -110,13 +110,17 @@ class DetectionEvaluator(Evaluator):
         rows = self.rows()
         return np.split(rows, np.searchsorted(rows[:, 0], np.arange(1, len(self.split))))
 
+    def _chosen(self) -> list[int]:
+        """Indices of the images that the card shows, evenly spaced."""
+        count = min(self.num_samples, len(self.split))
+        return np.unique(np.linspace(0, len(self.split) - 1, count).astype(int)).tolist() if count else []
+
     def save_samples(self, folder: Path) -> list[dict[str, Any]]:
         """Images of the split as PNG, evenly spaced, with what was found, rightly or not, and what was missed."""
-        count = min(self.num_samples, len(self.split))
-        chosen = np.unique(np.linspace(0, len(self.split) - 1, count).astype(int)) if count else np.zeros(0, dtype=int)
-        by_image = self._by_image() if len(chosen) else []
+        chosen = self._chosen()
+        by_image = self._by_image() if chosen else []
         samples = []
-        for number, index in enumerate(chosen.tolist()):
+        for number, index in enumerate(chosen):
             row = self.split[index]
             picture = decode(row["image"], index)
             scale = min(1.0, MAX_SAMPLE_SIDE / max(picture.size))

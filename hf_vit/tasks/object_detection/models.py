@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from typing import Any
 
 from PIL.Image import Resampling
@@ -62,6 +64,8 @@ def build_detector(
     classes: dict[str, Any] = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
     stuff = [index for index, is_thing in enumerate(data.checked.is_thing) if not is_thing]
     fields = {**arguments.config_overrides, "stuff_class_ids": stuff}
+    if arguments.model_name_or_path is None:  # a trained one's heads know their own
+        fields = {"prior_box_size": usual_box_size(data), **fields}
     check_fields(fields, HfDetrConfig())
     if arguments.model_name_or_path is not None:
         origin: dict[str, Any] = {
@@ -89,6 +93,18 @@ def build_detector(
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def usual_box_size(data: AnnotatedData) -> float:
+    """The median of the training boxes' sides, in parts of their images: where tokens start, so that most of what they
+    have to learn first is where and what the objects are."""
+    train = data.splits["train"]
+    sides = [
+        math.sqrt(w / width * h / height)
+        for objects, height, width in zip(train["objects"], train["height"], train["width"])
+        for _, _, w, h in objects["bbox"]
+    ]
+    return round(min(max(statistics.median(sides), 0.01), 1.0), 4) if sides else HfDetrConfig().prior_box_size
 
 
 def build_processor(arguments: DetectorArguments, canvas: tuple[int, int], config: Any) -> HfDetrImageProcessor:

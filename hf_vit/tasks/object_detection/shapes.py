@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
@@ -10,16 +12,16 @@ from PIL import ImageDraw
 from hf_vit.vision.annotations.rows import AnnotatedImages, AnnotatedSplit, Annotation, Category
 
 SHAPES = ("circle", "square", "triangle")
-SIDE = 96  # pixels
+SIDE = 64  # pixels
 MAX_SHAPES = 5
-NUM_IMAGES = {"train": 600, "validation": 100, "test": 200}
+NUM_IMAGES = {"train": 1500, "validation": 100, "test": 200}
 _SUPERSAMPLING = 4  # so that edges are smooth
 _MAX_OVERLAP = 0.2  # of the smaller of two boxes
 
 
 def draw_shapes() -> AnnotatedImages:
-    """600, 100 and 200 scenes of up to five circles, squares and triangles, some of which hide parts of others; one in
-    some twenty scenes is empty."""
+    """1,500, 100 and 200 scenes of up to five circles, squares and triangles, some of which hide parts of others; one
+    in some twenty scenes is empty."""
     splits = {split: _draw_split(count, seed) for seed, (split, count) in enumerate(NUM_IMAGES.items())}
     categories = [Category(index, name) for index, name in enumerate(SHAPES)]
     return AnnotatedImages(
@@ -56,7 +58,9 @@ def _draw_scene(generator: np.random.Generator) -> tuple[PILImage.Image, list[An
         if any(_overlap(box, each.bbox) > _MAX_OVERLAP for each in annotations):
             continue
         category = int(generator.integers(len(SHAPES)))
-        _draw_shape(ImageDraw.Draw(picture), SHAPES[category], box, _contrasting(generator, background))
+        x, y, length = (_SUPERSAMPLING * value for value in (left, top, side))
+        corners = (x, y, x + length, y + length)
+        draw_shape(ImageDraw.Draw(picture), SHAPES[category], corners, _contrasting(generator, background))
         annotations.append(Annotation(category, box))
     return picture.resize((SIDE, SIDE), PILImage.Resampling.LANCZOS), annotations
 
@@ -75,12 +79,12 @@ def _contrasting(generator: np.random.Generator, background: tuple[int, ...]) ->
             return tuple(colour.tolist())
 
 
-def _draw_shape(draw: ImageDraw.ImageDraw, name: str, box: tuple[float, ...], colour: tuple[int, ...]) -> None:
-    left, top, side = (_SUPERSAMPLING * value for value in box[:3])
-    right, bottom = left + side, top + side
+def draw_shape(draw: ImageDraw.ImageDraw, name: str, corners: tuple[float, float, float, float], fill: Any) -> None:
+    """A filled shape within the corners (left, top, right, bottom)."""
+    left, top, right, bottom = corners
     if name == "circle":
-        draw.ellipse((left, top, right, bottom), fill=colour)
+        draw.ellipse(corners, fill=fill)
     elif name == "square":
-        draw.rectangle((left, top, right, bottom), fill=colour)
+        draw.rectangle(corners, fill=fill)
     else:
-        draw.polygon([(left, bottom), (right, bottom), ((left + right) / 2, top)], fill=colour)
+        draw.polygon([(left, bottom), (right, bottom), ((left + right) / 2, top)], fill=fill)

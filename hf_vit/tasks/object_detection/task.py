@@ -35,7 +35,7 @@ class ObjectDetection(Task):
     name = "object_detection"
     scoring_groups: ClassVar = {"data": ObjectDataArguments}
     sample_unit = "images"
-    auto_class: ClassVar = AutoModelForObjectDetection
+    auto_class: ClassVar[Any] = AutoModelForObjectDetection
     model_class: ClassVar[type[PreTrainedModel]] = HfDetrForObjectDetection
     with_masks: ClassVar[bool] = False
     arguments: ObjectDetectionArguments
@@ -46,7 +46,7 @@ class ObjectDetection(Task):
         self.seed = arguments.run.seed
         metric = arguments.evaluation.metric_for_best_model
         self.best = (metric, "min" if metric == "loss" else "max")
-        self.data = load_annotated_splits(arguments.data, self.seed)
+        self.data = load_annotated_splits(arguments.data, self.seed, needs_masks=self.with_masks)
         canvas = canvas_of(arguments.model, self.data)
         set_seed(self.seed)
         self.model = build_detector(arguments.model, canvas, self.data, self.model_class)
@@ -118,7 +118,7 @@ class ObjectDetection(Task):
         model = cls.auto_class.from_pretrained(score.model_name_or_path, **origin)
         processor = AutoImageProcessor.from_pretrained(score.model_name_or_path, **origin)
         class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-        data = load_annotated_split(arguments.data, score.split, class_names)
+        data = load_annotated_split(arguments.data, score.split, class_names, needs_masks=cls.with_masks)
         evaluator = cls.scorer(data, score.split, processor)
         views = ObjectViews(data.splits[score.split], processor, has_masks=cls.with_masks)
         loader = data_loader(views, arguments.data, batch_size=score.per_device_eval_batch_size, collate_fn=collate)

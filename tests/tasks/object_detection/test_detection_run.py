@@ -125,7 +125,7 @@ def test_classes_are_matched_to_the_models_by_name():
 def test_the_plan_says_what_the_annotations_hold_and_which_images_lose_objects():
     rows = _task("--config_overrides=num_queries=2").plan_rows()
     assert rows["canvas"] == "32 x 32 pixels, stretched"
-    assert "objects in 600 images" in " ".join(rows.values())
+    assert "objects in 1,500 images" in " ".join(rows.values())
     assert rows["queries"].startswith("2, fewer than the objects of")
 
 
