@@ -74,7 +74,7 @@ def translator_scores(source: str, exported: Path, format: str, data: dict[str, 
     """BLEU, in [0, 100], and the part of exact matches, of greedy translations of a split of pairs of texts; arguments
     and errors as those of [`classifier_scores`]."""
     with extra("train"):
-        from hf_vit.tasks.translation.metrics import text_metrics
+        from hf_vit.tasks.text_metrics import text_metrics
         from hf_vit.tasks.translation.task import Translation
     assessment = _assessment(Translation, source, data)
     evaluator: Any = assessment.evaluator
