@@ -76,10 +76,10 @@ def _classification(models: Sequence[Model]) -> None:
                 if explains(model):
                     classes = gr.Radio([], label="What speaks for (orange) or against (purple)")
                     over = gr.Image(label="Heat map", interactive=False, height=_HEIGHT)
-                    classes.input(_told(partial(heat_map, model)), [image, classes], over, api_name=False)
+                    classes.input(_told(partial(heat_map, model)), [image, classes], over)
                     shown += [classes, over]
-            image.change(_told(partial(_classes, model)), image, shown, api_name=False)
-            image.clear(partial(_classes, model, None), None, shown, api_name=False)
+            image.change(_told(partial(_classes, model)), image, shown)
+            image.clear(partial(_classes, model, None), None, shown)
 
 
 def _classes(model: Model, image: Any) -> Any:
@@ -103,7 +103,7 @@ def _objects(models: Sequence[Model]) -> None:
             with gr.Column():
                 drawn = gr.Image(label=_called(model), interactive=False, height=_HEIGHT)
                 rows = gr.Dataframe(headers=["object", "score"], label="Objects", interactive=False)
-            button.click(_told(partial(find, model)), [image, threshold], [drawn, rows], api_name=False)
+            button.click(_told(partial(find, model)), [image, threshold], [drawn, rows])
 
 
 def _texts(models: Sequence[Model]) -> None:
@@ -118,7 +118,7 @@ def _texts(models: Sequence[Model]) -> None:
         read = gr.Image(
             label="Attention to the text", show_label=False, interactive=False
         )  # a label would lie over it
-        button.click(_told(partial(_translations, model)), [text, count], [rows, read], api_name=False)
+        button.click(_told(partial(_translations, model)), [text, count], [rows, read])
 
 
 def _translations(model: Model, text: str, count: float) -> tuple[list[list[Any]], Any]:
