@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import socket
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ TINY = [
 def _run(argv, slow_down, environment):
     os.environ.update(environment)
     os.setsid()  # a process group of its own, as under a shell or torchrun
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests themselves were started under
     multiprocessing.set_start_method("fork", force=True)  # of loader workers
     import torch
 

@@ -244,7 +244,6 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         teacher_logits: torch.Tensor | None = None,
-        token_labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> HfViTImageClassifierOutput:
         """
@@ -269,6 +268,8 @@ class HfViTForImageClassification(HfViTPreTrainedModel):
             ValueError: if the images, the labels or the teacher's logits do not fit the model, or a teacher or labels
                 of patches come without labels or for a regression.
         """
+        # Trainer evaluates no metrics where one of all arguments is missing that have "label" in their names.
+        token_labels = kwargs.pop("token_labels", None)
         for name, given in (("teacher_logits", teacher_logits), ("token_labels", token_labels)):
             if given is not None and labels is None:
                 raise ValueError(f"labels must be given with {name}, got None")
