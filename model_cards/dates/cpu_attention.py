@@ -27,7 +27,7 @@ class _ChunkedAttention(torch.autograd.Function):
         key: torch.Tensor,
         value: torch.Tensor,
         scaling: float,
-        key_bias: torch.Tensor | None,
+        key_bias: torch.Tensor | None = None,
     ) -> Any:
         ctx.save_for_backward(query, key, value, key_bias)
         ctx.scaling = scaling
