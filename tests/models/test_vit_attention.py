@@ -272,9 +272,7 @@ def test_position_bias_in_the_model_is_that_of_beit(tiny_model, images):
 def test_flash_attention_refuses_a_position_bias(tiny_model, images):
     model = tiny_model(position_embedding="relative_bias")
     model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(
-        ValueError, match="'flash_attention_2' knows no position bias, nor tokens"
-    ):
+    with pytest.raises(ValueError, match="'flash_attention_2' knows no position bias, nor tokens"):
         model(images(model))
 
 
