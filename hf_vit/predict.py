@@ -22,7 +22,6 @@ _TASKS = {
     "ForObjectDetection": "object-detection",
     "ForSegmentation": "image-segmentation",
     "ForConditionalGeneration": "translation",
-    "MTModel": "translation",
     "MarianMTModel": "translation",
 }
 _DRAWN = ("object-detection", "image-segmentation")
@@ -113,7 +112,8 @@ def threshold_of(model: str) -> float:
     if not record.is_file():
         return 0.5
     metrics = (read_object(record).get("result") or {}).get("metrics") or {}
-    return float(metrics.get("best_threshold") or 0.5)
+    best = metrics.get("best_threshold")
+    return 0.5 if best is None else float(best)
 
 
 def as_json(found: dict[str, Any]) -> dict[str, Any]:
@@ -167,10 +167,11 @@ def predict_to(output: Path, model: str, inputs: Sequence[str], **options: Any) 
     (`.csv`), or a folder of pictures with boxes and masks and their `predictions.jsonl`.
 
     Until the last is there they stand in a file beside it, `NAME.partial`, from which a run that was interrupted goes
-    on when it is started again.
+    on when it is started again; what came from standard input begins anew.
 
     Raises:
-        ValueError: as for `predict`; or a folder is asked for, and the model draws no objects.
+        ValueError: as for `predict`; a folder is asked for, and the model draws no objects; or an interrupted run was
+            of another model, other inputs or other options.
     """
     if output.suffix == "":
         task = task_of(model, options.get("revision"), options.get("trust_remote_code", False))
@@ -180,8 +181,14 @@ def predict_to(output: Path, model: str, inputs: Sequence[str], **options: Any) 
             )
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
-    rows = _rows_of(partial)
+    request = {"model": model, "weights": _weights_of(model), "inputs": list(inputs), **options}
+    if "-" in inputs:
+        partial.unlink(missing_ok=True)
+    rows = _rows_of(partial, request)
     with partial.open("a", encoding="utf-8") as file:
+        if not rows:
+            file.truncate(0)
+            file.write(json.dumps(request, ensure_ascii=False) + "\n")
         for row in predict(model, inputs, skip=frozenset(row["file"] for row in rows), **options):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
@@ -194,15 +201,32 @@ def predict_to(output: Path, model: str, inputs: Sequence[str], **options: Any) 
     return output
 
 
-def _rows_of(partial: Path) -> list[_Row]:
-    """The whole lines of a run that was interrupted; what it left half written is cut off."""
+def _weights_of(model: str) -> list[list[Any]]:
+    """Name, size and time of the weights in a folder, which tell one training from the next."""
+    files = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _rows_of(partial: Path, request: dict[str, Any]) -> list[_Row]:
+    """The whole lines of a run that was interrupted; what it left half written is cut off.
+
+    Raises:
+        ValueError: it was asked for something else.
+    """
     if not partial.is_file():
         return []
     content = partial.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
+    lines = [json.loads(line) for line in whole.splitlines()]
+    if not lines:
+        return []
+    if lines[0] != json.loads(json.dumps(request)):
+        raise ValueError(
+            f"{partial} is of an interrupted run with another model, other inputs or options: delete it to begin anew"
+        )
     if len(whole) < len(content):
         write_atomically(partial, whole)
-    return [json.loads(line) for line in whole.splitlines()]
+    return lines[1:]
 
 
 def _write_pictures(rows: Sequence[_Row], folder: Path) -> None:

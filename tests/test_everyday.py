@@ -197,9 +197,13 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         predict_to(tmp_path / "out.jsonl", DIGITS, SAMPLES, batch_size=1)
     partial = tmp_path / "out.jsonl.partial"
-    assert not (tmp_path / "out.jsonl").exists() and len(partial.read_text().splitlines()) == 2
+    assert not (tmp_path / "out.jsonl").exists() and len(partial.read_text().splitlines()) == 3
     partial.write_text(partial.read_text() + '{"file": "half')  # as a crash leaves it
     seen += [None]  # it breaks no more
+    for other in ({"top_k": 2}, {"inputs": SAMPLES[:3]}):  # never mixed with what was asked for before
+        given = {"inputs": SAMPLES, "batch_size": 1, **other}
+        with pytest.raises(ValueError, match="interrupted run with another model, other inputs or options"):
+            predict_to(tmp_path / "out.jsonl", DIGITS, **given)
     assert predict_to(tmp_path / "out.jsonl", DIGITS, SAMPLES, batch_size=1).read_bytes() == whole
     assert seen[4:] == SAMPLES[2:] and not partial.exists()
 

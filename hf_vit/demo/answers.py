@@ -4,7 +4,6 @@ the other."""
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,11 +119,3 @@ def align(model: Model, text: str, translation: str) -> Image.Image:
     pipe = model.pipe
     found = alignment(pipe.model, pipe.tokenizer, text, translation, pipe.target_tokenizer)
     return Image.open(io.BytesIO(draw_alignment(found)))
-
-
-ANSWERS: dict[str, Callable[..., Any]] = {
-    "image-classification": classify,
-    "object-detection": find,
-    "image-segmentation": find,
-    "translation": translate,
-}

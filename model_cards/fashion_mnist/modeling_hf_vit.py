@@ -3,14 +3,12 @@
 Shapes: B batch, P prefix tokens, N patches, D hidden size.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -25,46 +23,9 @@ from .token_reduction import TokenGroups, token_reductions, ungrouped
 from .token_schedule import token_reduction
 from .vit_embeddings import HfViTEmbeddings
 from .vit_layer import HfViTClassLayer, HfViTLayer
+from .vit_outputs import HfViTImageClassifierOutput, HfViTModelOutput
 from .vit_pretrained import HfViTPreTrainedModel
 from .vit_tokens import PatchDropout, of_kept_pairs, of_kept_tokens
-
-
-@dataclass
-class HfViTImageClassifierOutput(ModelOutput):
-    """
-    Args:
-        loss (`torch.Tensor` of shape `()`): present if labels were given.
-        logits (`torch.Tensor` of shape `(batch, num_labels)`): the prediction; with two heads, their mean.
-        class_logits (`torch.Tensor` of shape `(batch, num_labels)`): of the class head, if there are two.
-        distillation_logits (`torch.Tensor` of shape `(batch, num_labels)`): of the distillation head, likewise.
-        token_logits (`torch.Tensor` of shape `(batch, patches, num_labels)`): of each patch, with
-            `config.use_token_labeling_head`.
-        hidden_states (tuple of `torch.Tensor` of shape `(batch, tokens, hidden_size)`): if asked for; the embeddings
-            and the output of each layer.
-        attentions (tuple of `torch.Tensor` of shape `(batch, heads, tokens, tokens)`): if asked for.
-        token_groups (tuple of `torch.Tensor` of shape `(batch, tokens)`): see [`HfViTModelOutput`].
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    class_logits: torch.Tensor | None = None
-    distillation_logits: torch.Tensor | None = None
-    token_logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    token_groups: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class HfViTModelOutput(BaseModelOutputWithPooling):
-    """
-    Args:
-        token_groups (tuple of `torch.Tensor` of shape `(batch, tokens)`): where tokens are merged or pruned: for each
-            of the embeddings' tokens the index of the token that it is in, in the embeddings and after each layer; -1
-            if it is in none.
-    """
-
-    token_groups: tuple[torch.Tensor, ...] | None = None
 
 
 class HfViTModel(HfViTPreTrainedModel):
