@@ -97,9 +97,15 @@ def test_every_processor_gives_the_results_of_the_plain_way(model, images, proce
     model, pixel_values = model.bfloat16(), pixel_values.bfloat16()
     fast = results_of(model, pixel_values)
     monkeypatch.setattr(cpu_paths, "PROCESSOR", None)
-    for got, plain, expected in zip(fast, results_of(model, pixel_values), exact, strict=True):  # no less exact
-        limit = 2 * (plain.float() - expected).norm() + 2**-8 * expected.norm() + 1e-5
-        assert (got.float() - expected).norm() <= limit
+    # No less exact in all; the few numbers of a small tensor are rounded now this way, now that.
+    errors = [torch.stack(rounding_errors(results, exact)) for results in (fast, results_of(model, pixel_values))]
+    assert errors[0].norm() <= 1.5 * errors[1].norm()
+    assert (errors[0] <= 4 * errors[1] + 2**-7).all()
+
+
+def rounding_errors(results, exact):
+    """Of each tensor, as a share of it."""
+    return [(got.float() - expected).norm() / (expected.norm() + 1e-3) for got, expected in zip(results, exact)]
 
 
 @pytest.mark.parametrize(
