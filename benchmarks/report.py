@@ -16,8 +16,8 @@ from hf_vit.trainer.run_record import device_name
 def write_report(
     path: Path, rows: Sequence[dict[str, Any]], modules: Sequence[ModuleType], *, device: str = "cpu", **facts: Any
 ) -> None:
-    """Rows measured on a device of this machine as JSON, with its name, what the processor can do, the threads, the day
-    and the modules' versions."""
+    """Rows measured on a device of this machine as JSON, with its name, what the processor can do, the threads, the
+    day and the modules' versions."""
     report = {
         "device": device,
         "device_name": device_name(torch.device(device)),

@@ -1,8 +1,11 @@
 """How the benchmarks take time: in turns, so that a machine that slows down slows all alike."""
 
+import ctypes
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -49,11 +52,31 @@ def interleaved_medians(
 
 
 def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """The power with which values grow with sizes: the slope of the line through both logarithms."""
-    return statistics.linear_regression(
-        torch.tensor(sizes, dtype=torch.float64).log().tolist(),
-        torch.tensor(values, dtype=torch.float64).log().tolist(),
-    ).slope
+    """The power with which values grow with sizes: the slope of the line through the logarithms of both."""
+    logarithms = [[math.log(number) for number in numbers] for numbers in (sizes, values)]
+    return statistics.linear_regression(*logarithms).slope
+
+
+def peak_bytes(function: Callable[[], object]) -> int | None:
+    """Memory that a call takes beyond what was held before, at its height; None where the system does not tell."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed and is kept would be taken anew unseen
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins at what is held now
+    except (OSError, AttributeError):
+        return None
+    before = _status("VmRSS")
+    function()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def _finish() -> None:
