@@ -45,10 +45,12 @@ class _PreNormLayer(GradientCheckpointingLayer):
         return hidden_states + self._scaled(self.drop_path(self.dropout(self.layer_scale1(attended))))
 
     def _add_mlp(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if (kept := self._kept_samples(hidden_states, self.mlp_norm, self.mlp, self.layer_scale2)) is not None:
-            return self._add_to_kept(
-                hidden_states, *kept, lambda states: self.layer_scale2(self.mlp(self.mlp_norm(states)))
-            )
+        if self.training:
+            kept = self._kept_samples(hidden_states, self.mlp_norm, self.mlp, self.layer_scale2)
+            if kept is not None:
+                return self._add_to_kept(
+                    hidden_states, *kept, lambda states: self.layer_scale2(self.mlp(self.mlp_norm(states)))
+                )
         states = self.mlp_norm(hidden_states)
         if self._adds_mlp_as_it_is():
             return self.mlp(states, hidden_states)
@@ -57,7 +59,7 @@ class _PreNormLayer(GradientCheckpointingLayer):
 
     def _kept_samples(self, hidden_states: torch.Tensor, *branch: nn.Module) -> tuple[torch.Tensor, float] | None:
         """See [`DropPath.kept_samples`]; None too where somebody looks at the branch."""
-        if self.drop_path.drop_prob == 0 or not self.training or is_watched(*branch, self.dropout):
+        if self.drop_path.drop_prob == 0 or is_watched(*branch, self.dropout):
             return None
         return self.drop_path.kept_samples(hidden_states)
 
@@ -133,9 +135,10 @@ class HfViTLayer(_PreNormLayer):
             return self._reduced(hidden_states, position_bias, rotary_embedding, output_attentions, groups, reduction)
         options: dict[str, Any] = {"position_bias": position_bias, "rotary_embedding": rotary_embedding}
         # What differs by the sample, or is recorded of all of them, is left as it is.
-        parts = (self.attention_norm, self.attention, self.layer_scale1)
-        may_skip = kept is None and not output_attentions
-        if may_skip and (few := self._kept_samples(hidden_states, *parts)) is not None:
+        few = None
+        if self.training and kept is None and not output_attentions:
+            few = self._kept_samples(hidden_states, self.attention_norm, self.attention, self.layer_scale1)
+        if few is not None:
             hidden_states = self._add_to_kept(
                 hidden_states,
                 *few,
