@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_vit.conversion.checkpoint import read_checkpoint, read_own
 from hf_vit.conversion.models import Changes, from_peer, quiet, to_peer, with_changes
 from hf_vit.conversion.processors import adapted_processor, square_processor, timm_data_config
 from hf_vit.conversion.source import LIBRARIES
 from hf_vit.conversion.timm_models import save_timm_model
+from hf_vit.conversion.weight_files import write_weights
 from hf_vit.files import check_new_folder, write_folder
 from hf_vit.models.configuration_hf_vit import HfViTConfig
 
@@ -52,7 +54,7 @@ def convert(
     check_new_folder(folder)
     model, processor = load_as_ours(str(source), revision, changes=changes, allow_partial=allow_partial, to=to)
     if to is None:
-        return write_folder(Path(folder), lambda stage: _save(stage, model, processor))
+        return write_folder(Path(folder), lambda stage: _save_ours(stage, model, processor))
     peer = to_peer(model, to, dict(model.state_dict()))
     if to == "transformers":
         return write_folder(Path(folder), lambda stage: _save(stage, peer, processor))
@@ -88,6 +90,15 @@ def load_as_ours(
     if changes.image_size is not None or changes.num_channels is not None:
         processor = adapted_processor(processor, changes.image_size, changes.num_channels)
     return model, processor
+
+
+def _save_ours(stage: Path, model: Any, processor: Any) -> None:
+    with quiet():
+        model.save_pretrained(stage, state_dict={})  # all but the weights
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True)
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    write_weights(weights, stage / SAFE_WEIGHTS_NAME)
+    processor.save_pretrained(stage)
 
 
 def _save(stage: Path, model: Any, processor: Any) -> None:
