@@ -16,6 +16,8 @@ from safetensors.torch import save
 
 _MAPS = Path("/proc/self/smaps")  # Linux has it; elsewhere all bytes come from memory
 
+_PIECE = 1 << 16  # bytes: of more at once, Linux looks for as much memory in one piece, which can take it longer
+
 
 @dataclass(frozen=True)
 class _Mapping:
@@ -66,7 +68,7 @@ def write_weights(weights: Mapping[str, torch.Tensor], path: Path) -> None:
 
 def _write(target: Any, content: memoryview) -> None:
     while len(content):
-        content = content[target.write(content) :]
+        content = content[target.write(content[:_PIECE]) :]
 
 
 def _copy(source: int, target: int, offset: int, count: int) -> None:
