@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
@@ -29,7 +29,7 @@ class _Mapping:
     path: str
 
 
-def write_weights(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+def write_weights(weights: Mapping[str, Sequence[torch.Tensor]], path: Path) -> None:
     """Write tensors to a new file of safetensors.
 
     Of a checkpoint that is converted most are bytes of its file, mapped into memory. They are read from that file, not
@@ -37,25 +37,23 @@ def write_weights(weights: Mapping[str, torch.Tensor], path: Path) -> None:
     none of the memory.
 
     Args:
-        weights: by name, on the CPU.
+        weights: by name; each as its parts, which are joined along the first axis. On the CPU.
         path: where to.
     """
-    names = sorted(weights, key=lambda name: (-weights[name].element_size(), name))  # as the format aligns them
+    names = sorted(weights, key=lambda name: (-weights[name][0].element_size(), name))  # as the format aligns them
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name in names:
-        tensor = weights[name]
-        begin, position = position, position + tensor.nbytes
-        shape, offsets = list(tensor.shape), [begin, position]
-        header[name] = {"dtype": _dtype_name(tensor.dtype), "shape": shape, "data_offsets": offsets}
+        shape, dtype = _joined(weights[name])
+        begin, position = position, position + sum(part.nbytes for part in weights[name])
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, position]}
     content = json.dumps(header, separators=(",", ":")).encode()
     content += b" " * (-len(content) % 8)
     mappings = list(_unchanged_mappings())
     with ExitStack() as stack, path.open("wb", buffering=0) as target:
         opened: dict[str, int] = {}
         _write(target, memoryview(len(content).to_bytes(8, "little") + content))
-        for name in names:
-            tensor = weights[name].detach().contiguous()
+        for tensor in (part.detach().contiguous() for name in names for part in weights[name]):
             mapping = _mapping_of(tensor, mappings)
             if mapping is None:
                 _write(target, memoryview(tensor.view(-1).view(torch.uint8).numpy()))
@@ -64,6 +62,13 @@ def write_weights(weights: Mapping[str, torch.Tensor], path: Path) -> None:
                 opened[mapping.path] = stack.enter_context(open(mapping.path, "rb")).fileno()
             offset = tensor.data_ptr() - mapping.start + mapping.offset
             _copy(opened[mapping.path], target.fileno(), offset, tensor.nbytes)
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> tuple[list[int], str]:
+    """Shape and type of a weight."""
+    first = parts[0]
+    shape = list(first.shape if len(parts) == 1 else (sum(len(part) for part in parts), *first.shape[1:]))
+    return shape, _dtype_name(first.dtype)
 
 
 def _write(target: Any, content: memoryview) -> None:

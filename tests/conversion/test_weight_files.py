@@ -30,7 +30,7 @@ def sources(path):
 
 
 def assert_written(weights, path):
-    write_weights(weights, path)
+    write_weights({name: [tensor] for name, tensor in weights.items()}, path)
     found = load_file(path)
     assert set(found) == set(weights)
     for name, tensor in weights.items():
