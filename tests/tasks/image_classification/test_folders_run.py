@@ -10,7 +10,7 @@ from classifiers import save
 from PIL import Image
 
 from hf_vit import score, train
-from hf_vit.cards import write_card
+from hf_vit.cards import format, write_card
 from hf_vit.hub.doctor import published_files
 from hf_vit.isolated.fresh_process import fresh_process
 from hf_vit.tasks.image_classification.evaluation import ClassificationEvaluator
@@ -106,7 +106,7 @@ def test_a_folder_of_badly_named_nested_broken_and_deep_photos_is_learnt(messy, 
     assert "1 image of the train split was left out, as it cannot be decoded" in text
     for reason, count in counts.items():
         what, were = ("files or folders", "were") if count > 1 else ("file or folder", "was")
-        assert f"- {count} {what} of the train split {were} not used: {reason}" in text
+        assert f"- {count} {what} of the train split {were} not used: {format.name(reason)}" in text
     assert "A pipeline clips samples of 16 bits" in text and "license" not in text.partition("\n---\n")[0]
 
 
