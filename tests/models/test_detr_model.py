@@ -7,7 +7,7 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from hf_vit import HfDetrConfig, HfDetrForObjectDetection, HfDetrModel, HfViTConfig, HfViTForImageClassification
-from hf_vit.models.detr_decoder import BoxRelativeBias
+from hf_vit.models.detr_decoder import attention_decay
 from tests.random_weights import randomise
 
 BACKBONE = {
@@ -134,17 +134,27 @@ def test_losses_of_parts_of_a_batch_add_up_to_that_of_the_batch():
     torch.testing.assert_close(torch.stack(parts).sum(), whole)
 
 
-def test_a_query_sees_its_own_box_before_anything_is_learnt():
-    bias = BoxRelativeBias(2, 8)
-    for module in (bias.rows, bias.columns):
-        torch.nn.init.zeros_(module.layers[-1].weight)
-        torch.nn.init.zeros_(module.layers[-1].bias)
-    boxes = torch.tensor([[[0.25, 0.25, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]])
-    found = bias(boxes, (4, 4)).unflatten(-1, (4, 4))  # (1, H, Q, rows, columns)
-    assert found[0, :, 0, :2, :2].eq(0).all() and found[0, :, 1].eq(0).all()
+def test_the_learnt_bias_is_zero_before_anything_is_learnt():
+    """And a bias it is: with other weights it changes what is found."""
+    torch.manual_seed(0)
+    model = HfDetrModel(config_of(box_attention_decay=0)).eval()
+    with torch.no_grad():
+        start = model(images(2)).last_hidden_state
+        biases, model.decoder.biases = model.decoder.biases, None
+        torch.testing.assert_close(model(images(2)).last_hidden_state, start, rtol=0, atol=0)
+        model.decoder.biases = randomise(biases)
+        assert not torch.allclose(model(images(2)).last_hidden_state, start, atol=1e-3)
+
+
+def test_a_query_looks_at_its_own_box_before_anything_is_learnt():
+    boxes = torch.tensor([[[0.25, 0.25, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0], [0.75, 0.5, 0.25, 1.0]]])
+    found = attention_decay(boxes, (4, 4), 4.0).unflatten(-1, (4, 4))  # (1, 1, Q, rows, columns)
+    assert found[0, 0, 0, :2, :2].eq(0).all() and found[0, 0, 1].eq(0).all()
     # The third column begins a quarter of the box's side, half a column, behind its right side.
     assert found[0, 0, 0, 0, 2].item() == pytest.approx(-4 * 0.125 / 0.5)
-    assert (found[0, :, 0, 3, 3] < found[0, :, 0, 2, 2]).all()
+    assert found[0, 0, 0, 3, 3].item() == pytest.approx(2 * -4 * 0.375 / 0.5)
+    # A narrow and tall box: columns count in its width, rows are all inside.
+    assert found[0, 0, 2, :, 0].tolist() == pytest.approx([-4 * 0.5 / 0.25] * 4)
 
 
 def test_no_more_queries_than_tokens_are_used(model):
@@ -217,6 +227,7 @@ def test_a_trained_classifier_gives_its_weights_to_the_backbone(tmp_path):
         ({"stuff_class_ids": [3]}, r"stuff_class_ids must be in \[0, 3\), got 3"),
         ({"backbone_config": {"hidden_size": 4}}, "backbone_config must have a model_type"),
         ({"prior_box_size": 0.0}, r"prior_box_size must be in \(0, 1\], got 0.0"),
+        ({"box_attention_decay": -1}, "box_attention_decay must be at least 0, got -1"),
         ({"token_matches": 0}, "token_matches must be at least 1, got 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
     ],
