@@ -94,6 +94,15 @@ def test_a_flip_there_and_back_is_exact(data):
     torch.testing.assert_close(_corners(back, (48, 64)), _corners(plain, (48, 64)), atol=1e-4, rtol=0)
 
 
+def test_masks_may_be_averaged_over_squares_of_pixels(data):
+    views = _views(data)
+    whole = views[0]["labels"]["masks"]
+    views.mask_stride = 4
+    parts = views[0]["labels"]["masks"]
+    expected = torch.stack([mask.float().unflatten(0, (12, 4)).unflatten(2, (16, 4)).mean((1, 3)) for mask in whole])
+    torch.testing.assert_close(parts, expected)
+
+
 def test_an_image_without_objects_is_a_sample_like_others(data):
     views = _views(data, horizontal_flip_prob=0.5, scale_jitter=[0.5, 2.0])
     batch = collate(views.__getitems__([SampleKey(0, 2, 0), SampleKey(0, 0, 0)]))
