@@ -87,6 +87,19 @@ def test_boxes_masks_and_pixels_move_together(data, augmentation):
     assert seen > 10
 
 
+def test_masks_stay_with_their_objects_beside_a_crowd(tmp_path):
+    """A crowd stands between two objects: no box, class or mask of it is left, and none is another's."""
+    scene = [(3, (2, 40, 60, 6)), (7, (40, 4, 20, 20)), (7, (4, 6, 16, 10))]
+    content = coco_content([scene])
+    content["annotations"][1]["iscrowd"] = 1
+    save_images(tmp_path / "images", [scene])
+    (tmp_path / "train.json").write_text(json.dumps(content), encoding="utf-8")
+    labels = _views(check(load_annotated_images(str(tmp_path))), horizontal_flip_prob=1.0)[0]["labels"]
+    assert labels["class_labels"].tolist() == [1, 0]
+    around = masks_to_boxes(labels["masks"]) + torch.tensor([0.0, 0.0, 1.0, 1.0])
+    torch.testing.assert_close(_corners(labels["boxes"], (48, 64)), around, atol=1e-4, rtol=0)
+
+
 def test_a_flip_there_and_back_is_exact(data):
     plain = _views(data)[0]["labels"]["boxes"]
     flipped = _views(data, horizontal_flip_prob=1.0)[0]["labels"]["boxes"]
