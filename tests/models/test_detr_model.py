@@ -264,3 +264,51 @@ def test_hidden_states_and_attention_weights_are_those_of_the_decoder(model):
     torch.testing.assert_close(model.model.decoder.norm(output.decoder_hidden_states[-1]), output.last_hidden_state)
     torch.testing.assert_close(output.logits, plain.logits, rtol=1e-4, atol=1e-4)
     assert plain.decoder_attentions is None and plain.decoder_hidden_states is None
+
+
+@pytest.mark.parametrize("fields", [{}, CORNER])
+def test_attention_implementations_agree(fields):
+    torch.manual_seed(0)
+    model = randomise(HfDetrForObjectDetection(config_of(**fields))).train()
+    found = []
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        model.zero_grad()
+        output = model(images(2), labels=labels_of(2, 1))
+        output.loss.backward()
+        found.append([output.logits, output.pred_boxes, *(weight.grad for weight in model.parameters())])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+
+
+def test_a_tuple_holds_what_the_output_does(model):
+    with torch.no_grad():
+        output = model(images(2), labels=labels_of(2, 1), output_hidden_states=True, output_attentions=True)
+        values = model(
+            *(images(2), labels_of(2, 1)), output_hidden_states=True, output_attentions=True, return_dict=False
+        )
+    assert len(values) == len(output.to_tuple())
+    for value, expected in zip(values, output.to_tuple()):
+        torch.testing.assert_close(value, expected)
+
+
+def test_gradients_reach_what_is_recorded(model):
+    output = model(images(1), output_hidden_states=True, output_attentions=True)
+    recorded = [
+        states[0] for states in (output.decoder_hidden_states, output.decoder_attentions, output.cross_attentions)
+    ]
+    for states in recorded:
+        states.retain_grad()
+    (output.logits.sum() + output.pred_boxes.square().sum()).backward()
+    assert all(states.grad is not None and states.grad.any() for states in recorded)
+
+
+def test_heads_that_a_checkpoint_lacks_start_anew(tmp_path):
+    """The body's weights are kept; a new class head starts at the prior of its classes."""
+    torch.manual_seed(0)
+    body = randomise(HfDetrModel(config_of()))
+    body.save_pretrained(tmp_path)
+    detector = HfDetrForObjectDetection.from_pretrained(tmp_path)
+    torch.testing.assert_close(detector.model.state_dict(), body.state_dict(), rtol=0, atol=0)
+    head = detector.class_labels_classifier
+    torch.testing.assert_close(head.bias.sigmoid(), torch.full((3,), 0.01))
+    assert 0 < head.weight.std() < 0.02
