@@ -103,7 +103,7 @@ def test_steps_of_evaluation_are_given_with_their_strategy():
     with pytest.raises(ValueError, match="--eval_steps must be >= 1, found 0"):
         CheckpointArguments(eval_strategy="steps", eval_steps=0)
     words = ["--recipe=digits", "--ema_decay=none", "--num_averaged_epochs=2", "--eval_strategy=steps"]
-    with pytest.raises(ValueError, match="--num_averaged_epochs .* goes with --eval_strategy epoch"):
+    with pytest.raises(ValueError, match=r"--num_averaged_epochs .* goes with --eval_strategy epoch"):
         train.parse([*words, "--eval_steps=9"])
 
 
