@@ -64,7 +64,7 @@ def from_data(data: Callable[[CardFacts], Any]) -> Callable:
             with matplotlib.rc_context(STYLE):
                 return _png(plot(values), numbers)
 
-        draw.digest = digest_for  # type: ignore[attr-defined]
+        draw.digest = digest_for  # type: ignore[attr-defined]  # beside the function
         return draw
 
     return decorate

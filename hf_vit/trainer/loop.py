@@ -171,7 +171,7 @@ class TrainingLoop:
                 limit = self.arguments.optimization.max_grad_norm or float("inf")
                 norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
                 number, rate = self.state.step + 1, self.scheduler.get_last_lr()[-1]
-                self.watch.close(number, rate, norm, self._interruption.received)  # type: ignore[arg-type]
+                self.watch.close(number, rate, norm, self._interruption.received)  # type: ignore[arg-type]  # a tensor
             self.optimizer.step()
             self.optimizer.zero_grad()
         if self.accelerator.sync_gradients:
