@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, ViTImageProcessor, pipeline
 
 from hf_vit import HfViTConfig, HfViTForImageClassification, score
+from hf_vit.cards import check_card, write_card
 from hf_vit.predict import predict, write_predictions
 from hf_vit.predict import told as told_of
 from hf_vit.sample_keys import SampleKey
@@ -269,6 +270,22 @@ def test_a_run_leaves_records_and_samples(run):
     assert {"bleu", "chrf", "exact_match", "beam2_bleu", "perplexity"} <= record["result"]["metrics"].keys()
     assert record["data"]["left_out"]["train"] == {"without_text": 4, "text_too_long": 4}
     assert len(record["result"]["samples"]) == 2 and (run / "sample_0.png").is_file()
+
+
+def test_the_card_shows_what_was_read_and_where_the_model_looked(run, tmp_path):
+    """Of a copy, whose programs are executed where the package is missing."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    write_card(folder)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert check_card(folder) == []
+    assert "pipeline_tag: image-to-text" in card and "which prints" in card
+    assert all(f"]({name}.png)" in card for name in ("samples", "curves", "cross_attention"))
+    assert "4 images of the train split were left out: text too long." in card
+    assert "4 empty texts beside others in the test split do not count." in card
+    assert "BLEU is 0 while no four words in a row are right" in card
+    (attended, *_) = json.loads((folder / "run.json").read_text(encoding="utf-8"))["card"]["cross_attention"]
+    assert np.shape(attended["maps"]) == (len(attended["words"]), 2, 6)
+    assert np.sum(attended["maps"], axis=(1, 2)) == pytest.approx(1, abs=0.01)
 
 
 def test_resuming_gives_the_same_bits(run, folder, tmp_path):
