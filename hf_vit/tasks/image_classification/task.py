@@ -250,20 +250,18 @@ class ImageClassification(Task):
         """Loss of the labels and, with teachers, of theirs, and with labels of patches of these; where there is more
         than one, `logs` tells them apart."""
         pixels, targets, labeling = batch["pixel_values"], batch["labels"], self.token_labeling
-        token_labels, options = None, {}
-        if labeling is not None:
-            token_labels = labeling.labels(batch, pixels)
-            targets, token_labels, mask = labeling.mix(targets, token_labels, batch["sample_key"][0])
-            options = {} if mask is None else {"mixtoken_mask": mask}
-        elif self.mix.mixes:
-            pixels, targets = self.mix(pixels, targets, batch["sample_key"][0])
+        if labeling is None:
+            if self.mix.mixes:
+                pixels, targets = self.mix(pixels, targets, batch["sample_key"][0])
+            outputs = model(pixel_values=normalize(pixels, self.processor))
+            return StepOutput(*self._image_loss(outputs, targets, pixels, batch))
+        targets, token_labels, mask = labeling.mix(targets, labeling.labels(batch, pixels), batch["sample_key"][0])
+        options = {} if mask is None else {"mixtoken_mask": mask}
         outputs = model(pixel_values=normalize(pixels, self.processor), **options)
         loss, logs = self._image_loss(outputs, targets, pixels, batch)
-        if labeling is not None:
-            logs = logs or {"label_loss": loss}
-            logs["token_label_loss"] = token_labeling_loss(outputs.token_logits, token_labels)
-            loss = loss + labeling.weight * logs["token_label_loss"]
-        return StepOutput(loss, logs)
+        token_loss = token_labeling_loss(outputs.token_logits, token_labels)
+        logs = {**(logs or {"label_loss": loss}), "token_label_loss": token_loss}
+        return StepOutput(loss + labeling.weight * token_loss, logs)
 
     def _image_loss(
         self, outputs: Any, targets: torch.Tensor, pixels: torch.Tensor, batch: Batch
