@@ -154,7 +154,7 @@ def test_tied_weights_are_saved_once_and_loaded_in_place(tmp_path):
 
 def test_it_is_one_graph():
     torch._dynamo.reset()
-    model = make_model()
+    model = make_model({"num_hidden_layers": 1}, {"decoder_layers": 1})
     expected = model(images(), labels=labels())
     found = torch.compile(model, backend="eager", fullgraph=True)(images(), labels=labels())
     assert_close(found.loss, expected.loss)
