@@ -119,6 +119,15 @@ class EvaluationArguments:
         "is often right; fitted on the validation split, applied by `score.py --apply_temperature`.",
     )
 
+    baseline: str = argument(
+        "auto",
+        help="Say what nearest neighbours and a linear probe of the frozen start reach, before it is trained and "
+        "beside the result: of checkpoints and up to 10,000 images by itself, else where it is asked for.",
+        choices=("auto", "yes", "no"),
+        nargs="?",
+        const="yes",
+    )
+
     def best(self, is_multi_label: bool) -> tuple[str, Literal["max", "min"]]:
         """The metric and whether its largest or its smallest value is the best.
 
@@ -166,3 +175,8 @@ class ImageClassificationArguments(TrainingArguments):
     evaluation: EvaluationArguments
     distillation: DistillationArguments
     token_labels: TokenLabelArguments
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.evaluation.baseline == "yes" and (self.loss.is_multi_label or self.data.streaming):
+            raise ValueError("--baseline is of one label an image, and goes with no --streaming")

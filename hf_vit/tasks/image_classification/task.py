@@ -30,6 +30,7 @@ from hf_vit.tasks.image_classification.augment import (
     EvaluationTransform,
     TrainTransform,
 )
+from hf_vit.tasks.image_classification.baselines import frozen_start
 from hf_vit.tasks.image_classification.calibration import LogitsEvaluator, adjusted, fit_temperature
 from hf_vit.tasks.image_classification.data import (
     MOST_NAMED,
@@ -284,6 +285,12 @@ class ImageClassification(Task):
         token_loss = token_labeling_loss(outputs.token_logits, token_labels)
         logs = {"label_loss": label_loss, "token_label_loss": token_loss}
         return StepOutput(label_loss + labeling.weight * token_loss, logs)
+
+    def before_training(self, model: PreTrainedModel, measure: Callable[[str, Evaluator], Any]) -> dict[str, float]:
+        """What nearest neighbours and a linear probe of the frozen start reach."""
+        split = self.evaluation_splits[1]
+        num_images = sum(len(self.data.splits.get(name, ())) for name in ("train", split))
+        return frozen_start(self.arguments, model, self.processor, split, num_images, measure)
 
     def after_training(self, model: PreTrainedModel, measure: Callable[[str, Evaluator], Any]) -> None:
         """Choose the thresholds of labels, or the temperature, on the validation split."""
