@@ -30,6 +30,7 @@ from hf_vit.trainer.signals import Interruption
 from hf_vit.trainer.step_watch import StepWatch
 from hf_vit.trainer.tracking import log_metrics, start_trackers
 from hf_vit.trainer.train_mode import train_mode
+from hf_vit.trainer.unfreezing import gradual_unfreezing
 from hf_vit.words import counted
 
 if TYPE_CHECKING:
@@ -85,8 +86,9 @@ class TrainingLoop:
         self.evaluation_loaders = loaders.EvaluationLoaders(accelerator, task)
         self.train_loader = loaders.prepare_train_loader(accelerator, train_loader)
         self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
-        self.watch = StepWatch(accelerator, optimizer, self.output_dir / CHECKPOINTS)
         whole = accelerator.unwrap_model(self.model)
+        self.unfreezing = gradual_unfreezing(whole, options, self.steps_per_epoch, self._sharding)
+        self.watch = StepWatch(accelerator, optimizer, self.output_dir / CHECKPOINTS)
         self.ema = averaged_model(whole, self.arguments.ema, self.num_steps, self.steps_per_epoch, self._sharding)
 
     def train(self) -> None:
@@ -164,6 +166,8 @@ class TrainingLoop:
             self.watch.add(output, batch["sample_key"])
             self.state.batch += 1
             if self.accelerator.sync_gradients:
+                if self.unfreezing is not None:
+                    self.unfreezing.drop_gradients(self.state.step)
                 limit = self.arguments.optimization.max_grad_norm or float("inf")
                 norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
                 number, rate = self.state.step + 1, self.scheduler.get_last_lr()[-1]

@@ -53,6 +53,9 @@ class OptimizationArguments:
     lr_base_batch_size: int | None = argument(
         None, help="Take learning_rate as that of so many images in a step, and scale it to the real number."
     )
+    gradual_unfreezing_epochs: int | None = argument(
+        None, help="Train the head alone at first, and all layers after so many epochs, one more at a time downwards."
+    )
     layer_decay: float = argument(1.0, help="Factor of the learning rate from each layer to the one below it.")
     weight_decay: float = argument(0.05, help="Decay of weights; biases, norms, tokens and positions have none.")
     adam_beta1: float = argument(0.9, help="AdamW's decay of the mean gradient.")
@@ -81,6 +84,7 @@ class OptimizationArguments:
         check_range("head_learning_rate", self.head_learning_rate, 0, open_low=True)
         check_range("sgd_momentum", self.sgd_momentum, 0, 1, open_low=True)
         check_range("lr_base_batch_size", self.lr_base_batch_size, 1)
+        check_range("gradual_unfreezing_epochs", self.gradual_unfreezing_epochs, 1)
         check_range("layer_decay", self.layer_decay, 0, 1, open_low=True)
         check_range("weight_decay", self.weight_decay, 0)
         check_range("adam_beta1", self.adam_beta1, 0, 1)

@@ -34,7 +34,9 @@ from hf_vit import (
     HfViTForImageClassification,
 )
 from hf_vit.trainer.averaging import EmaArguments, averaged_model
+from hf_vit.trainer.layers import parameter_depths
 from hf_vit.trainer.optim import OptimizationArguments, Schedule, build_optimizer, build_scheduler, parameter_groups
+from hf_vit.trainer.unfreezing import GradualUnfreezing
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 8}
 
@@ -280,3 +282,25 @@ def test_sgd_is_torchs_with_nesterov_momentum():
             weight.grad = torch.full((3,), 0.5 + step)
             optimizer.step()
     torch.testing.assert_close(*weights)
+
+
+def test_layers_are_unfrozen_from_the_head_down_and_rest_untouched(tiny_model):
+    model = tiny_model().train()
+    depths = parameter_depths(model)
+    deepest = max(depths.values())  # 3: the head, above two layers and the stem
+    unfreezing = GradualUnfreezing(model, num_steps=6)
+    groups = parameter_groups(model, OptimizationArguments(weight_decay=0.1), 0.1)
+    optimizer = torch.optim.AdamW(groups, lr=0.1)
+    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    first = {}
+    for step in range(7):
+        before = {id(parameter): parameter.detach().clone() for parameter in model.parameters()}
+        model(pixel_values=pixels, labels=torch.tensor([0, 1])).loss.backward()
+        unfreezing.drop_gradients(step)
+        optimizer.step()
+        optimizer.zero_grad()
+        for parameter in model.parameters():
+            if not torch.equal(parameter, before[id(parameter)]):
+                first.setdefault(id(parameter), step)
+    assert {depths[number]: step for number, step in first.items()} == {deepest: 0, 2: 2, 1: 4, 0: 6}
+    assert len(first) == len(depths)

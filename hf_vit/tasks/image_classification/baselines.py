@@ -40,17 +40,18 @@ class VectorsEvaluator(Evaluator):
 
     def __init__(self, model: PreTrainedModel, processor: Any):
         self.processor = processor
-        self.head = _linear_head(model)
+        self.heads = _linear_heads(model)
         self.state = {"rows": []}
 
     def step(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Vectors (B, D)."""
         found: list[torch.Tensor] = []
-        hook = self.head.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
+        hooks = [head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0])) for head in self.heads]
         try:
             model(pixel_values=normalize(batch["pixel_values"], self.processor))
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         if not found or found[0].ndim != 2:
             raise ValueError(_NO_VECTOR.format(type(model).__name__))
         return found[0].float()
@@ -69,13 +70,14 @@ class VectorsEvaluator(Evaluator):
         return rows[:, 2:].astype(np.float32), rows[:, 1].astype(np.int64)
 
 
-def _linear_head(model: PreTrainedModel) -> nn.Linear:
+def _linear_heads(model: PreTrainedModel) -> list[nn.Linear]:
+    """Linear classifiers, in the order in which they are called; copies that adapters leave unused among them."""
     own = {id(parameter) for parameter in head_parameters(model)}
-    for module in model.modules():
-        is_linear = isinstance(module, nn.Linear) and module.out_features == model.config.num_labels
-        if is_linear and id(module.weight) in own:
-            return module
-    raise ValueError(_NO_VECTOR.format(type(model).__name__))
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear) and id(module.weight) in own]
+    heads = [module for module in linear if module.out_features == model.config.num_labels]
+    if not heads:
+        raise ValueError(_NO_VECTOR.format(type(model).__name__))
+    return heads
 
 
 def knn_and_probe(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:

@@ -18,6 +18,8 @@ from hf_vit.vision.processors import normalize
 RUN = [word for word in training_runs.TINY if not word.startswith(("--config_overrides", "--num_train", "--image_s"))]
 RUN += ["--dataset_name=sklearn_digits", "--num_train_epochs=1", "--per_device_train_batch_size=50"]
 
+LINEAR = ("qkv_proj", "out_proj", "fc1", "fc2")
+
 
 def vectors_of(task, model, split):
     """The body's own pooled vectors, and the labels."""
@@ -31,7 +33,7 @@ def vectors_of(task, model, split):
 
 
 def test_a_run_from_a_checkpoint_tells_and_keeps_what_scikit_learn_reaches(tiny_run, tmp_path, caplog):
-    words = [*RUN, f"--model_name_or_path={tiny_run}", f"--output_dir={tmp_path / 'tuned'}"]
+    words = [*RUN, f"--model_name_or_path={tiny_run}", f"--output_dir={tmp_path / 'tuned'}", "--lora_r=2"]
     with caplog.at_level("INFO", logger="hf_vit"):
         train.main(words)
     task = ImageClassification(train.parse(words))
@@ -50,7 +52,16 @@ def test_a_run_from_a_checkpoint_tells_and_keeps_what_scikit_learn_reaches(tiny_
     result = next(message for message in caplog.messages if "of training" in message)
     assert result.endswith(told)
     assert any(message.startswith("the frozen start on test: kNN") for message in caplog.messages)
-    assert "| linear probe |" in (tmp_path / "tuned" / "README.md").read_text()
+    card = (tmp_path / "tuned" / "README.md").read_text()
+    assert "| linear probe |" in card and "Adapters of rank 2" in card
+    # The adapters beside the whole model, and what is not adapted as it was.
+    assert (tmp_path / "tuned" / "adapter" / "adapter_model.safetensors").is_file()
+    tuned = HfViTModel.from_pretrained(tmp_path / "tuned").state_dict()
+    assert (
+        record["model"]["num_parameters"] == json.loads((tiny_run / "run.json").read_text())["model"]["num_parameters"]
+    )
+    changed = {name for name, before in body.state_dict().items() if not torch.equal(before, tuned[name])}
+    assert changed == {name for name in tuned if name.endswith((*(f"{layer}.weight" for layer in LINEAR),))}
 
 
 def test_few_images_and_one_class_are_no_obstacle():
