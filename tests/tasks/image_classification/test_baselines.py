@@ -18,7 +18,7 @@ from hf_vit.vision.processors import normalize
 RUN = [word for word in training_runs.TINY if not word.startswith(("--config_overrides", "--num_train", "--image_s"))]
 RUN += ["--dataset_name=sklearn_digits", "--num_train_epochs=1", "--per_device_train_batch_size=50"]
 
-LINEAR = ("qkv_proj", "out_proj", "fc1", "fc2")
+LINEAR = ("projection", "qkv_proj", "out_proj", "fc1", "fc2")
 
 
 def vectors_of(task, model, split):
