@@ -49,8 +49,8 @@ class OptimizationArguments:
     gradient_accumulation_steps: int = argument(1, help="Batches of each process in one optimizer step.")
     optim: str = argument(
         "adamw",
-        help="AdamW, gradient descent with Nesterov's momentum, those of timm (the rates of muon are AdamW's, those of "
-        "lion about a tenth), or bitsandbytes' AdamW whose moments have 8 bits.",
+        help="AdamW, gradient descent with Nesterov's momentum, timm's (muon takes rates as AdamW does, lion about a "
+        "tenth of them), or bitsandbytes' AdamW whose moments have 8 bits.",
         choices=("adamw", "sgd", *_OF_TIMM, "adamw_8bit"),
     )
     learning_rate: float = argument(1e-3, help="Peak learning rate.")
