@@ -99,8 +99,8 @@ class ImageClassification(Task):
         self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.tuned = None
         if arguments.lora.lora_r is not None:
-            name: Any = arguments.model.model_name_or_path
-            self.tuned = add_adapters(self.model, arguments.lora, head_parameters(self.model), name)
+            start: Any = arguments.model.model_name_or_path
+            self.tuned = add_adapters(self.model, arguments.lora, head_parameters(self.model), start)
         self.processor = build_processor(arguments.model, self.model)
         options = arguments.optimization
         num_epochs = options.num_train_epochs if options.max_train_steps is None else None
