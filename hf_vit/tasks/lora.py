@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 
 from hf_vit.config import argument, check_range, closest
 from hf_vit.extras import extra
-from hf_vit.sources import own_name
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -55,6 +54,8 @@ def add_adapters(
     """
     with extra("lora"):
         from peft import LoraConfig, get_peft_model
+
+        from hf_vit.sources import own_name  # which loads datasets
     own = {id(parameter) for parameter in head}
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     of_body = [name for name in linear if id(model.get_submodule(name).weight) not in own]
