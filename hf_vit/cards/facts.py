@@ -98,8 +98,9 @@ class CardFacts(ABC):
     split: str | None
     num_examples: int | None
     metrics: list[Metric]
+    baselines: dict[str, float]
     epochs: list[record.Epoch]
-    kept_epoch: int | None
+    kept_epoch: int | float | None
     schedule_changes: list[record.ScheduleChange]
     evaluated_split: str | None
 
@@ -149,6 +150,7 @@ class CardFacts(ABC):
             "split": result.split,
             "num_examples": result.num_examples,
             "metrics": metrics_of(result.metrics),
+            "baselines": run.baselines,
             "kept_epoch": result.kept_epoch,
             "schedule_changes": run.schedule_changes,
             "epochs": [epoch for epoch in run.epochs if epoch.epoch is not None],
@@ -168,6 +170,12 @@ class CardFacts(ABC):
             "versions": {name: version for name, version in run.versions.items() if version is not None},
             "citations": citations.of_methods(records.config, arguments, tasks.folder_of(run.task)),
         }
+
+    @property
+    def evaluated_when(self) -> str:
+        """When the run evaluated, for the curves."""
+        whole = all(isinstance(row.epoch, int) for row in self.epochs)
+        return "after each epoch" if whole else "at each evaluation"
 
     @property
     def has_code(self) -> bool:

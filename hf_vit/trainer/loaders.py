@@ -6,13 +6,16 @@ Shapes: B batch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accelerate import Accelerator, skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DistributedType
 from torch.utils.data import DataLoader, IterableDataset
+
+if TYPE_CHECKING:
+    from hf_vit.tasks.task import Task
 
 
 def schedule_of(loader: DataLoader) -> Any:
@@ -54,6 +57,21 @@ def prepare_evaluation_loader(accelerator: Accelerator, loader: DataLoader) -> D
     loader.collate_fn = _KeysOnCpu(loader.collate_fn)
     accelerator.even_batches = accelerator.dataloader_config.non_blocking = True
     return accelerator.prepare(loader)
+
+
+class EvaluationLoaders(dict[str, DataLoader]):
+    """Prepared loaders by split: of those that a run evaluates, and of any other, such as the training samples for a
+    baseline, as soon as it is asked for."""
+
+    def __init__(self, accelerator: Accelerator, task: Task):
+        super().__init__()
+        self.accelerator, self.task = accelerator, task
+        for split in task.evaluation_splits:
+            self[split]
+
+    def __missing__(self, split: str) -> DataLoader:
+        self[split] = prepare_evaluation_loader(self.accelerator, self.task.evaluation_loader(split))
+        return self[split]
 
 
 def prepare_train_loader(accelerator: Accelerator, loader: DataLoader) -> DataLoader:

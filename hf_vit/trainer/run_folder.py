@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +71,18 @@ class RunFolder:
             self.record.update(status=status, epochs=state.epochs, **values)
             self.record.write(self.path)
 
-    def publish_epoch(self, epoch: int, model: PreTrainedModel, checkpoint: Path) -> None:
+    @contextlib.contextmanager
+    def recorded(self, state: TrainingState) -> Iterator[None]:
+        """Record what ends a run before its end."""
+        try:
+            yield
+        except BaseException as error:
+            reason = {"error": f"{type(error).__name__}: {error}"} if isinstance(error, Exception) else {}
+            with contextlib.suppress(OSError):  # a full disk must not hide what happened
+                self.write_record("interrupted", state, **reason)
+            raise
+
+    def publish_epoch(self, epoch: float, model: PreTrainedModel, checkpoint: Path) -> None:
         """Publish the model as it is, where that is wanted."""
 
         def save(folder: Path) -> None:
@@ -105,6 +118,13 @@ class RunFolder:
         self.record.write(staging)
         write_card(staging)
         move_files(staging, self.path)
+
+    def told(self) -> str:
+        """Sentences on what is in the folder of a finished run."""
+        return (
+            f"The model, its card (README.md) and its records (run.json, curves.png) are in {self.path}\n"
+            f"Load it with\n\n{self.task.usage_snippet(self.path)}\n"
+        )
 
     def _save_model(self, model: PreTrainedModel, folder: Path, state_dict: dict | None = None) -> None:
         self.task.save_pretrained(model, folder, state_dict)
