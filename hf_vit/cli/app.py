@@ -14,7 +14,6 @@ with extra("hub"):
     import typer
 
 app = typer.Typer(
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},  # --num_beams as --num-beams
