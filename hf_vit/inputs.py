@@ -48,6 +48,8 @@ def find_images(inputs: Sequence[str]) -> list[str]:
             what = "a folder that holds no image" if path.is_dir() else "no file, folder or pattern that finds one"
             raise ValueError(f"inputs must be images, {name!r} is {what}")
         names += found
+    if not names:
+        raise ValueError("inputs must name at least one image, standard input names none")
     return list(dict.fromkeys(names))
 
 
@@ -74,8 +76,13 @@ class Texts:
     files: list[str]
 
     def batches(self, batch_size: int, skip: frozenset[str] = frozenset()) -> Iterator[list[tuple[str, str]]]:
-        """Names `file:line`, lines counted from 1, and texts, but for the names to skip, with a progress bar."""
+        """Names `file:line`, lines counted from 1, and texts, but for the names to skip, with a progress bar.
+
+        Raises:
+            ValueError: at the end, there was no text at all.
+        """
         batch: list[tuple[str, str]] = []
+        name = None
         with tqdm(unit="text", disable=None) as progress:
             for name, text in self._texts():
                 if name in skip:
@@ -88,6 +95,8 @@ class Texts:
             if batch:
                 yield batch
                 progress.update(len(batch))
+        if name is None:
+            raise ValueError(f"inputs must hold at least one text, {', '.join(self.files)} is empty")
 
     def _texts(self) -> Iterator[tuple[str, str]]:
         for file in self.files:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_vit.demo.answers import Model, align, classify, explains, find, heat_map, translate
+from hf_vit.demo.answers import Model, align, classify, explains, find, heat_map, read, translate
 from hf_vit.extras import extra
 from hf_vit.sources import own_name
 
@@ -23,6 +24,7 @@ _INTRODUCTIONS = {
     "image-classification": "Choose an image, and see what it shows.",
     "object-detection": "Choose an image, and see the objects in it.",
     "image-segmentation": "Choose an image, and see what each part of it is.",
+    "image-to-text": "Choose an image, and see what is written of it.",
     "translation": "Write a text, a sentence a line, and see its translations.",
 }
 
@@ -106,6 +108,24 @@ def _objects(models: Sequence[Model]) -> None:
             button.click(_told(partial(find, model)), [image, threshold], [drawn, rows])
 
 
+def _readings(models: Sequence[Model]) -> None:
+    with gr.Row():
+        with gr.Column():
+            image = gr.Image(type="pil", label="Image", sources=["upload", "clipboard"], height=_HEIGHT)
+            count = gr.Slider(1, 5, 1, step=1, label="Texts of the image")
+            button = gr.Button("Read", variant="primary")
+        for model in models:
+            with gr.Column():
+                rows = gr.Dataframe(headers=["text", "score"], label=_called(model), interactive=False, wrap=True)
+                gr.Markdown("Where it looked for each token:")
+                looked = gr.Image(label="Attention to the image", show_label=False, interactive=False)
+            button.click(_told(partial(_reading, model)), [image, count], [rows, looked])
+
+
+def _reading(model: Model, image: Any, count: float) -> Any:
+    return read(model, image, int(count))
+
+
 def _texts(models: Sequence[Model]) -> None:
     text = gr.Textbox(lines=4, label="Text")
     count = gr.Slider(1, 5, 1, step=1, label="Translations of each sentence")
@@ -132,8 +152,20 @@ _PAGES = {
     "image-classification": _classification,
     "object-detection": _objects,
     "image-segmentation": _objects,
+    "image-to-text": _readings,
     "translation": _texts,
 }
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises `ValueError` for a port that is taken, before a model is loaded for it."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind((host, port))
+    except OSError as error:
+        raise ValueError(f"--port must be free, {port} on {host} is taken: {error}; name another") from None
 
 
 def launch(page: gr.Blocks, host: str, port: int, *, opens_browser: bool = False, blocks: bool = True) -> str:
