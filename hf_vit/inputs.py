@@ -96,7 +96,8 @@ class Texts:
                 yield batch
                 progress.update(len(batch))
         if name is None:
-            raise ValueError(f"inputs must hold at least one text, {', '.join(self.files)} is empty")
+            named = ", ".join("standard input" if file == "-" else file for file in self.files)
+            raise ValueError(f"inputs must hold at least one text, {named} is empty")
 
     def _texts(self) -> Iterator[tuple[str, str]]:
         for file in self.files:
