@@ -138,7 +138,7 @@ def test_an_empty_standard_input_is_told(monkeypatch):
         list(predict(DIGITS, ["-"]))
     with pytest.raises(ValueError, match="inputs must hold at least one text, standard input is empty"):
         list(inputs.find_texts(["-"]).batches(2))
-    with pytest.raises(ValueError, match="model must be a translator, .* is another kind of model"):
+    with pytest.raises(ValueError, match=r"model must be a translator, .* is another kind of model"):
         load_translator(DIGITS)
 
 

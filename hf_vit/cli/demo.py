@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hf_vit.cli.app import app
+from hf_vit.cli.app import app, quiet_loading
 from hf_vit.files import check_model_source
 
 
@@ -37,5 +37,6 @@ def demo(
     for model in models:
         check_model_source("model", model)
     check_port(host, port)
+    quiet_loading()
     page = build([load(model, revision, trust_remote_code) for model in models])
     launch(page, host, port, opens_browser=inbrowser)
