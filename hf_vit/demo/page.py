@@ -181,8 +181,9 @@ def launch(page: gr.Blocks, host: str, port: int, *, opens_browser: bool = False
         Its address.
 
     Raises:
-        ValueError: the port is taken.
+        ValueError: the port is taken, or the server does not start.
     """
+    check_port(host, port)
     try:
         _, address, _ = page.launch(
             server_name=host,
@@ -194,7 +195,7 @@ def launch(page: gr.Blocks, host: str, port: int, *, opens_browser: bool = False
             prevent_thread_lock=True,
         )
     except OSError as error:
-        raise ValueError(f"port must be free, {port} on {host} is taken: {error}") from error
+        raise ValueError(f"the page cannot be served at {host}:{port}: {error}") from error
     if blocks:
         print(f"{address} (Ctrl-C ends it)", flush=True)
         page.block_thread()

@@ -138,11 +138,12 @@ def reader():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>")
     vision = HfViTConfig(**BODY, image_size=(16, 32), patch_size=8)
     text = {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "vocab_size": 12}
-    ids = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    ids = {"lm_head_bias": True, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
     config = HfViTImageToTextConfig(vision_config=vision, text_config={**text, **ids})
     model = HfViTForImageToText(config).eval()
     torch.nn.init.normal_(model.lm_head.weight, std=2)
-    model.generation_config.max_length, model.generation_config.min_new_tokens = 8, 4
+    torch.nn.init.constant_(model.lm_head.bias[:2], -30)  # it goes on writing
+    model.generation_config.max_length = 8
     processor = HfViTImageProcessor(size={"height": 16, "width": 32})
     return ImageToTextPipeline(model=model, tokenizer=tokenizer, image_processor=processor)
 
