@@ -93,7 +93,7 @@ def draw_found(explanation: ObjectsExplanation) -> bytes:
     """A PNG of what a detector found: the image, and for each object where it was looked for, with its box."""
     image = explanation.image.numpy()
     height, width = image.shape[:2]
-    panels = [(image, "as the model sees it", explanation.objects)]
+    panels: list[tuple[Any, str, Any]] = [(image, "as the model sees it", explanation.objects)]
     for each in explanation.objects:
         panels.append((overlay(image, each.heat_map.numpy()), f"{each.label[:18]} ({each.score:.3f})", [each]))
 
@@ -113,7 +113,7 @@ def draw_found(explanation: ObjectsExplanation) -> bytes:
 def draw_reading(reading: Reading) -> bytes:
     """A PNG of a text that was read: the image, and for each token where the decoder looked, at most 23 of them."""
     image = reading.image.numpy()
-    panels = [(image, "as the model sees it")]
+    panels: list[tuple[Any, str]] = [(image, "as the model sees it")]
     for token, weights in zip(reading.tokens[:MAX_TOKENS], reading.weights):
         panels.append((overlay(image, weights.numpy()), token[:18]))
     return _drawn(
