@@ -56,8 +56,8 @@ def predict(
         `{"file": name, "predictions": [{"label": class, "score": probability}, ...]}`; of a detector each prediction
         has its `"box"` too, in pixels, of a segmenter its `"mask"`, COCO's run lengths. Of a text `file` is
         `name:line`, `text` the text itself, and each prediction `{"translation_text": ..., "score": ...}`, the
-        geometric mean of its tokens' probabilities; a reader's predictions have a `"generated_text"`. Images that
-        cannot be read are skipped with a warning.
+        geometric mean of its tokens' probabilities; a reader's predictions have a `"generated_text"`. Images and files
+        that cannot be read are skipped with a warning.
 
     Raises:
         ValueError: an argument is out of range, nothing is found or can be read, or the model is of another task.

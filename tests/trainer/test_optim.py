@@ -243,7 +243,7 @@ def test_layer_wise_decay_of_models_that_do_not_declare_their_layers_is_refused(
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     model = ResNetForImageClassification(config)
     assert set(rates_of(model).values()) == {1.0}
-    with pytest.raises(ValueError, match=r"--layer_decay is 1 or .* a resnet model does not; known are bart, beit"):
+    with pytest.raises(ValueError, match=r"--head_learning_rate need .* a resnet model does not; known are bart"):
         rates_of(model, layer_decay=0.5)
     with pytest.raises(ValueError, match="a Linear model does not"):
         rates_of(nn.Linear(2, 2), layer_decay=0.5)
