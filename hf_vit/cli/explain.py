@@ -52,10 +52,10 @@ def explain(
     check_output(output, [".png"], overwrite)
     quiet_loading()
     task = task_of(model, revision, trust_remote_code)
-    given = {"--class": bool(class_name), "--threshold": threshold is not None}
-    for option, kind in (("--class", "image-classification"), ("--threshold", _DETECTS)):
-        if given[option] and task not in kind:
-            raise ValueError(f"{option} is for models for {kind if isinstance(kind, str) else kind[0]}, not {task}")
+    if class_name and task != "image-classification":
+        raise ValueError(f"--class is for models that classify images, {model!r} is for {task}")
+    if threshold is not None and task not in _DETECTS:
+        raise ValueError(f"--threshold is for models that find objects, {model!r} is for {task}")
     if task == "translation":
         picture = _of_text(model, source, revision)
     elif task == "image-to-text":

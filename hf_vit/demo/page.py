@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from hf_vit.demo.answers import Model, align, classify, explains, find, heat_map, read, translate
 from hf_vit.extras import extra
 from hf_vit.sources import own_name
@@ -69,9 +71,24 @@ def _told(answer: Callable[..., Any]) -> Callable[..., Any]:
     return answered
 
 
+def _upload() -> Any:
+    """Where an image is chosen; of a file that is none the page says so."""
+    image = gr.Image(type="pil", label="Image", sources=["upload", "clipboard"], height=_HEIGHT)
+    read = image.preprocess
+
+    def checked(payload: Any) -> Any:
+        try:
+            return read(payload)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise gr.Error("this file is no image that can be read: choose another", print_exception=False) from error
+
+    image.preprocess = checked  # type: ignore[method-assign]
+    return image
+
+
 def _classification(models: Sequence[Model]) -> None:
     with gr.Row():
-        image = gr.Image(type="pil", label="Image", sources=["upload", "clipboard"], height=_HEIGHT)
+        image = _upload()
         for model in models:
             with gr.Column():
                 shown: list[Any] = [gr.Label(num_top_classes=min(_TOP, len(model.class_names)), label=_called(model))]
@@ -98,7 +115,7 @@ def _classes(model: Model, image: Any) -> Any:
 def _objects(models: Sequence[Model]) -> None:
     with gr.Row():
         with gr.Column():
-            image = gr.Image(type="pil", label="Image", sources=["upload", "clipboard"], height=_HEIGHT)
+            image = _upload()
             threshold = gr.Slider(0, 1, models[0].threshold, step=0.01, label="Least score")
             button = gr.Button("Find", variant="primary")
         for model in models:
@@ -111,7 +128,7 @@ def _objects(models: Sequence[Model]) -> None:
 def _readings(models: Sequence[Model]) -> None:
     with gr.Row():
         with gr.Column():
-            image = gr.Image(type="pil", label="Image", sources=["upload", "clipboard"], height=_HEIGHT)
+            image = _upload()
             count = gr.Slider(1, 5, 1, step=1, label="Texts of the image")
             button = gr.Button("Read", variant="primary")
         for model in models:

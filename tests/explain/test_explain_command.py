@@ -150,9 +150,9 @@ def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path):
         "no file, folder or pattern": (DIGITS, tmp_path / "none.png"),
         "image must be one file or address": (DIGITS, DIGITS),
         "model must classify images, detect": (body, SAMPLE),
-        "--class is for models for image-classification, not object-detection": (detector, SAMPLE, "--class", "3"),
-        "--class is for models for image-classification, not translation": (CARDS / "dates", "x", "--class", "3"),
-        "--threshold is for models for object-detection, not image-class": (DIGITS, SAMPLE, "--threshold", "0.3"),
+        "is for object-detection": (detector, SAMPLE, "--class", "3"),
+        "--class is for models that classify images": (CARDS / "dates", "piatok", "--class", "3"),
+        "--threshold is for models that find objects": (DIGITS, SAMPLE, "--threshold", "0.3"),
         "there is no folder": (tmp_path / "none", SAMPLE),
     }
     for message, words in cases.items():
