@@ -1,4 +1,5 @@
-"""Predictions of a saved or published model: classes of images, boxes and masks of objects, translations of texts."""
+"""Predictions of a saved or published model: classes of images, boxes and masks of objects, texts of images, and
+translations of texts."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ _TASKS = {
     "ForImageClassification": "image-classification",
     "ForObjectDetection": "object-detection",
     "ForSegmentation": "image-segmentation",
-    "ForConditionalGeneration": "translation",
     "ForImageToText": "image-to-text",
+    "ForConditionalGeneration": "translation",
     "MarianMTModel": "translation",
 }
 _DRAWN = ("object-detection", "image-segmentation")
@@ -43,7 +44,7 @@ def predict(
     """Say what a model makes of its inputs, as transformers' pipelines do, one by one.
 
     Args:
-        model: a classifier of images, a detector, a segmenter, a translator or a reader, which writes texts of images;
+        model: a classifier of images, a detector, a segmenter, a model that writes texts of images or a translator,
             its id on the Hub or its folder.
         inputs: images by file, folder, pattern and address, see `hf_vit.inputs.find_images`; of a translator files of
             texts, a text a line. `-` stands for the lines of standard input: names of images, or texts.
@@ -54,10 +55,10 @@ def predict(
 
     Yields:
         `{"file": name, "predictions": [{"label": class, "score": probability}, ...]}`; of a detector each prediction
-        has its `"box"` too, in pixels, of a segmenter its `"mask"`, COCO's run lengths. Of a text `file` is
-        `name:line`, `text` the text itself, and each prediction `{"translation_text": ..., "score": ...}`, the
-        geometric mean of its tokens' probabilities; a reader's predictions have a `"generated_text"`. Images and files
-        that cannot be read are skipped with a warning.
+        has its `"box"` too, in pixels, of a segmenter its `"mask"`, COCO's run lengths. A model that writes texts of
+        images gives `{"generated_text": ..., "score": ...}`, the geometric mean of its tokens' probabilities. Of a
+        text to translate `file` is `name:line`, `text` the text itself, and each prediction `{"translation_text": ...,
+        "score": ...}`, the same mean. Images and files that cannot be read are skipped with a warning.
 
     Raises:
         ValueError: an argument is out of range, nothing is found or can be read, or the model is of another task.
@@ -107,7 +108,7 @@ def task_of(model: str, revision: str | None = None, trust_remote_code: bool = F
         if any(name.endswith(ending) for name in architectures):
             return task
     raise ValueError(
-        "model must classify images, detect or segment objects, translate texts or write texts of images, "
+        "model must classify images, detect or segment objects, write texts of images, or translate texts, "
         f"{model!r} is {', '.join(architectures) or 'none of these'}"
     )
 
@@ -160,7 +161,7 @@ def _translations(
 
 
 def _texts_of_images(
-    model: str, names: Sequence[str], top_k: int, threshold: float, batch_size: int, revision: str | None
+    model: str, names: list[str], top_k: int, threshold: float, batch_size: int, revision: str | None
 ) -> Iterator[_Row]:
     from hf_vit.read import load_reader, read
 
@@ -172,12 +173,12 @@ def _texts_of_images(
 
 def told(row: _Row) -> str:
     """One line on a row, for the terminal."""
-    answers = []
-    for each in row["predictions"]:
-        text = each.get("translation_text", each.get("generated_text"))
-        answers.append(f"{each['label']} {each['score']:.3f}" if text is None else f"{text} ({each['score']:.3f})")
-    is_label = any("label" in each for each in row["predictions"])
-    return f"{row['file']}: {(', ' if is_label else '; ').join(answers)}"
+    written = [name for each in row["predictions"] for name in ("translation_text", "generated_text") if name in each]
+    if "text" in row or written:
+        answers = "; ".join(f"{each[written[0]]} ({each['score']:.3f})" for each in row["predictions"])
+    else:
+        answers = ", ".join(f"{each['label']} {each['score']:.3f}" for each in row["predictions"])
+    return f"{row['file']}: {answers}"
 
 
 def predict_to(output: Path, model: str, inputs: Sequence[str], **options: Any) -> Path:

@@ -247,15 +247,28 @@ class ImageClassification(Task):
         return data_loader(views, self.arguments.data, batch_size=batch_size)
 
     def training_step(self, model: torch.nn.Module, batch: Batch) -> StepOutput:
-        """Loss of the labels or, with teachers, of both, which `logs` tells apart."""
-        pixels, targets = batch["pixel_values"], batch["labels"]
-        if self.token_labeling is not None:
-            return self._token_labeling_step(model, batch, self.token_labeling)
-        if self.mix.mixes:
-            pixels, targets = self.mix(pixels, targets, batch["sample_key"][0])
-        outputs = model(pixel_values=normalize(pixels, self.processor))
+        """Loss of the labels and, with teachers, of theirs, and with labels of patches of these; where there is more
+        than one, `logs` tells them apart."""
+        pixels, targets, labeling = batch["pixel_values"], batch["labels"], self.token_labeling
+        if labeling is None:
+            if self.mix.mixes:
+                pixels, targets = self.mix(pixels, targets, batch["sample_key"][0])
+            outputs = model(pixel_values=normalize(pixels, self.processor))
+            return StepOutput(*self._image_loss(outputs, targets, pixels, batch))
+        targets, token_labels, mask = labeling.mix(targets, labeling.labels(batch, pixels), batch["sample_key"][0])
+        options = {} if mask is None else {"mixtoken_mask": mask}
+        outputs = model(pixel_values=normalize(pixels, self.processor), **options)
+        loss, logs = self._image_loss(outputs, targets, pixels, batch)
+        token_loss = token_labeling_loss(outputs.token_logits, token_labels)
+        logs = {**(logs or {"label_loss": loss}), "token_label_loss": token_loss}
+        return StepOutput(loss + labeling.weight * token_loss, logs)
+
+    def _image_loss(
+        self, outputs: Any, targets: torch.Tensor, pixels: torch.Tensor, batch: Batch
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of whole images, and its terms with teachers."""
         if self.teachers is None:
-            return StepOutput(self.label_loss(outputs.logits, targets))
+            return self.label_loss(outputs.logits, targets), {}
         if self.teacher_logits is not None:
             known = self.teacher_logits[torch.as_tensor(batch["sample_key"][:, 1])]
             teacher_logits = known.to(pixels.device, non_blocking=True)
@@ -271,19 +284,7 @@ class ImageClassification(Task):
         )
         share = options.distillation_alpha
         logs = {"label_loss": label_loss, "teacher_loss": teacher_loss}
-        return StepOutput((1 - share) * label_loss + share * teacher_loss, logs)
-
-    def _token_labeling_step(self, model: torch.nn.Module, batch: Batch, labeling: TokenLabeling) -> StepOutput:
-        pixels = batch["pixel_values"]
-        token_labels = labeling.labels(batch, pixels)
-        targets, token_labels, mask = labeling.mix(batch["labels"], token_labels, batch["sample_key"][0])
-        outputs = model(
-            pixel_values=normalize(pixels, self.processor), **({} if mask is None else {"mixtoken_mask": mask})
-        )
-        label_loss = self.label_loss(outputs.logits, targets)
-        token_loss = token_labeling_loss(outputs.token_logits, token_labels)
-        logs = {"label_loss": label_loss, "token_label_loss": token_loss}
-        return StepOutput(label_loss + labeling.weight * token_loss, logs)
+        return (1 - share) * label_loss + share * teacher_loss, logs
 
     def after_training(self, model: PreTrainedModel, measure: Callable[[str, Evaluator], Any]) -> None:
         """Choose the thresholds of labels, or the temperature, on the validation split."""
