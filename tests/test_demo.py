@@ -105,12 +105,13 @@ def test_uploads_that_are_too_large_or_no_images_are_refused(address, tmp_path):
     assert refused.status_code == 413 and "20" in refused.text
     with text.open("rb") as file:
         (name,) = httpx.post(f"{api}/upload", files={"files": file}).json()
-    (entry, *_) = (each["id"] for each in httpx.get(f"{address[0].rstrip('/')}/config").json()["dependencies"])
+    events = httpx.get(f"{address[0].rstrip('/')}/config").json()["dependencies"]
+    entry = next(each["id"] for each in events if len(each["inputs"]) == 1)  # a new image
     image = {"path": name, "meta": {"_type": "gradio.FileData"}}
     request = {"data": [image], "fn_index": entry, "session_hash": "tested"}
     httpx.post(f"{api}/queue/join", json=request).raise_for_status()
-    with httpx.stream("GET", f"{api}/queue/data", params={"session_hash": "tested"}, timeout=60) as events:
-        ended = next(line for line in events.iter_lines() if "process_completed" in line)
+    with httpx.stream("GET", f"{api}/queue/data", params={"session_hash": "tested"}, timeout=60) as told:
+        ended = next(line for line in told.iter_lines() if "process_completed" in line)
     assert '"success":false' in ended.replace(" ", "") and "no image that can be read" in ended
 
 
