@@ -1,8 +1,12 @@
 """Predictions, vectors and neighbours, against transformers' pipelines and plain numpy."""
 
 import csv
+import io
 import json
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +27,7 @@ from hf_vit import (
     inputs,
 )
 from hf_vit.embed import embed, read_embeddings, search, write_embeddings
-from hf_vit.inputs import find_images
+from hf_vit.inputs import find_images, find_texts
 from hf_vit.predict import predict, predict_to, write_predictions
 from hf_vit.translate import load_translator
 
@@ -128,6 +132,33 @@ def test_models_of_other_kinds_are_refused(tmp_path):
         list(predict(str(tmp_path), SAMPLES))
 
 
+def test_an_empty_standard_input_is_told(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    with pytest.raises(ValueError, match="standard input names none"):
+        list(predict(DIGITS, ["-"]))
+    with pytest.raises(ValueError, match="inputs must hold at least one text, standard input is empty"):
+        list(inputs.find_texts(["-"]).batches(2))
+    with pytest.raises(ValueError, match=r"model must be a translator, .* is another kind of model"):
+        load_translator(DIGITS)
+
+
+def test_names_come_from_standard_input_and_images_from_addresses(monkeypatch):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=DIGITS))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/sample_1.png"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{SAMPLES[0]}\n\n{address}\n"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    found = list(predict(DIGITS, ["-"], top_k=1))
+    server.shutdown()
+    server.server_close()
+    assert [row["file"] for row in found] == [SAMPLES[0], address]
+    assert [row["predictions"][0]["label"] for row in found] == ["7", "7"]
+
+
 def test_an_output_that_exists_is_refused(tmp_path, monkeypatch, capsys):
     output = tmp_path / "out.csv"
     output.write_text("kept")
@@ -223,3 +254,18 @@ def test_texts_are_translated_with_their_scores(tmp_path):
     assert [each["score"] for each in first] == pytest.approx(found.sequences_scores.exp().tolist(), rel=1e-3)
     with pytest.raises(ValueError, match="inputs must be files of texts"):
         list(predict(str(CARDS / "dates"), [str(tmp_path / "none.txt")]))
+
+
+def test_files_that_are_no_text_are_named_and_skipped(tmp_path, caplog):
+    (tmp_path / "a.txt").write_bytes("\ufeffein\u2028e\r\n\r\nzwei".encode())
+    (tmp_path / "b.txt").write_bytes("fünf".encode("latin-1"))
+    (tmp_path / "c.txt").write_bytes(b"drei\rvier\n")
+    pattern = str(tmp_path / "*.txt")
+    found = [text for batch in find_texts([pattern]).batches(2) for text in batch]
+    texts = {f"{tmp_path}/a.txt": ["ein\u2028e", "", "zwei"], f"{tmp_path}/c.txt": ["drei", "vier"]}
+    assert found == [(f"{name}:{line}", each) for name in texts for line, each in enumerate(texts[name], 1)]
+    assert "b.txt is not UTF-8" in caplog.text and "1 of 3 files of texts could not be read" in caplog.text
+    for name in ("a.txt", "c.txt"):
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match="files of texts that can be read, none of 1 can be read"):
+        list(find_texts([pattern]).batches(2))

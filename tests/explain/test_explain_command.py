@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BartConfig,
+    BartForConditionalGeneration,
+)
+from translators import BART, make_tokenizer
 
-from hf_vit import HfViTConfig, cli
+from hf_vit import HfDetrConfig, HfViTConfig, cli
 from hf_vit.explain import alignment, class_index, explain_image
 from hf_vit.explain.picture import draw_alignment
 from hf_vit.translate import load_translator
@@ -96,6 +102,23 @@ def test_alignment_is_the_attention_of_generation():
         alignment(translator.model, translator.tokenizer, text, "2084", layer=9)
 
 
+def test_translators_of_transformers_have_an_alignment_too():
+    """That of the eager implementation, whichever the model was loaded with."""
+    torch.manual_seed(0)
+    model = BartForConditionalGeneration(BartConfig(**BART, attn_implementation="sdpa")).eval()
+    tokenizer = make_tokenizer()
+    found = alignment(model, tokenizer, "ein zwei", "one two three")
+    source, labels = (
+        tokenizer("ein zwei", return_tensors="pt"),
+        torch.tensor([tokenizer("one two three")["input_ids"]]),
+    )
+    assert model.config._attn_implementation == "sdpa"
+    model.set_attn_implementation("eager")
+    expected = model(**source, labels=labels, output_attentions=True).cross_attentions[-1][0].mean(0)
+    torch.testing.assert_close(found.weights, expected)
+    assert found.source == ["ein", "zwei", "</s>"] and found.target == ["one", "two", "three", "</s>"]
+
+
 def run(monkeypatch, capsys, *words):
     monkeypatch.setattr(sys, "argv", ["hf-vit", "explain", *map(str, words)])
     with pytest.raises(SystemExit) as exit:
@@ -120,15 +143,16 @@ def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path):
     broken.write_bytes(b"no image")
     body, detector = tmp_path / "body", tmp_path / "detector"
     HfViTConfig(architectures=["HfViTModel"]).save_pretrained(body)
-    HfViTConfig(architectures=["HfDetrForObjectDetection"]).save_pretrained(detector)
+    HfDetrConfig(architectures=["HfDetrForObjectDetection"]).save_pretrained(detector)
     cases = {
         "class '12' does not exist, nearest: ": (DIGITS, SAMPLE, "--class", "12"),
         "cannot be read": (DIGITS, broken),
         "no file, folder or pattern": (DIGITS, tmp_path / "none.png"),
         "image must be one file or address": (DIGITS, DIGITS),
         "model must classify images, detect": (body, SAMPLE),
-        "model must classify images or translate texts": (detector, SAMPLE),
+        "is for object-detection": (detector, SAMPLE, "--class", "3"),
         "--class is for models that classify images": (CARDS / "dates", "piatok", "--class", "3"),
+        "--threshold is for models that find objects": (DIGITS, SAMPLE, "--threshold", "0.3"),
         "there is no folder": (tmp_path / "none", SAMPLE),
     }
     for message, words in cases.items():
