@@ -60,8 +60,7 @@ def predict(
         has its `"box"` too, in pixels, of a segmenter its `"mask"`, COCO's run lengths. A model that writes texts of
         images gives `{"generated_text": ..., "score": ...}`, the geometric mean of its tokens' probabilities. Of a
         text to translate `file` is `name:line`, `text` the text itself, and each prediction `{"translation_text": ...,
-        "score": ...}`, the same mean. Images and files that cannot be
-        read are skipped with a warning.
+        "score": ...}`, the same mean. Images and files that cannot be read are skipped with a warning.
 
     Raises:
         ValueError: an argument is out of range, nothing is found or can be read, or the model is of another task.
