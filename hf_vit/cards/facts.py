@@ -1,5 +1,6 @@
 """The facts of a card: a dataclass filled from a run's records. This one is shared; each task adds its own to it."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ class CardFacts(ABC):
     split: str | None
     num_examples: int | None
     metrics: list[Metric]
+    baselines: dict[str, float]
     epochs: list[record.Epoch]
     kept_epoch: int | float | None
     schedule_changes: list[record.ScheduleChange]
@@ -149,6 +151,7 @@ class CardFacts(ABC):
             "split": result.split,
             "num_examples": result.num_examples,
             "metrics": metrics_of(result.metrics),
+            "baselines": run.baselines,
             "kept_epoch": result.kept_epoch,
             "schedule_changes": run.schedule_changes,
             "epochs": [epoch for epoch in run.epochs if epoch.epoch is not None],
@@ -199,6 +202,22 @@ class CardFacts(ABC):
     @abstractmethod
     def examples(self) -> list[Snippet]:
         """The programs that show how to use the model, before they are executed."""
+
+    @property
+    def pipeline_task(self) -> str:
+        """The task as transformers' pipelines and the Hub call it."""
+        return self.pipeline_tag or self.task.replace("_", "-")
+
+    @property
+    def pinned_example(self) -> str:
+        """How to load a published model as it is today, whatever is pushed later."""
+        name = json.dumps(self.repo_id)
+        return (
+            "from huggingface_hub import model_info\nfrom transformers import pipeline\n\n"
+            f"commit = model_info({name}).sha  # today's: write down the one that you have read\n"
+            f'pipe = pipeline(\n    "{self.pipeline_task}",\n    model={name},\n    revision=commit,\n'
+            "    code_revision=commit,\n    trust_remote_code=True,\n)\n"
+        )
 
     @property
     def example_files(self) -> list[str]:
