@@ -1,9 +1,9 @@
 """Searches the space of a study with optuna: `hf-vit study PATH --search`.
 
 The study's `search` names arguments of training, each with a list of values, or with `low` and `high` and perhaps
-`log: true`; `trials` says how many combinations are tried. A combination is trained once for each seed; its value is the mean of the
-study's first metric on the validation split, at the epoch whose weights are kept: a test split chooses nothing. What
-was tried stands in a journal, so that a search that was stopped goes on where it was.
+`log: true`; `trials` says how many combinations are tried. A combination is trained once for each seed; its value is
+the mean of the study's first metric on the validation split, at the epoch whose weights are kept: a test split chooses
+nothing. What was tried stands in a journal, so that a search that was stopped goes on where it was.
 """
 
 from __future__ import annotations

@@ -5,17 +5,19 @@ Shapes: B batch, C classes.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_vit.tasks.image_classification.arguments import TestTimeArguments
 from hf_vit.tasks.task import Batch, Evaluator
 from hf_vit.vision.processors import normalize
+
+VIEWS = ("flip", "five_crop", "ten_crop")
 
 
 class LogitsEvaluator(Evaluator):
@@ -86,16 +88,17 @@ class AdjustedClassifier(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, *, temperature: float = 1.0, augmentation: str | None = None):
         super().__init__()
         self.model = model
+        self.config = getattr(model, "config", None)  # which pipelines ask for
         self.temperature = temperature
         self.augmentation = augmentation
 
-    def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
+    def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
         views = views_of(pixel_values, self.augmentation)
         logits = [self.model(pixel_values=view).logits / self.temperature for view in views]
         if len(logits) == 1:
-            return SimpleNamespace(logits=logits[0])
+            return ImageClassifierOutput(logits=logits[0])
         found = torch.stack([each.float().log_softmax(-1) for each in logits])
-        return SimpleNamespace(logits=found.logsumexp(0) - np.log(len(logits)))
+        return ImageClassifierOutput(logits=found.logsumexp(0) - np.log(len(logits)))  # type: ignore[arg-type]
 
 
 def adjusted(model: Any, arguments: TestTimeArguments) -> Any:

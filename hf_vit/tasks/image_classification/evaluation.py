@@ -136,9 +136,9 @@ class ClassificationEvaluator(Evaluator):
             index = int(row[0])
             image = self.images[index]
             file = (image["image"] or {}).get("path")
-            place = {"train_index": image["train_index"]} if "train_index" in image else {}  # of a fold
+            position = {"train_index": image["train_index"]} if "train_index" in image else {}  # of a fold
             told = {**self._told(row), "loss": float(row[4])}
-            yield {"index": index, **place, **({"file": file} if file else {}), **told}
+            yield {"index": index, **position, **({"file": file} if file else {}), **told}
 
     def save_samples(self, folder: Path) -> list[dict[str, Any]]:
         """Images of the split as PNG, large ones made smaller, with what the model made of them: evenly spaced ones

@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 from PIL import Image as PILImage
+from sklearn.model_selection import StratifiedKFold
 from torch.utils.data import DataLoader
 from transformers import ViTImageProcessor, pipeline
 

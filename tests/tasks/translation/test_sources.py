@@ -253,5 +253,5 @@ def test_a_corpus_is_cleaned_where_asked_and_what_is_left_out_is_counted(tmp_pat
     assert cleaned.left_out == {"empty": 1, "length_ratio": 2, "duplicates": 1}
     kept = sorted(pair for split in cleaned.splits.values() for pair in zip(split["source"], split["target"]))
     assert kept == sorted([pairs[0], pairs[2], pairs[5]])
-    with pytest.raises(ValueError, match="--max_length_ratio must be >= 1, found 0.5"):
+    with pytest.raises(ValueError, match=r"--max_length_ratio must be >= 1, found 0\.5"):
         TextDataArguments(**arguments, max_length_ratio=0.5)
