@@ -112,7 +112,7 @@ def _unchanged_mappings() -> Iterator[_Mapping]:
 def _entries(text: str) -> Iterator[list[str]]:
     """The lines of each mapping: one with its addresses and its file, then `Name: value`."""
     entry: list[str] = []
-    for line in text.splitlines():
+    for line in text.rstrip("\n").split("\n"):  # names of files may hold what else ends lines
         if not line.split(maxsplit=1)[0].endswith(":") and entry:
             yield entry
             entry = []
