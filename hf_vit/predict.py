@@ -13,10 +13,9 @@ from typing import Any
 from transformers import pipeline
 
 from hf_vit.drawing import draw_objects
+from hf_vit.extras import extra
 from hf_vit.files import read_object, write_atomically
-from hf_vit.fingerprint import check_fingerprint
 from hf_vit.inputs import Texts, find_images, find_texts, load_config, opened, read_images
-from hf_vit.unasked import unasked
 
 OUTPUTS = (".csv", ".jsonl", "")  # the last of a folder of pictures
 ROWS = "predictions.jsonl"  # of a folder
@@ -41,6 +40,8 @@ def predict(
     batch_size: int = 16,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    apply_temperature: bool = False,
+    test_time_augmentation: str | None = None,
     skip: frozenset[str] = frozenset(),
 ) -> Iterator[_Row]:
     """Say what a model makes of its inputs, as transformers' pipelines do, one by one.
@@ -53,6 +54,7 @@ def predict(
         top_k: predictions of an input at most, the likeliest first; of a text, the best found by as many beams.
         threshold: leaves out what scores less, between 0 and 1; unless given a detector's is that of its best F1, if
             its folder says so, or 0.5, that of others 0, but where several labels an image have one each.
+        apply_temperature, test_time_augmentation: of a classifier of one label an image; see `hf-vit score --help`.
         skip: names of inputs (`file`) that are left out.
 
     Yields:
@@ -72,6 +74,9 @@ def predict(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     task = task_of(model, revision, trust_remote_code)
+    is_adjusted = apply_temperature or test_time_augmentation is not None
+    if is_adjusted and task != "image-classification":
+        raise ValueError(f"apply_temperature and test_time_augmentation are of classifiers, {model!r} is for {task}")
     if task == "translation":
         texts = find_texts(inputs)
         yield from _translations(model, texts, top_k, threshold or 0.0, batch_size, revision, skip)
@@ -84,6 +89,8 @@ def predict(
         return
     any_task: Any = task  # the types of transformers list its own names alone
     pipe: Any = pipeline(any_task, model=model, revision=revision, trust_remote_code=trust_remote_code)
+    if is_adjusted:
+        pipe.model = _adjusted(pipe.model, apply_temperature, test_time_augmentation)
     options: dict[str, Any] = {"top_k": top_k}
     if task in _DRAWN:
         threshold = threshold_of(model) if threshold is None else threshold
@@ -96,6 +103,19 @@ def predict(
             best = sorted(found, key=lambda each: -each["score"])[:top_k]
             best = [as_json(each) for each in best if each["score"] >= (threshold or least.get(each["label"], 0))]
             yield {"file": name, "predictions": best}
+
+
+def _adjusted(model: Any, apply_temperature: bool, augmentation: str | None) -> Any:
+    """The classifier with its temperature applied, over views of each image."""
+    with extra("train"):
+        from hf_vit.tasks.image_classification.arguments import TestTimeArguments
+        from hf_vit.tasks.image_classification.calibration import VIEWS, adjusted
+    if augmentation not in (None, *VIEWS):
+        raise ValueError(f"test_time_augmentation must be one of {', '.join(VIEWS)}, got {augmentation!r}")
+    if model.config.problem_type == "multi_label_classification":
+        raise ValueError("apply_temperature and test_time_augmentation are of one label an image")
+    given = TestTimeArguments(apply_temperature=apply_temperature, test_time_augmentation=augmentation)
+    return adjusted(model, given)
 
 
 def task_of(model: str, revision: str | None = None, trust_remote_code: bool = False) -> str:
@@ -165,51 +185,12 @@ def _translations(
 def _texts_of_images(
     model: str, names: list[str], top_k: int, threshold: float, batch_size: int, revision: str | None
 ) -> Iterator[_Row]:
-    import torch
+    from hf_vit.read import load_reader, read
 
-    reader = _reader(model, revision)
-    beams = max(reader.model.generation_config.num_beams or 1, top_k)
+    reader = load_reader(model, revision)
     for batch, images in read_images(names, batch_size):
-        pixels = torch.cat([reader.preprocess(image)["pixel_values"] for image in images])
-        written = reader.forward({"pixel_values": pixels}, num_beams=beams, num_return_sequences=top_k)["output_ids"]
-        scores = _scores_of_tokens(reader.model, pixels, written)
-        for name, tokens, each in zip(batch, written, scores.tolist()):
-            found = zip(reader.postprocess({"output_ids": tokens[None]}), each)
-            rows = [{**text, "score": score} for text, score in found if score >= threshold]
-            yield {"file": name, "predictions": rows}
-
-
-def _scores_of_tokens(model: Any, pixels: Any, written: Any) -> Any:
-    """Images (B, C, H, W) and the tokens (B, texts, T) of their texts, behind what the decoder starts with -> the
-    geometric means (B, texts) of the tokens' probabilities, that of each text's end among them."""
-    import torch
-
-    ends = model.generation_config.eos_token_id
-    labels = written.flatten(0, 1)[:, 1:]
-    is_end = torch.isin(labels, torch.tensor([] if ends is None else ends, dtype=torch.long))
-    counts = is_end.cumsum(1) - is_end.long() == 0  # what follows an end is padding
-    with torch.inference_mode():
-        repeated = pixels.to(model.dtype).repeat_interleave(written.shape[1], 0)
-        logits = model(pixel_values=repeated, decoder_input_ids=written.flatten(0, 1)[:, :-1]).logits.float()
-    chances = logits.log_softmax(-1).gather(2, labels[..., None])[..., 0]
-    return ((chances * counts).sum(1) / counts.sum(1)).exp().unflatten(0, written.shape[:2])
-
-
-@unasked()
-def _reader(model: str, revision: str | None) -> Any:
-    """Return the pipeline of a model that writes texts of images; it runs no code of the model's folder."""
-    from transformers import AutoModelForImageTextToText, AutoTokenizer
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
-    from hf_vit.models.pipeline_image_to_text import ImageToTextPipeline
-
-    check_fingerprint(model)
-    origin: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    return ImageToTextPipeline(
-        model=AutoModelForImageTextToText.from_pretrained(model, **origin),
-        tokenizer=AutoTokenizer.from_pretrained(model, **origin),
-        image_processor=AutoImageProcessor.from_pretrained(model, **origin),
-    )
+        for name, found in zip(batch, read(reader, images, top_k)):
+            yield {"file": name, "predictions": [each for each in found if each["score"] >= threshold]}
 
 
 def told(row: _Row) -> str:
