@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_vit.cost.memory import Memory, Setup, vit_memory
 from hf_vit.cost.parts import Part
-from hf_vit.cost.vit import tokens_in_layers, vit_parts
+from hf_vit.cost.vit import num_patches, tokens_in_layers, vit_parts
 from hf_vit.models.configuration_hf_vit import HfViTConfig
 from hf_vit.models.token_schedule import token_reduction
 
@@ -167,6 +167,10 @@ def _changes(config: HfViTConfig, setup: Setup) -> list[tuple[str, str, HfViTCon
         coarse = _changed(config, patch_size=larger[0] if larger[0] == larger[1] else list(larger))
         price = "a quarter of the tokens: coarser, trained anew"
         changes.append((f"patch size {larger[0]}x{larger[1]}", price, coarse, setup))
+    merged = num_patches(config) // (2 * config.num_hidden_layers)
+    if merged and not token_reduction(config):
+        price = "accuracy, which is to be measured; half of the patches are left after the last layer"
+        changes.append((f"token_merging_r {merged}", price, _changed(config, token_merging_r=merged), setup))
     if setup.attn_implementation == "eager" and not config.talking_heads:
         price = "attention weights that are asked for are computed by eager all the same"
         changes.append(("SDPA", price, config, replace(setup, attn_implementation="sdpa")))

@@ -102,15 +102,28 @@ def vit_memory(config: HfViTConfig, setup: Setup) -> Memory:
     parameters = sum(part.parameters for part in vit_parts(config)) * setup.parameter_bytes
     tokens = tokens_in_layers(config, setup.training)
     matrix = attention_matrix_bytes(setup.batch_size, config.num_attention_heads, tokens, tokens, setup.compute_bytes)
-    copies = parameters // 2 if setup.compute_bytes < setup.parameter_bytes else 0  # autocast keeps them for the step
     return Memory(
         parameters=parameters,
         gradients=parameters if setup.training else 0,
         optimizer=parameters * OPTIMIZER_STATES[setup.optimizer] if setup.training else 0,
         activations=saved_bytes(config, setup) if setup.training else 0,
-        working=working_bytes(config, setup) + copies,
+        working=_working_with_copies(config, setup, parameters),
         attention_matrix=matrix if _is_eager(config, setup) else 0,
     )
+
+
+def _working_with_copies(config: HfViTConfig, setup: Setup, parameters: int) -> int:
+    """`working_bytes` and the copies of the weights that autocast makes. It keeps them for a forward pass, and autograd
+    for the backward pass; with gradient checkpointing a layer's, until that is over."""
+    working = working_bytes(config, setup)
+    if setup.compute_bytes == setup.parameter_bytes:
+        return working
+    copies = parameters * setup.compute_bytes // setup.parameter_bytes
+    if not setup.gradient_checkpointing:
+        return working + copies
+    recomputed = max(layer_saved_bytes(config, setup, *of_layer) for of_layer in tokens_by_layer(config, True))
+    in_forward = copies + _forward_working_bytes(config, setup) - recomputed
+    return max(working + copies // config.num_hidden_layers, in_forward)
 
 
 def _is_eager(config: HfViTConfig, setup: Setup) -> bool:
@@ -227,16 +240,35 @@ def working_bytes(config: HfViTConfig, setup: Setup) -> int:
     Inference, with the sizes in bytes: in attention the residual stream, its norm, queries, keys and values, two
     copies of factors, 7 B T D, and the scores beside the attention weights, 2 B H T^2; in the MLP the stream before
     and after attention, the branch, the norm, the result, 5 B T D, and the hidden layer before and after the
-    activation, 2 B T M. Training: the gradients of what attention or the MLP keep.
+    activation, 2 B T M.
+
+    Training: when the backward pass comes to a layer's MLP, all is there that the layer keeps, and on top the gradient
+    of the hidden layer, B T M, and of a weight, M D, and, where matmuls have a type of their own, B T D in it. When it
+    comes to the attention, what the MLP kept, 2 B T D and the hidden layers, has gone, and the gradients of the
+    attention weights and of the scores, 2 B H T^2, are there. The gradient of the residual stream takes the room of
+    the input of the final norm.
     """
+    if not setup.training:
+        return _forward_working_bytes(config, setup)
+    tokens = tokens_in_layers(config, True)
+    rows, compute = setup.batch_size * tokens, setup.compute_bytes
+    states = rows * config.hidden_size * compute
+    weight = mlp_width(config.hidden_act, config.intermediate_size) * config.hidden_size * compute
+    converted = states if compute < setup.parameter_bytes else 0
+    in_mlp = rows * config.intermediate_size * compute + weight + converted
+    kept_by_mlp = _mlp_copies(config.hidden_act) * rows * config.intermediate_size * compute
+    kept_by_mlp += rows * config.hidden_size * (setup.parameter_bytes + compute)
+    # In a type of less than fp32 the attention weights have been used in theirs, and are gone, when the gradients are.
+    pairs = rows * tokens * config.num_attention_heads if _is_eager(config, setup) else 0
+    return max(in_mlp, pairs * (8 if compute == 4 else 8 - compute) + 2 * states - kept_by_mlp)
+
+
+def _forward_working_bytes(config: HfViTConfig, setup: Setup) -> int:
+    """What a layer holds in its forward pass, beside what autograd keeps of it."""
     tokens = tokens_in_layers(config, setup.training)
     rows, compute = setup.batch_size * tokens, setup.compute_bytes
-    states, pairs = rows * config.hidden_size * compute, rows * tokens * config.num_attention_heads
-    stream = rows * config.hidden_size * setup.parameter_bytes
+    states, stream = rows * config.hidden_size * compute, rows * config.hidden_size * setup.parameter_bytes
     hidden = rows * (mlp_width(config.hidden_act, config.intermediate_size) + config.intermediate_size) * compute
-    scores = pairs * (8 if compute == 4 else 8 + compute) if _is_eager(config, setup) else 0
-    if not setup.training:
-        return max(stream + 6 * states + scores, 2 * stream + 3 * states + hidden)
-    kept_by_mlp = _mlp_copies(config.hidden_act) * rows * config.intermediate_size * compute
-    # In the backward pass of attention, what the MLP of that layer kept is gone.
-    return max(2 * stream + 2 * states + hidden, 2 * stream + 4 * states + scores - kept_by_mlp)
+    pairs = rows * tokens * config.num_attention_heads if _is_eager(config, setup) else 0
+    scores = pairs * (8 if compute == 4 else 8 + compute)
+    return max(stream + (7 if scores else 6) * states + scores, 3 * stream + 2 * states + hidden)
