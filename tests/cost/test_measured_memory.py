@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from hf_vit.cost import Setup, vit_config, vit_memory
+from hf_vit.cost import Setup, model_config, vit_memory
 
 
 def resident_bytes():
@@ -55,7 +55,7 @@ def measured_rise(setup):
 
 
 def config_of(setup):
-    return vit_config("vit_tiny_patch16_640", num_hidden_layers=4, attn_implementation=setup.attn_implementation)
+    return model_config("vit_tiny_patch16_640", num_hidden_layers=4, attn_implementation=setup.attn_implementation)
 
 
 SETUPS = (

@@ -4,8 +4,13 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from hf_vit import HfViTConfig, HfViTForImageClassification
-from hf_vit.cost import Setup, vit_memory
+from hf_vit import (
+    HfTransformerConfig,
+    HfTransformerForConditionalGeneration,
+    HfViTConfig,
+    HfViTForImageClassification,
+)
+from hf_vit.cost import Setup, family_of, vit_memory
 
 SIZES = {"image_size": 128, "patch_size": 8, "hidden_size": 48, "intermediate_size": 192, "num_hidden_layers": 3}
 
@@ -52,4 +57,24 @@ def test_peak_memory_is_that_of_a_step(setup, monkeypatch):
             total.backward()
 
     memory = vit_memory(config, setup)
+    assert memory.activations + memory.working == pytest.approx(peak_bytes(step), rel=0.06)
+
+
+@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+def test_peak_memory_is_that_of_a_translators_step(mixed_precision, monkeypatch):
+    monkeypatch.setattr("hf_vit.models.cpu_operators.Guarded.mode", "plain")
+    sizes = {"vocab_size": 200, "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 256}
+    heads = {"decoder_ffn_dim": 256, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    config = HfTransformerConfig(attn_implementation="sdpa", **sizes, **heads)
+    model = HfTransformerForConditionalGeneration(config).train()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision == "bf16"):
+            loss = model(torch.ones(16, 40, dtype=torch.long), labels=torch.full((16, 48), 3)).loss
+        loss.backward()
+
+    setup = Setup(16, True, mixed_precision=mixed_precision, source_tokens=40, target_tokens=48)
+    memory = family_of(config).memory(config, setup)
     assert memory.activations + memory.working == pytest.approx(peak_bytes(step), rel=0.06)
