@@ -106,10 +106,11 @@ def metric(label: str, kind: str = "number") -> Any:
 
 
 class Epoch(Part):
-    """One epoch; `step` is the optimizer step that ended it, `metrics` are of the split that the run follows, and
-    `train_terms` the means of the terms of the loss by name, of a task that has several."""
+    """One evaluation, after an epoch or, where `epoch` has a fraction, within one; `step` is the optimizer step before
+    it, `metrics` are of the split that the run follows, `train_loss` is the mean over the epoch so far, and
+    `train_terms` those of the terms of the loss by name, of a task that has several."""
 
-    epoch: int | None = None
+    epoch: int | float | None = None
     step: int | None = None
     learning_rate: float | None = None
     train_loss: float | None = None
@@ -134,7 +135,7 @@ class Result(Part):
     """The last evaluation; a task says what a sample is. `kept_epoch` is the one whose weights these are, where the
     best of them was taken."""
 
-    kept_epoch: int | None = None
+    kept_epoch: int | float | None = None
 
     split: str | None = None
     num_examples: int | None = None

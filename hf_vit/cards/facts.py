@@ -99,7 +99,7 @@ class CardFacts(ABC):
     num_examples: int | None
     metrics: list[Metric]
     epochs: list[record.Epoch]
-    kept_epoch: int | None
+    kept_epoch: int | float | None
     schedule_changes: list[record.ScheduleChange]
     evaluated_split: str | None
 
@@ -168,6 +168,12 @@ class CardFacts(ABC):
             "versions": {name: version for name, version in run.versions.items() if version is not None},
             "citations": citations.of_methods(records.config, arguments, tasks.folder_of(run.task)),
         }
+
+    @property
+    def evaluated_when(self) -> str:
+        """When the run evaluated, for the curves."""
+        whole = all(isinstance(row.epoch, int) for row in self.epochs)
+        return "after each epoch" if whole else "at each evaluation"
 
     @property
     def has_code(self) -> bool:

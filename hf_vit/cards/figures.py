@@ -64,7 +64,7 @@ def from_data(data: Callable[[CardFacts], Any]) -> Callable:
             with matplotlib.rc_context(STYLE):
                 return _png(plot(values), numbers)
 
-        draw.digest = digest_for  # type: ignore[attr-defined]
+        draw.digest = digest_for  # type: ignore[attr-defined]  # beside the function
         return draw
 
     return decorate
@@ -107,7 +107,7 @@ def _curves(facts: CardFacts) -> list[dict]:
     return found
 
 
-def _points(epochs: list[Epoch], metric: str, scale: float = 1) -> list[tuple[int | None, float | None]]:
+def _points(epochs: list[Epoch], metric: str, scale: float = 1) -> list[tuple[int | float | None, float | None]]:
     values = [(epoch.epoch, epoch.metrics.number(metric)) for epoch in epochs]
     return [(epoch, None if value is None else scale * value) for epoch, value in values]
 
@@ -120,7 +120,8 @@ def learning_curves(panels: list[dict]) -> Figure:
         axes.set_title(panel["title"])
         axes.set_xlabel("epoch")
         axes.set_ylabel(panel["label"])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        points = next(iter(panel["series"].values()))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=all(isinstance(epoch, int) for epoch, _ in points), nbins=6))
         for name, points in panel["series"].items():
             color, dash = (BLUE, "--") if name == "train" else (ORANGE, "-")
             marker = "o" if len(points) <= 15 else None

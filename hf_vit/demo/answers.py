@@ -53,7 +53,7 @@ def load(name: str, revision: str | None = None, trust_remote_code: bool = False
         from hf_vit.translate import load_translator
 
         return Model(name, task, load_translator(name, revision))
-    pipe: Any = pipeline(task, model=name, revision=revision, trust_remote_code=trust_remote_code)  # type: ignore
+    pipe: Any = pipeline(task, model=name, revision=revision, trust_remote_code=trust_remote_code)  # type: ignore[call-overload]
     return Model(name, task, pipe, threshold_of(name))
 
 

@@ -13,7 +13,7 @@ from .box_ops import box_iou, center_to_corners
 try:
     from scipy.optimize import linear_sum_assignment
 except ImportError:  # needed in training alone
-    linear_sum_assignment: Any = None  # type: ignore[no-redef]
+    linear_sum_assignment: Any = None  # type: ignore[no-redef]  # where scipy is missing
 
 # Of the focal loss (1708.02002), by whose difference between "object" and "no object" a sigmoid's cost is told.
 _ALPHA, _GAMMA = 0.25, 2.0

@@ -28,3 +28,9 @@ class TrainingArguments(Arguments):
     tracking: TrackingArguments
     hub: HubArguments
     author: AuthorArguments
+
+    def __post_init__(self) -> None:
+        if self.checkpoint.eval_steps is not None and self.ema.num_averaged_epochs is not None:
+            raise ValueError(
+                "--num_averaged_epochs averages the weights that epochs end with: it goes with --eval_strategy epoch"
+            )

@@ -20,7 +20,12 @@ STATE_FILE = "trainer_state.json"
 
 @dataclass
 class CheckpointArguments:
-    _argument_group_name: ClassVar[str] = "Checkpoints"
+    _argument_group_name: ClassVar[str] = "Evaluation while training, and checkpoints"
+
+    eval_strategy: str = argument(
+        "epoch", help="Evaluate, and save, after every epoch or every eval_steps.", choices=("epoch", "steps")
+    )
+    eval_steps: int | None = argument(None, help="Optimizer steps from one evaluation to the next, for `steps`.")
 
     checkpointing_steps: str = argument("epoch", help="Save every so many optimizer steps, or `epoch`.")
     checkpoints_total_limit: int = argument(1, help="Latest checkpoints kept; the best one is kept beside them.")
@@ -36,6 +41,9 @@ class CheckpointArguments:
     )
 
     def __post_init__(self) -> None:
+        if (self.eval_strategy == "steps") != (self.eval_steps is not None):
+            raise ValueError("--eval_strategy steps and --eval_steps go together")
+        check_range("eval_steps", self.eval_steps, 1)
         if self.checkpointing_steps != "epoch" and not (
             self.checkpointing_steps.isdigit() and int(self.checkpointing_steps) > 0
         ):
@@ -43,6 +51,21 @@ class CheckpointArguments:
                 f"--checkpointing_steps must be a positive number or 'epoch', found {self.checkpointing_steps!r}"
             )
         check_range("checkpoints_total_limit", self.checkpoints_total_limit, 1)
+
+    def evaluates(self, step: int) -> bool:
+        """Whether an evaluation falls on this optimizer step, wherever the epoch ends."""
+        return self.eval_steps is not None and step % self.eval_steps == 0
+
+    def epoch_of(self, state: TrainingState, num_batches: int) -> float:
+        """The epoch that an evaluation ends or, where evaluations follow the steps, the part of the epochs that is
+        over.
+
+        Args:
+            num_batches: in an epoch of a process.
+        """
+        if self.eval_strategy == "epoch" or state.batch >= num_batches:
+            return state.epoch + 1
+        return round(state.epoch + state.batch / num_batches, 4)
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint falls on this optimizer step within an epoch."""
@@ -65,12 +88,12 @@ class TrainingState:
 
     @property
     def is_evaluated(self) -> bool:
-        """Whether the last step is one that an evaluated epoch ended with."""
+        """Whether the last step is one that was evaluated."""
         return self.step <= (self.epochs[-1]["step"] if self.epochs else 0)
 
     @property
-    def best_epoch(self) -> int | None:
-        """The epoch that ended with the best step."""
+    def best_epoch(self) -> float | None:
+        """The epoch that ended with the best step, or the part of the epochs that was over then."""
         return next((row["epoch"] for row in self.epochs if row["step"] == self.best_step), None)
 
     @property
@@ -100,6 +123,26 @@ class TrainingState:
             name: (sum(total for total, _ in found) / count, sum(number for _, number in found) / count)
             for name, found in pairs.items()
         }
+
+    def note_evaluation(self, epoch: float, metrics: Mapping[str, Any], best: tuple[str, str], **facts: Any) -> dict:
+        """Take an evaluation in, and return its row.
+
+        Args:
+            epoch: that it ends, or, within one, the part of the epochs that is over. One that was cut short is told
+                again when a later run completes it.
+            best: the metric that decides and its mode, "max" or "min".
+        """
+        row = {
+            "epoch": epoch,
+            "step": self.step,
+            "train_loss": self.loss_sum / self.batch,
+            **({"train_terms": self.mean_terms()} if self.terms else {}),
+            "metrics": metrics,
+            **facts,
+        }
+        self.epochs = [*(earlier for earlier in self.epochs if earlier["epoch"] != epoch), row]
+        self.note_best(*best, metrics)
+        return row
 
     def note_best(self, name: str, mode: str, metrics: Mapping[str, Any]) -> None:
         """Take the metric for the best so far if it is; of equal ones the first is.

@@ -6,13 +6,16 @@ Shapes: B batch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accelerate import Accelerator, skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DistributedType
 from torch.utils.data import DataLoader, IterableDataset
+
+if TYPE_CHECKING:
+    from hf_vit.tasks.task import Task
 
 
 def schedule_of(loader: DataLoader) -> Any:
@@ -54,6 +57,12 @@ def prepare_evaluation_loader(accelerator: Accelerator, loader: DataLoader) -> D
     loader.collate_fn = _KeysOnCpu(loader.collate_fn)
     accelerator.even_batches = accelerator.dataloader_config.non_blocking = True
     return accelerator.prepare(loader)
+
+
+def evaluation_loaders(accelerator: Accelerator, task: Task) -> dict[str, DataLoader]:
+    """Prepared loaders of the splits that a run evaluates, by name."""
+    splits = dict.fromkeys(task.evaluation_splits)
+    return {split: prepare_evaluation_loader(accelerator, task.evaluation_loader(split)) for split in splits}
 
 
 def prepare_train_loader(accelerator: Accelerator, loader: DataLoader) -> DataLoader:

@@ -29,7 +29,7 @@ from hf_vit.trainer.run_folder import RunFolder
 from hf_vit.trainer.run_record import peak_memory_bytes
 from hf_vit.trainer.signals import Interruption
 from hf_vit.trainer.step_watch import StepWatch
-from hf_vit.trainer.tracking import start_trackers
+from hf_vit.trainer.tracking import log_metrics, start_trackers
 from hf_vit.trainer.train_mode import train_mode
 from hf_vit.words import counted
 
@@ -83,10 +83,7 @@ class TrainingLoop:
         optimizer = build_optimizer(options, self.schedule.samples_per_step, task.parameter_groups)
         # Not prepared: Accelerate would step it once for each process.
         self.scheduler = build_scheduler(optimizer, options, self.num_steps)
-        self.evaluation_loaders = {
-            split: loaders.prepare_evaluation_loader(accelerator, task.evaluation_loader(split))
-            for split in dict.fromkeys(task.evaluation_splits)
-        }
+        self.evaluation_loaders = loaders.evaluation_loaders(accelerator, task)
         self.train_loader = loaders.prepare_train_loader(accelerator, train_loader)
         self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
         self.watch = StepWatch(accelerator, optimizer, self.output_dir / CHECKPOINTS)
@@ -119,7 +116,6 @@ class TrainingLoop:
             try:
                 while not self._is_over():
                     self._train_epoch()
-                    self._end_epoch()
                 self._finish()
             except BaseException as error:
                 reason = {"error": f"{type(error).__name__}: {error}"} if isinstance(error, Exception) else {}
@@ -127,16 +123,12 @@ class TrainingLoop:
                     self.folder.write_record("interrupted", self.state, **reason)
                 raise
         self.folder.publisher.finish()
-        self._log(
-            f"The model, its card (README.md) and its records (run.json, curves.png) are in {self.output_dir}\n"
-            f"Load it with\n\n{self.task.usage_snippet(self.output_dir)}\n"
-        )
+        self._log(self.folder.told())
 
     def _is_over(self) -> bool:
         if self.state.step >= self.num_steps:
             return self.state.is_evaluated
-        reason = self.arguments.stopping.reason(self.state)
-        if reason is not None:
+        if (reason := self.arguments.stopping.reason(self.state)) is not None:
             self._log(f"stopping at step {self.state.step:,} of {self.num_steps:,}: {reason}")
         return reason is not None
 
@@ -147,15 +139,25 @@ class TrainingLoop:
         train_mode(self.model)
         self._num_read = state.batch  # batches whose losses are known
         self._meter = Meter(self.schedule.samples_per_batch * self.accelerator.num_processes)
+        checkpoint = self.arguments.checkpoint
+        if 0 < state.batch < len(self.train_loader) and checkpoint.evaluates(state.step) and not state.is_evaluated:
+            self._evaluate_within()  # what was interrupted then
         for batch in self._meter.timed(loader) if state.step < self.num_steps else ():
             self._train_batch(batch)
             if self.accelerator.sync_gradients:
                 self._after_step()
-                seconds = state.training_seconds + self._meter.since_lap
-                if state.step == self.num_steps or self.arguments.stopping.time_is_up(self.accelerator, seconds):
+                ends = self.arguments.stopping.ends_epoch(self.accelerator, state, self._meter.since_lap)
+                if ends or state.step == self.num_steps:
                     break
         self._read_losses(newest=True)
         self._meter.stop()
+        is_cut = state.batch < len(self.train_loader) or state.step >= self.num_steps
+        if is_cut or checkpoint.eval_strategy == "epoch" or checkpoint.evaluates(state.step):
+            if not state.is_evaluated:  # within the epoch, where a run stops early
+                self._evaluate()
+        else:
+            state.next_epoch()
+            self._save()
 
     def _train_batch(self, batch: Batch) -> None:
         """Forward and backward pass and, where it is due, an optimizer step. Nothing here waits for the device."""
@@ -169,7 +171,7 @@ class TrainingLoop:
                 limit = self.arguments.optimization.max_grad_norm or float("inf")
                 norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
                 number, rate = self.state.step + 1, self.scheduler.get_last_lr()[-1]
-                self.watch.close(number, rate, norm, self._interruption.received)  # type: ignore[arg-type]
+                self.watch.close(number, rate, norm, self._interruption.received)  # type: ignore[arg-type]  # a tensor
             self.optimizer.step()
             self.optimizer.zero_grad()
         if self.accelerator.sync_gradients:
@@ -182,21 +184,22 @@ class TrainingLoop:
     def _after_step(self) -> None:
         state, tracking = self.state, self.arguments.tracking
         within_epoch = state.batch < len(self.train_loader) and state.step < self.num_steps
-        is_due = within_epoch and self.arguments.checkpoint.due(state.step)
+        evaluates = within_epoch and self.arguments.checkpoint.evaluates(state.step)
+        is_due = within_epoch and self.arguments.checkpoint.due(state.step) and not evaluates
         is_logged = tracking.with_tracking and state.step % tracking.logging_steps == 0
         self._read_losses(newest=is_due or is_logged)
         self._progress.update()
-        memory = peak_memory_bytes(self.accelerator.device) / 2**30
-        loss = f"loss {state.loss_sum / self._num_read:.3f}, " if self._num_read else ""
-        self._progress.set_postfix_str(
-            f"{loss}{self._meter.told(self.task.sample_unit)}, {memory:.1f} GiB", refresh=False
-        )
+        loss = state.loss_sum / self._num_read if self._num_read else None
+        memory = peak_memory_bytes(self.accelerator.device)
+        self._progress.set_postfix_str(self._meter.postfix(self.task.sample_unit, loss, memory), refresh=False)
         if is_logged:
             terms = {f"train_{name}": value for name, value in state.mean_terms().items()}
             values = {"train_loss": state.loss_sum / state.batch, "learning_rate": self.scheduler.get_last_lr()[-1]}
             self.accelerator.log({**values, **terms}, step=state.step)
         if is_due:
             self._save()
+        if evaluates:
+            self._evaluate_within()
         if within_epoch:
             self._heed(self.watch.signal)
 
@@ -226,30 +229,28 @@ class TrainingLoop:
         self.checkpointer.save(self.state)
         self._saved_step = self.state.step
 
-    def _end_epoch(self) -> None:
+    def _evaluate_within(self) -> None:
+        self._read_losses(newest=True)
+        self._meter.stop()
+        self._evaluate()
+        self._meter.go_on()
+        train_mode(self.model)
+
+    def _evaluate(self) -> None:
+        """Evaluate and save, at an epoch's end or within one."""
         state, split = self.state, self.task.evaluation_splits[0]
         evaluator = self.task.evaluator(split, final=False)
         metrics, _ = self.evaluate(split, evaluator)
         state.share(gather_object([state.losses]))
-        row: dict[str, Any] = {
-            "epoch": state.epoch + 1,
-            "step": state.step,
-            "learning_rate": self.scheduler.get_last_lr()[-1],
-            "train_loss": state.loss_sum / state.batch,
-            **({"train_terms": state.mean_terms()} if state.terms else {}),
-            "metrics": metrics,
-            **self._meter.facts(self.task.sample_unit),
-        }
-        # An epoch that was cut short is told again when a later run completes it.
-        state.epochs = [*(earlier for earlier in state.epochs if earlier["epoch"] != row["epoch"]), row]
-        state.note_best(*self.task.best, metrics)
+        facts = {"learning_rate": self.scheduler.get_last_lr()[-1], **self._meter.facts(self.task.sample_unit)}
+        epoch = self.arguments.checkpoint.epoch_of(state, len(self.train_loader))
+        row = state.note_evaluation(epoch, metrics, self.task.best, **facts)
         if state.batch >= len(self.train_loader):
             state.next_epoch()
         self._save()
         self.folder.write_record("running", state)
         self.folder.publish_epoch(row["epoch"], self.final_model, self.checkpointer.path_of(state.step))
-        numbers = {f"{split}_{name}": value for name, value in metrics.items() if isinstance(value, (int, float))}
-        self.accelerator.log(numbers, step=state.step)
+        log_metrics(self.accelerator, split, metrics, state.step)
         self._log(
             f"epoch {row['epoch']:>3}: train loss {row['train_loss']:.4f}, {split} loss {metrics['loss']:.4f}, "
             f"{evaluator.headline(metrics)}, {self._meter.told(self.task.sample_unit)}"
@@ -278,8 +279,8 @@ class TrainingLoop:
         split = self.task.evaluation_splits[1]
         evaluator = self.task.evaluator(split, final=True)
         metrics, num_examples = self.evaluate(split, evaluator)
-        total = {"total": time.perf_counter() - self.started} if self.resume_path is None else {}
-        durations = {"training": state.training_seconds, **total}
+        total = time.perf_counter() - self.started if self.resume_path is None else None
+        durations = {"training": state.training_seconds, "total": total}
         kept = state.best_epoch if self.arguments.checkpoint.load_best_model_at_end else None
         result = {"split": split, "num_examples": num_examples, "metrics": metrics, "kept_epoch": kept}
         # All processes must take part where they share the weights out.

@@ -36,8 +36,14 @@ class Meter:
             yield batch
 
     def stop(self) -> None:
-        """Ends the measurement: what follows is not part of it."""
-        self._stopped = time.perf_counter()
+        """Ends the measurement, once or until `go_on`: what follows is not part of it."""
+        self._stopped = self._stopped or time.perf_counter()
+
+    def go_on(self) -> None:
+        """Leaves the time since `stop` out."""
+        assert self._stopped is not None
+        pause = time.perf_counter() - self._stopped
+        self._started, self._lap, self._stopped = self._started + pause, self._lap + pause, None
 
     @property
     def elapsed(self) -> float:
@@ -70,6 +76,11 @@ class Meter:
             f"{sample_unit}_per_second": self.speed,
             "data_wait_fraction": self.wait_fraction,
         }
+
+    def postfix(self, sample_unit: str, loss: float | None, memory: int) -> str:
+        """Words beside the bar: the mean loss of the epoch so far, where it is known, speed and bytes of memory."""
+        start = "" if loss is None else f"loss {loss:.3f}, "
+        return f"{start}{self.told(sample_unit)}, {memory / 2**30:.1f} GiB"
 
     def told(self, sample_unit: str) -> str:
         """Speed and waiting in words."""

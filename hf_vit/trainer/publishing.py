@@ -67,7 +67,7 @@ class Publisher:
             self._push = BackgroundPush(destination, output_dir)
             options.hub_model_id = self._push.repo_id
 
-    def after_epoch(self, epoch: int, save: Callable[[Path], None], checkpoint: Path) -> None:
+    def after_epoch(self, epoch: float, save: Callable[[Path], None], checkpoint: Path) -> None:
         """Publishes the model as it is if the strategy says so.
 
         Args:
@@ -82,7 +82,7 @@ class Publisher:
                 beside = checkpoint if self.strategy == "checkpoint" else None
                 self._push.push(folder, commit_message=f"Epoch {epoch}", checkpoint=beside)
         except Exception as error:  # such as a full disk: what is trained is worth more than a push
-            logger.warning("Epoch %d: not pushed: %s", epoch, error)
+            logger.warning("Epoch %s: not pushed: %s", epoch, error)
 
     def finish(self) -> None:
         """Publishes `output_dir`, and returns when it is done or the command that finishes it has been logged."""

@@ -69,7 +69,7 @@ class RunFolder:
             self.record.update(status=status, epochs=state.epochs, **values)
             self.record.write(self.path)
 
-    def publish_epoch(self, epoch: int, model: PreTrainedModel, checkpoint: Path) -> None:
+    def publish_epoch(self, epoch: float, model: PreTrainedModel, checkpoint: Path) -> None:
         """Publish the model as it is, where that is wanted."""
 
         def save(folder: Path) -> None:
@@ -105,6 +105,13 @@ class RunFolder:
         self.record.write(staging)
         write_card(staging)
         move_files(staging, self.path)
+
+    def told(self) -> str:
+        """Sentences on what is in the folder of a finished run."""
+        return (
+            f"The model, its card (README.md) and its records (run.json, curves.png) are in {self.path}\n"
+            f"Load it with\n\n{self.task.usage_snippet(self.path)}\n"
+        )
 
     def _save_model(self, model: PreTrainedModel, folder: Path, state_dict: dict | None = None) -> None:
         self.task.save_pretrained(model, folder, state_dict)

@@ -58,7 +58,7 @@ class EpochBatchSampler(_StepSampler):
         self.num_repeats = num_repeats
 
     @property
-    def steps_per_epoch(self) -> int:  # type: ignore[override]
+    def steps_per_epoch(self) -> int:  # type: ignore[override]  # of what it is made of
         return -(-self.num_samples * self.num_repeats // (self.batch_size * self.batches_per_step))
 
     def _order(self) -> tuple[np.ndarray, np.ndarray]:

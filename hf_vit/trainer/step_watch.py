@@ -65,7 +65,7 @@ class StepWatch:
         self._batches: list[_Batch] = []
         self._steps: deque[_Step] = deque()
         if accelerator.distributed_type != DistributedType.DEEPSPEED and accelerator.scaler is None:
-            optimizer.found_inf = self.skip  # type: ignore[attr-defined]
+            optimizer.found_inf = self.skip  # type: ignore[attr-defined]  # torch reads it
 
     def add(self, output: StepOutput, sample_key: np.ndarray) -> None:
         """Note a batch of the step under way.

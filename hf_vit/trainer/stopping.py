@@ -47,6 +47,14 @@ class StoppingArguments:
         is_up = seconds >= self.max_seconds
         return any(gather_object([is_up])) if accelerator.num_processes > 1 else is_up
 
+    def ends_epoch(self, accelerator: Accelerator, state: TrainingState, seconds: float) -> bool:
+        """Whether an epoch is cut short after a step.
+
+        Args:
+            seconds: of training, since those that the state counts.
+        """
+        return self.time_is_up(accelerator, state.training_seconds + seconds) or self.reason(state) is not None
+
     def reason(self, state: TrainingState) -> str | None:
         """A sentence where an evaluated run is to stop, else None. It depends on the state alone: a resumed run stops
         where an uninterrupted one does."""

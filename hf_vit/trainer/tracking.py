@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -46,6 +47,12 @@ def start_trackers(accelerator: Accelerator, arguments: TrackingArguments, confi
         if value is not None
     }
     accelerator.init_trackers(arguments.tracker_project_name, plain)
+
+
+def log_metrics(accelerator: Accelerator, split: str, metrics: Mapping[str, Any], step: int) -> None:
+    """Gives the trackers those metrics of a split that are numbers."""
+    numbers = {f"{split}_{name}": value for name, value in metrics.items() if isinstance(value, (int, float))}
+    accelerator.log(numbers, step=step)
 
 
 def tracker_options(arguments: TrackingArguments, output_dir: str) -> dict[str, Any]:

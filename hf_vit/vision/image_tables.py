@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pandas  # type: ignore[import-untyped]
+import pandas  # type: ignore[import-untyped]  # comes with datasets, its stubs do not
 from datasets import Dataset
 
 from hf_vit.words import counted

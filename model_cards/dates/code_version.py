@@ -42,7 +42,7 @@ class CodeVersionMixin:
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """See `PreTrainedConfig.get_config_dict`."""
-        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]  # a mixin
         cls._tell_of_other_code(config_dict, pretrained_model_name_or_path)
         return config_dict, kwargs
 
@@ -51,12 +51,12 @@ class CodeVersionMixin:
         """See `PreTrainedConfig.from_dict`."""
         if "name_or_path" in kwargs:
             cls._tell_of_other_code(config_dict, kwargs["name_or_path"])
-        return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+        return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]  # a mixin
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         """See `PreTrainedConfig.save_pretrained`."""
         self.code_digest = code_digest(self._code_file())
-        return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
+        return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]  # a mixin
 
     @classmethod
     def _code_file(cls) -> Path:

@@ -51,7 +51,7 @@ class TargetLabelsMixin(nn.Module):
 
     @property
     def _decoder_config(self) -> Any:
-        decoder: Any = self.get_decoder()  # type: ignore[operator]
+        decoder: Any = self.get_decoder()  # type: ignore[operator]  # untyped there
         return decoder.config
 
 

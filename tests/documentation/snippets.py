@@ -15,6 +15,10 @@ DATA = ("bibtex", "yaml", "json", "toml", "html", "csv", "markdown")
 _MARK = re.compile(r"<!--\s*not run:\s*(needs \S.*?)\s*-->\s*\Z", re.DOTALL)
 # With what it is to work on: a program's name alone, or a verb's, is spoken of.
 _COMMAND = re.compile(r"accelerate launch .*train\.py|python \S+\.py|hf-vit \S+ \S|pip install \S")
+# In prose, with what it is to work on too, and no word in capitals that stands for a reader's own.
+_COMMAND_IN_PROSE = re.compile(
+    r"(?!.*\b[A-Z]{4,}\b)(accelerate launch .*train\.py \S|python (benchmarks/\S+\.py|\S+\.py \S)|hf-vit \S+ [^-\s\"])"
+)
 _PRINTS = re.compile(r"\bprints\b[^.]*:?\s*\Z")
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
@@ -30,7 +34,7 @@ class Block:
     needs: str | None = None
     printed: str | None = None
     is_output: bool = False
-    in_table: bool = False
+    inline: bool = False
 
     @property
     def is_run(self):
@@ -38,14 +42,15 @@ class Block:
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """The blocks of code of a page, in order, and as blocks the commands in cells of its tables."""
+    """The blocks of code of a page, in order, and as blocks the commands in its sentences and in cells of its
+    tables."""
     found: list[Block] = []
     before, prints, row = "", False, None
     for token in MarkdownIt().enable("table").parse(page.read_text(encoding="utf-8")):
         if token.type in ("tr_open", "tr_close"):
             row = token.map
         elif token.type == "inline" and row is not None:
-            found += _commands_of(token, row[0] + 1)
+            found += _commands_of(token, row[0] + 1, _COMMAND)
         elif token.type == "fence":
             block = Block(token.info.strip().partition(" ")[0], token.content, token.map[0] + 2)
             mark = _MARK.search(before)
@@ -59,15 +64,16 @@ def blocks_of(page: Path) -> list[Block]:
             before = token.content
         elif token.type == "inline":
             before, prints = "", bool(_PRINTS.search(token.content))
+            found += _commands_of(token, token.map[0] + 1, _COMMAND_IN_PROSE)
     return found
 
 
-def _commands_of(cell: Token, line: int) -> list[Block]:
-    """The commands in a cell of a table; a mark may follow each."""
+def _commands_of(text: Token, line: int, command: re.Pattern[str]) -> list[Block]:
+    """The commands in a paragraph or a cell of a table; a mark may follow each."""
     found: list[Block] = []
-    for child in cell.children or []:
-        if child.type == "code_inline" and _COMMAND.match(child.content):
-            found.append(Block("bash", child.content, line, in_table=True))
+    for child in text.children or []:
+        if child.type == "code_inline" and command.match(child.content):
+            found.append(Block("bash", child.content, line, inline=True))
         elif child.type == "html_inline" and found and (mark := _MARK.search(child.content)):
             found[-1].needs = mark[1]
     return found

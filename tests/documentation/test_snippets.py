@@ -1,5 +1,5 @@
-"""Every block of code and command of a table in README and docs runs, and prints what the page says; or the page says
-why it is not run."""
+"""Every block of code and every command in a sentence or a table of README and docs runs, and prints what the page
+says; or the page says why it is not run."""
 
 import json
 import os
@@ -25,7 +25,7 @@ TO_AN_AUTHOR = (
     f"{', '.join(COMMANDS)}; those that hold data: {', '.join(DATA)}; a block without a language, or of text, is what "
     "the block before it prints, and follows a paragraph that ends in `which prints`. Anything else, and what needs "
     "hours, a network or another machine, has `<!-- not run: needs ... -->` on the line before it; so it is "
-    "with commands in the cells of tables, where the mark follows."
+    "with commands in sentences and in the cells of tables, where the mark follows."
 )
 NEEDS_PACKAGE = ["hf_vit.train", "hf_vit.trainer.loop", "hf_vit.cli", "hf_vit.hub.doctor", "transformers.pipelines"]
 NEEDS_NOTHING_OF_OURS = ["torch", "transformers.pipelines"]
@@ -143,11 +143,11 @@ class Page:
 
 
 def run_page(page, examples, folder, commands, cut):
-    """Runs what a page gives to run, and compares what it prints with what the page says. The commands in its tables
-    are no part of its course: they have a folder of their own."""
-    for in_table in sorted({block.in_table for block in BLOCKS[page] if block.is_run}):
-        blocks = [block for block in BLOCKS[page] if block.is_run and block.in_table == in_table]
-        name = "tables" if in_table else "page"
+    """Runs what a page gives to run, and compares what it prints with what the page says. The commands in its
+    sentences and tables are no part of its course: they have a folder of their own."""
+    for inline in sorted({block.inline for block in BLOCKS[page] if block.is_run}):
+        blocks = [block for block in BLOCKS[page] if block.is_run and block.inline == inline]
+        name = "inline" if inline else "page"
         run_blocks(blocks, page, as_a_reader(examples, folder / name), commands, cut)
 
 
@@ -218,10 +218,12 @@ def test_blocks_of_a_page(tmp_path):
     text = (
         "# A\n\n```bash\nls\n```\n\nwhich prints\n\n```\nx\n```\n\n"
         "<!-- not run: needs a GPU -->\n```bash\nls\n```\n\n```\ny\n```\n\n"
-        "| A | B |\n|---|---|\n| `hf-vit cost` | `hf-vit cost x`, `python a.py` <!-- not run: needs hours --> |\n"
+        "| A | B |\n|---|---|\n| `hf-vit cost` | `hf-vit cost x`, `python a.py` <!-- not run: needs hours --> |\n\n"
+        "By `hf-vit cost y`, or for any by `hf-vit cost MODEL`.\n"
     )
     page.write_text(text)
-    first, output, marked, unknown, run, kept = blocks_of(page)
+    first, output, marked, unknown, run, kept, said = blocks_of(page)
+    assert (said.text, said.is_run, said.inline) == ("hf-vit cost y", True, True)
     assert (run.text, run.is_run, run.line) == ("hf-vit cost x", True, 24)
     assert (kept.text, kept.needs, kept.is_run) == ("python a.py", "needs hours", False)
     assert (first.is_run, first.printed, first.line) == (True, "x\n", 4)

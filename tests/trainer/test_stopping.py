@@ -1,12 +1,14 @@
 """Runs that stop before their last step, and go on from there."""
 
 import json
+import signal
 
 import pytest
 import training_runs
 
 from hf_vit import train
-from hf_vit.trainer.checkpoint import TrainingState
+from hf_vit.trainer.checkpoint import CheckpointArguments, TrainingState
+from hf_vit.trainer.loop import TrainingLoop
 from hf_vit.trainer.stopping import StoppingArguments
 
 RUN = [word for word in training_runs.TINY if not word.startswith(("--train_val", "--num_train"))]
@@ -49,6 +51,60 @@ def test_an_early_stop_is_the_same_after_resuming(tmp_path):
     train.main([*run, f"--output_dir={again}", f"--resume_from_checkpoint={checkpoint}"])
     assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert len(json.loads((again / "run.json").read_text())["epochs"]) == 3
+
+
+def test_evaluations_every_few_steps_change_no_weight_and_keep_the_best(tmp_path):
+    run = [*RUN, "--num_train_epochs=2"]
+    plain, often = tmp_path / "plain", tmp_path / "often"
+    train.main([*run, f"--output_dir={plain}"])
+    train.main([*run, f"--output_dir={often}", "--eval_strategy=steps", "--eval_steps=3"])
+    record = json.loads((often / "run.json").read_text())
+    rows = record["epochs"]
+    steps_per_epoch = json.loads((plain / "run.json").read_text())["epochs"][0]["step"]
+    last = 2 * steps_per_epoch
+    assert [row["step"] for row in rows] == sorted({*range(3, last, 3), last})
+    assert [row["epoch"] for row in rows] == [round(row["step"] / steps_per_epoch, 4) for row in rows]
+    assert (often / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
+    ends = json.loads((plain / "run.json").read_text())["epochs"][-1]
+    assert rows[-1]["train_loss"] == ends["train_loss"] and rows[-1]["metrics"] == ends["metrics"]
+
+
+def test_a_run_evaluated_by_steps_stops_early_the_same_after_a_signal(tmp_path, monkeypatch):
+    # A rate of nearly nothing: the first evaluation stays the best.
+    run = [*RUN, "--learning_rate=1e-30", "--eval_strategy=steps", "--eval_steps=2", "--early_stopping_patience=1"]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    train.main([*run, f"--output_dir={whole}", "--load_best_model_at_end"])
+    record = json.loads((whole / "run.json").read_text())
+    assert record["status"] == "finished" and [row["step"] for row in record["epochs"]] == [2, 4]
+    assert record["result"]["kept_epoch"] == record["epochs"][0]["epoch"] == 0.5
+
+    evaluate = TrainingLoop.evaluate
+
+    def interrupted(self, split, evaluator):
+        self._interruption.received = signal.SIGTERM
+        return evaluate(self, split, evaluator)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(TrainingLoop, "evaluate", interrupted)
+        train.main([*run, f"--output_dir={part}"])
+    interrupted_record = json.loads((part / "run.json").read_text())
+    assert interrupted_record["status"] == "interrupted" and interrupted_record["epochs"] == []
+    train.main([*run, f"--output_dir={part}", "--load_best_model_at_end", "--resume_from_checkpoint=latest"])
+    assert (part / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    again = json.loads((part / "run.json").read_text())["epochs"]
+    for name in ("epoch", "step", "train_loss", "metrics", "learning_rate"):
+        assert [row[name] for row in again] == [row[name] for row in record["epochs"]], name
+
+
+def test_steps_of_evaluation_are_given_with_their_strategy():
+    for arguments in ({"eval_strategy": "steps"}, {"eval_steps": 5}):
+        with pytest.raises(ValueError, match="--eval_strategy steps and --eval_steps go together"):
+            CheckpointArguments(**arguments)
+    with pytest.raises(ValueError, match="--eval_steps must be >= 1, found 0"):
+        CheckpointArguments(eval_strategy="steps", eval_steps=0)
+    words = ["--recipe=digits", "--ema_decay=none", "--num_averaged_epochs=2", "--eval_strategy=steps"]
+    with pytest.raises(ValueError, match=r"--num_averaged_epochs .* goes with --eval_strategy epoch"):
+        train.parse([*words, "--eval_steps=9"])
 
 
 def test_a_run_whose_time_is_up_is_whole_and_goes_on_with_more(tmp_path):

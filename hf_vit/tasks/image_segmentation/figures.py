@@ -62,4 +62,4 @@ def painted(photograph: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def _colour(number: int) -> tuple[float, float, float]:
-    return tuple(colormaps["tab20"]((number - 1) % 20)[:3])  # type: ignore[return-value]
+    return tuple(colormaps["tab20"]((number - 1) % 20)[:3])  # type: ignore[return-value]  # three
