@@ -134,7 +134,10 @@ def whole_memory(setup: Setup, parameters: int, activations: int, working: int, 
 
 
 def _is_eager(config: HfViTConfig, setup: Setup) -> bool:
-    """Whether a layer's attention weights are held whole: SDPA too does it on a CPU with dropout."""
+    """Whether a layer's attention weights are held whole: SDPA too does it on a CPU with dropout, and where values
+    have another size than queries and keys."""
+    if len(set(config.head_dims)) > 1:
+        return True
     has_dropout = setup.training and config.attention_probs_dropout_prob > 0
     return setup.attn_implementation == "eager" or config.talking_heads or has_dropout
 
@@ -171,15 +174,16 @@ def layer_saved_bytes(config: HfViTConfig, setup: Setup, tokens: int, in_mlp: in
     rows, compute, mlp_rows = setup.batch_size * tokens, setup.compute_bytes, setup.batch_size * in_mlp
     size, states = config.hidden_size, rows * config.hidden_size * compute
     mlp_states = mlp_rows * size * compute
-    kept = _norm_saved_bytes(config, setup, rows, size, setup.parameter_bytes) + 5 * states
+    qk, v = (rows * config.num_attention_heads * width * compute for width in config.head_dims)
+    kept = _norm_saved_bytes(config, setup, rows, size, setup.parameter_bytes) + states + 2 * (qk + v)
     kept += _norm_saved_bytes(config, setup, mlp_rows, size, setup.parameter_bytes) + mlp_states
     if config.qk_norm:
         heads = rows * config.num_attention_heads
-        kept += states + 2 * _norm_saved_bytes(config, setup, heads, size // config.num_attention_heads, compute)
+        kept += v + 2 * _norm_saved_bytes(config, setup, heads, config.head_dims[0], compute)
     elif config.rotary_position and not _is_eager(config, setup):
-        kept += 2 * states
+        kept += 2 * qk
     if config.attention_output_norm:
-        kept += _norm_saved_bytes(config, setup, rows, size, compute)
+        kept += _norm_saved_bytes(config, setup, rows, config.num_attention_heads * config.head_dims[1], compute)
     if config.mlp_hidden_norm:
         kept += _norm_saved_bytes(config, setup, mlp_rows, config.intermediate_size, compute)
     scales = (config.layer_scale_init_value is not None) + bool(config.hidden_dropout_prob)

@@ -54,10 +54,11 @@ def chunked_attention(
     scaling: float,
     key_bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attention without a mask by batched matmuls, shape (batch, heads, queries, head size).
+    """Attention without a mask by batched matmuls, shape (batch, heads, queries, head size of the values).
 
     Args:
-        query: shape (batch, heads, queries, head size); `key` and `value` likewise with the number of keys.
+        query: shape (batch, heads, queries, head size); `key` and `value` likewise with the number of keys,
+            values with a size of their own.
         scaling: factor of the scores.
         key_bias: added to all scores of a key, shape (batch, keys), without a gradient.
     """
@@ -71,7 +72,7 @@ def _attend(
     if fuses_forward_attention():
         mask = None if key_bias is None else key_bias[:, None, None, :].to(query.dtype)
         return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
-    output = torch.empty_like(query)
+    output = query.new_empty(*query.shape[:3], value.shape[3])
     for chunk in _chunks(query, key):
         weights = _weights(query[chunk], key[chunk], scaling, _of(key_bias, chunk))
         torch.matmul(weights, value[chunk], out=output[chunk])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedModel
 
 from hf_vit.cost import Forecast, Setup, forecast, largest_batch
 from hf_vit.cost.memory import DTYPES
@@ -46,7 +47,7 @@ class Budget:
             dtype=dtype,
             mixed_precision=accelerator.mixed_precision,
             attn_implementation="eager" if model.config._attn_implementation == "eager" else "sdpa",
-            gradient_checkpointing=model.is_gradient_checkpointing,
+            gradient_checkpointing=_is_checkpointing(model),
             optimizer="adamw" if self.options.optim == "adamw" else "sgd_momentum",
         )
         averages = arguments.ema.ema_decay is not None or arguments.ema.num_averaged_epochs is not None
@@ -118,6 +119,12 @@ class Budget:
         flops = 2 * sum(each.macs + each.backward_macs for each in parts) / setup.batch_size
         name = {"bf16": "bfloat16", "fp16": "float16"}.get(setup.mixed_precision, setup.dtype)
         return flops * samples_per_second / (matmul_flops(self.device, name) * self.num_processes)
+
+
+def _is_checkpointing(model: PreTrainedModel) -> bool:
+    """Whether gradient checkpointing is on; transformers 5.24 renamed it."""
+    name = "is_activation_checkpointing"
+    return bool(getattr(model, name if hasattr(type(model), name) else "is_gradient_checkpointing"))
 
 
 @functools.lru_cache(maxsize=2)

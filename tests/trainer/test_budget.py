@@ -44,9 +44,7 @@ def peak_of(budget, batch_size):
 
 def test_a_step_that_cannot_fit_is_refused_with_what_would_help(make):
     _, budget = make(1000)
-    with pytest.raises(
-        ValueError, match=r"a step needs .* GiB by the .*batch size 6.*--ignore_memory_forecast"
-    ):
+    with pytest.raises(ValueError, match=r"a step needs .* GiB by the .*batch size 6.*--ignore_memory_forecast"):
         budget.check()
     assert "does not fit" in budget.told("images")["cost"]
     make(1000, "--ignore_memory_forecast")[1].check()
