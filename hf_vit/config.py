@@ -83,6 +83,9 @@ class RunArguments:
     output_dir: str = argument(None, help="Where the run is written; outputs/RECIPE when not given.")
     overwrite_output_dir: bool = argument(False, help="Replace the run that output_dir holds.")
     seed: int = argument(42, help="Seed of initialisation, sampling and augmentation.")
+    find_learning_rate: bool = argument(
+        False, help="Instead of training, raise the learning rate from step to step and draw how the loss follows."
+    )
     dry_run: bool = argument(False, help="Print model, parameters, data, steps and schedule, then exit.")
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ _ROOTS = {"hf_vit", "datasets", "huggingface_hub", "httpx", "httpx2", "safetenso
 _PICKLE = "weights in a pickle that is damaged or holds more than tensors are not read, for it may run code: save "
 _PICKLE += "them as safetensors where you trust them"
 _CACHES = ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE")  # instead of folders in HF_HOME
+_LACKING = re.compile(r"Can't load image processor for '(.*?)'\. ")  # of transformers, which goes on with guesses
 _WORKER = "Original Traceback (most recent call last):"  # torch's, in the message of an error of a loader's worker
 
 
@@ -79,6 +80,9 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename}: "
         text += error.strerror + _remedy()
+    lacking = _LACKING.match(text)
+    if lacking and Path(lacking[1]).is_dir():
+        text = f"{lacking[1]!r} has no image processor: put the preprocessor_config.json of its training there"
     if _WORKER in text:
         text = re.split(rf"\n(?:\w+\.)*{type(error).__name__}: ", text)[-1]
     if error.__cause__ is not None and type(error).__module__.startswith("datasets."):

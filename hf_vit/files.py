@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 TEMPORARY = ".tmp-"  # begins the names of what is not written yet
 
 
@@ -57,19 +59,20 @@ def write_folder(folder: Path, write: Callable[[Path], Any]) -> Path:
 
 
 def read_utf8(path: Path) -> str:
-    """The text in a file.
+    """The text in a file, without the byte-order mark that it may begin with.
 
     Raises:
         ValueError: it is not UTF-8.
     """
     try:
-        return path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start}): save it with that encoding") from None
 
 
 def check_model_source(argument: str, name: str) -> None:
-    """Raises `ValueError` for a path without a folder, which transformers would take for an id on the Hub.
+    """Raises `ValueError` for a path without a folder, which transformers would take for an id on the Hub, and for a
+    folder with damaged weights or settings, by the file's name.
 
     Args:
         argument: what the user typed the name for.
@@ -80,10 +83,21 @@ def check_model_source(argument: str, name: str) -> None:
     is_path = is_path or (bool(others) and Path(first).is_dir())  # outputs/my_model
     if is_path and not Path(name).exists():
         raise ValueError(f"{argument}: there is no folder {name!r}")
+    for path in sorted(Path(name).glob("*config.json")):
+        read_object(path, argument)
+    for path in sorted(Path(name).glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{argument}: {path} cannot be read: it is damaged or not whole ({error})") from None
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, argument: str = "folder") -> dict[str, Any]:
     """The JSON object that a file holds.
+
+    Args:
+        argument: what the user typed the folder of it for.
 
     Raises:
         ValueError: it holds none.
@@ -91,9 +105,9 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_utf8(path))
     except ValueError as error:
-        raise ValueError(f"folder: {path} is not valid JSON ({error})") from None
+        raise ValueError(f"{argument}: {path} is not valid JSON ({error})") from None
     if not isinstance(content, dict):
-        raise ValueError(f"folder: {path} must hold a JSON object, found {type(content).__name__}")
+        raise ValueError(f"{argument}: {path} must hold a JSON object, found {type(content).__name__}")
     return content
 
 

@@ -62,7 +62,7 @@ def _with_lines(inputs: Sequence[str]) -> Iterator[str]:
 def lines() -> Iterator[str]:
     """Lines of standard input as they come, in UTF-8 whatever the locale is."""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
     for line in sys.stdin:
         yield line.rstrip("\n")
 
@@ -74,7 +74,12 @@ class Texts:
     files: list[str]
 
     def batches(self, batch_size: int, skip: frozenset[str] = frozenset()) -> Iterator[list[tuple[str, str]]]:
-        """Names `file:line`, lines counted from 1, and texts, but for the names to skip, with a progress bar."""
+        """Names `file:line`, lines counted from 1, and texts, but for the names to skip, with a progress bar. Files
+        that cannot be read are named in a warning and skipped.
+
+        Raises:
+            ValueError: at the end, no file could be read.
+        """
         batch: list[tuple[str, str]] = []
         with tqdm(unit="text", disable=None) as progress:
             for name, text in self._texts():
@@ -90,10 +95,17 @@ class Texts:
                 progress.update(len(batch))
 
     def _texts(self) -> Iterator[tuple[str, str]]:
+        num_skipped = 0
         for file in self.files:
-            texts = lines() if file == "-" else read_utf8(Path(file)).splitlines()
+            try:
+                texts = lines() if file == "-" else io.StringIO(read_utf8(Path(file)), newline=None)
+            except (OSError, ValueError) as error:
+                logger.warning("skipped %s: %s", file, error)
+                num_skipped += 1
+                continue
             for number, text in enumerate(texts, 1):
-                yield f"{file}:{number}", text
+                yield f"{file}:{number}", text.rstrip("\n")
+        _tell_skipped(num_skipped, len(self.files), "files of texts")
 
 
 def find_texts(inputs: Sequence[str]) -> Texts:
@@ -135,10 +147,15 @@ def read_images(names: Sequence[str], batch_size: int) -> Iterator[tuple[list[st
             if readable:
                 yield [name for name, _ in readable], [image for _, image in readable]
             progress.update(len(batch))
-    if num_skipped == len(names):
-        raise ValueError(f"inputs must hold at least one readable image, none of {len(names):,} can be read")
+    _tell_skipped(num_skipped, len(names), "images")
+
+
+def _tell_skipped(num_skipped: int, total: int, kind: str) -> None:
+    """Warns of inputs that could not be read, and raises `ValueError` if all of them were such."""
+    if num_skipped == total:
+        raise ValueError(f"inputs must hold {kind} that can be read, none of {total:,} can be read")
     if num_skipped:
-        logger.warning("%d of %d images could not be read and were skipped", num_skipped, len(names))
+        logger.warning("%d of %d %s could not be read and were skipped", num_skipped, total, kind)
 
 
 def _read(name: str) -> Image.Image | None:

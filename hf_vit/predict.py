@@ -1,4 +1,5 @@
-"""Predictions of a saved or published model: classes of images, boxes and masks of objects, translations of texts."""
+"""Predictions of a saved or published model: classes of images, boxes and masks of objects, texts of images, and
+translations of texts."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from transformers import pipeline
 
 from hf_vit.drawing import draw_objects
 from hf_vit.files import read_object, write_atomically
+from hf_vit.fingerprint import check_fingerprint
 from hf_vit.inputs import Texts, find_images, find_texts, load_config, opened, read_images
+from hf_vit.unasked import unasked
 
 OUTPUTS = (".csv", ".jsonl", "")  # the last of a folder of pictures
 ROWS = "predictions.jsonl"  # of a folder
@@ -21,6 +24,7 @@ _TASKS = {
     "ForImageClassification": "image-classification",
     "ForObjectDetection": "object-detection",
     "ForSegmentation": "image-segmentation",
+    "ForImageToText": "image-to-text",
     "ForConditionalGeneration": "translation",
     "MarianMTModel": "translation",
 }
@@ -42,7 +46,8 @@ def predict(
     """Say what a model makes of its inputs, as transformers' pipelines do, one by one.
 
     Args:
-        model: a classifier of images, a detector, a segmenter or a translator, its id on the Hub or its folder.
+        model: a classifier of images, a detector, a segmenter, a model that writes texts of images or a translator,
+            its id on the Hub or its folder.
         inputs: images by file, folder, pattern and address, see `hf_vit.inputs.find_images`; of a translator files of
             texts, a text a line. `-` stands for the lines of standard input: names of images, or texts.
         top_k: predictions of an input at most, the likeliest first; of a text, the best found by as many beams.
@@ -52,9 +57,10 @@ def predict(
 
     Yields:
         `{"file": name, "predictions": [{"label": class, "score": probability}, ...]}`; of a detector each prediction
-        has its `"box"` too, in pixels, of a segmenter its `"mask"`, COCO's run lengths. Of a text `file` is
-        `name:line`, `text` the text itself, and each prediction `{"translation_text": ..., "score": ...}`, the
-        geometric mean of its tokens' probabilities. Images that cannot be read are skipped with a warning.
+        has its `"box"` too, in pixels, of a segmenter its `"mask"`, COCO's run lengths. A model that writes texts of
+        images gives `{"generated_text": ..., "score": ...}`, the geometric mean of its tokens' probabilities. Of a
+        text to translate `file` is `name:line`, `text` the text itself, and each prediction `{"translation_text": ...,
+        "score": ...}`, the same mean. Images and files that cannot be read are skipped with a warning.
 
     Raises:
         ValueError: an argument is out of range, nothing is found or can be read, or the model is of another task.
@@ -72,6 +78,9 @@ def predict(
         return
     names = [name for name in find_images(inputs) if name not in skip]
     if not names:
+        return
+    if task == "image-to-text":
+        yield from _texts_of_images(model, names, top_k, threshold or 0.0, batch_size, revision)
         return
     any_task: Any = task  # the types of transformers list its own names alone
     pipe: Any = pipeline(any_task, model=model, revision=revision, trust_remote_code=trust_remote_code)
@@ -101,7 +110,7 @@ def task_of(model: str, revision: str | None = None, trust_remote_code: bool = F
         if any(name.endswith(ending) for name in architectures):
             return task
     raise ValueError(
-        "model must classify images, detect or segment objects, or translate texts, "
+        "model must classify images, detect or segment objects, write texts of images, or translate texts, "
         f"{model!r} is {', '.join(architectures) or 'none of these'}"
     )
 
@@ -153,13 +162,64 @@ def _translations(
             yield {"file": name, "text": text, "predictions": rows}
 
 
+def _texts_of_images(
+    model: str, names: list[str], top_k: int, threshold: float, batch_size: int, revision: str | None
+) -> Iterator[_Row]:
+    import torch
+
+    reader = _reader(model, revision)
+    beams = max(reader.model.generation_config.num_beams or 1, top_k)
+    for batch, images in read_images(names, batch_size):
+        pixels = torch.cat([reader.preprocess(image)["pixel_values"] for image in images])
+        written = reader.forward({"pixel_values": pixels}, num_beams=beams, num_return_sequences=top_k)["output_ids"]
+        scores = _scores_of_tokens(reader.model, pixels, written)
+        for name, tokens, each in zip(batch, written, scores.tolist()):
+            found = zip(reader.postprocess({"output_ids": tokens[None]}), each)
+            rows = [{**text, "score": score} for text, score in found if score >= threshold]
+            yield {"file": name, "predictions": rows}
+
+
+def _scores_of_tokens(model: Any, pixels: Any, written: Any) -> Any:
+    """Images (B, C, H, W) and the tokens (B, texts, T) of their texts, behind what the decoder starts with -> the
+    geometric means (B, texts) of the tokens' probabilities, that of each text's end among them."""
+    import torch
+
+    ends = model.generation_config.eos_token_id
+    labels = written.flatten(0, 1)[:, 1:]
+    is_end = torch.isin(labels, torch.tensor([] if ends is None else ends, dtype=torch.long))
+    counts = is_end.cumsum(1) - is_end.long() == 0  # what follows an end is padding
+    with torch.inference_mode():
+        repeated = pixels.to(model.dtype).repeat_interleave(written.shape[1], 0)
+        logits = model(pixel_values=repeated, decoder_input_ids=written.flatten(0, 1)[:, :-1]).logits.float()
+    chances = logits.log_softmax(-1).gather(2, labels[..., None])[..., 0]
+    return ((chances * counts).sum(1) / counts.sum(1)).exp().unflatten(0, written.shape[:2])
+
+
+@unasked()
+def _reader(model: str, revision: str | None) -> Any:
+    """Return the pipeline of a model that writes texts of images; it runs no code of the model's folder."""
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+    from hf_vit.models.pipeline_image_to_text import ImageToTextPipeline
+
+    check_fingerprint(model)
+    origin: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    return ImageToTextPipeline(
+        model=AutoModelForImageTextToText.from_pretrained(model, **origin),
+        tokenizer=AutoTokenizer.from_pretrained(model, **origin),
+        image_processor=AutoImageProcessor.from_pretrained(model, **origin),
+    )
+
+
 def told(row: _Row) -> str:
     """One line on a row, for the terminal."""
-    if "text" in row:
-        answers = [f"{each['translation_text']} ({each['score']:.3f})" for each in row["predictions"]]
+    written = [name for each in row["predictions"] for name in ("translation_text", "generated_text") if name in each]
+    if "text" in row or written:
+        answers = "; ".join(f"{each[written[0]]} ({each['score']:.3f})" for each in row["predictions"])
     else:
-        answers = [f"{each['label']} {each['score']:.3f}" for each in row["predictions"]]
-    return f"{row['file']}: {'; '.join(answers) if 'text' in row else ', '.join(answers)}"
+        answers = ", ".join(f"{each['label']} {each['score']:.3f}" for each in row["predictions"])
+    return f"{row['file']}: {answers}"
 
 
 def predict_to(output: Path, model: str, inputs: Sequence[str], **options: Any) -> Path:

@@ -193,6 +193,7 @@ class Record(Part):
     hardware: Hardware = Hardware()
     model: Model = Model()
     data: Data = Data()
+    baselines: dict[str, float] = {}  # accuracies on the split of the result, before training
     epochs: Sequence[Epoch] = []
     schedule_changes: list[ScheduleChange] = []
     peak_memory_bytes: int | None = None

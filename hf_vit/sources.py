@@ -162,7 +162,10 @@ def split_off_validation(
             raise ValueError(f"--train_val_split {part} cannot part {len(rows)} training samples: {error}") from error
         splits["train"], splits["validation"] = (splits["train"].select(np.sort(chosen)) for chosen in parts)
     if "validation" not in splits and "test" not in splits:
-        raise ValueError("--train_val_split 0 leaves nothing to evaluate: the data has no validation or test split")
+        raise ValueError(
+            "--train_val_split 0 leaves nothing to evaluate, for the data has no validation or test split: give "
+            "one, or a part of the training samples, such as --train_val_split 0.1"
+        )
 
 
 def limit_samples(splits: dict[str, Dataset], arguments: SourceArguments, seed: int) -> None:

@@ -86,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from hf_vit.trainer.loop import TrainingLoop
         from hf_vit.trainer.output_dir import check_text_encoding, prepare_output_dir, unlock
         from hf_vit.trainer.plan import plan
+        from hf_vit.trainer.rate_finder import find_learning_rate
 
     check_text_encoding()
     keep_freed_memory()
@@ -111,6 +112,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         accelerator.print(plan(loop), flush=True)
         if not arguments.run.dry_run:
             budget.check()
+        if arguments.run.find_learning_rate and not arguments.run.dry_run:
+            accelerator.print(find_learning_rate(loop))
+        elif not arguments.run.dry_run:
             loop.train()
     finally:
         unlock()

@@ -1,6 +1,7 @@
 """Errors as programs tell them: one line, an exit status, and a traceback on demand."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,14 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_vit import score, train
 from hf_vit.cards.records import read_author_file
 from hf_vit.cli import main
 from hf_vit.errors import DEBUG_VARIABLE, message_of, told
 from hf_vit.extras import MissingExtraError
-from hf_vit.files import check_model_source, read_utf8
+from hf_vit.files import check_model_source, read_object, read_utf8
 from hf_vit.hub import HubError
 from hf_vit.recipes import load_recipe
 
@@ -144,6 +146,33 @@ def test_a_path_without_a_folder_is_no_id_of_the_hub(tmp_path, monkeypatch):
             check_model_source("--teacher", name)
     for name in ("gpt2", "someone/model", "outputs/there", "./outputs/there"):
         check_model_source("--teacher", name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", b"{", "is not valid JSON"),
+        ("preprocessor_config.json", b"\xff{}", "is not UTF-8"),
+        ("tokenizer_config.json", b"[]", "must hold a JSON object, found list"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1", "is damaged or not whole"),
+        ("model.safetensors", b"", "is damaged or not whole"),
+    ],
+)
+def test_damaged_files_of_a_model_are_named(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"^--teacher: {re.escape(str(tmp_path / name))} .*{words}"):
+        check_model_source("--teacher", str(tmp_path))
+
+
+def test_a_folder_without_a_processor_is_told(ended, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    status, line = ended(lambda: AutoImageProcessor.from_pretrained(tmp_path))
+    assert status == 2 and f"'{tmp_path}' has no image processor: put the preprocessor_config.json" in line
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    (tmp_path / "config.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_object(tmp_path / "config.json") == {"a": 1}
 
 
 def test_texts_of_another_encoding_are_named(tmp_path):

@@ -23,7 +23,7 @@ from hf_vit import (
     inputs,
 )
 from hf_vit.embed import embed, read_embeddings, search, write_embeddings
-from hf_vit.inputs import find_images
+from hf_vit.inputs import find_images, find_texts
 from hf_vit.predict import predict, predict_to, write_predictions
 from hf_vit.translate import load_translator
 
@@ -223,3 +223,18 @@ def test_texts_are_translated_with_their_scores(tmp_path):
     assert [each["score"] for each in first] == pytest.approx(found.sequences_scores.exp().tolist(), rel=1e-3)
     with pytest.raises(ValueError, match="inputs must be files of texts"):
         list(predict(str(CARDS / "dates"), [str(tmp_path / "none.txt")]))
+
+
+def test_files_that_are_no_text_are_named_and_skipped(tmp_path, caplog):
+    (tmp_path / "a.txt").write_bytes("\ufeffein\u2028e\r\n\r\nzwei".encode())
+    (tmp_path / "b.txt").write_bytes("fünf".encode("latin-1"))
+    (tmp_path / "c.txt").write_bytes(b"drei\rvier\n")
+    pattern = str(tmp_path / "*.txt")
+    found = [text for batch in find_texts([pattern]).batches(2) for text in batch]
+    texts = {f"{tmp_path}/a.txt": ["ein\u2028e", "", "zwei"], f"{tmp_path}/c.txt": ["drei", "vier"]}
+    assert found == [(f"{name}:{line}", each) for name in texts for line, each in enumerate(texts[name], 1)]
+    assert "b.txt is not UTF-8" in caplog.text and "1 of 3 files of texts could not be read" in caplog.text
+    for name in ("a.txt", "c.txt"):
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match="files of texts that can be read, none of 1 can be read"):
+        list(find_texts([pattern]).batches(2))

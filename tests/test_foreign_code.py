@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from classifiers import save
@@ -22,10 +23,14 @@ from typer.testing import CliRunner
 
 from hf_vit import HfTransformerConfig, HfTransformerForConditionalGeneration, score, train
 from hf_vit.cli import app
+from hf_vit.demo.answers import load as load_for_demo
+from hf_vit.embed import Embeddings, write_embeddings
+from hf_vit.explain import picture
 from hf_vit.export import export
 from hf_vit.fingerprint import fingerprint
 from hf_vit.hub import HubError
 
+ROOT = Path(train.__file__).parents[1]
 DIGITS = [str(digit) for digit in range(10)]
 YES = "1\n" * 50  # what transformers' question takes for a yes
 CLASSES = {
@@ -222,6 +227,8 @@ def call(*words):
 def commands(folder, kind, tmp_path, monkeypatch):
     """Calls on a folder of each command that promises to run nothing, by its name."""
     monkeypatch.setattr(HfApi, "snapshot_download", lambda *args, **kwargs: str(folder))
+    for name in ("draw_explanation", "draw_alignment"):  # which takes long and loads nothing
+        monkeypatch.setattr(picture, name, lambda explained: b"x")
     tiny = ["--num_train_epochs=1", "--card_num_samples=0", "--dry_run", "--output_dir", tmp_path / "run"]
     score_to = ["--output_dir", tmp_path / "score", "--overwrite_output_dir"]
     found = {
@@ -230,12 +237,14 @@ def commands(folder, kind, tmp_path, monkeypatch):
         "card --check": lambda: call("card", folder, "--check"),
         "convert": lambda: call("convert", folder, tmp_path / "converted", "--to", "transformers"),
         "convert to ours": lambda: call("convert", folder, tmp_path / "ours"),
+        "demo": lambda: load_for_demo(str(folder)),
     }
     if kind.startswith("our"):
         # Writing the formats takes long and loads nothing.
         monkeypatch.setattr(export, "_write_image", lambda *args: None)
         monkeypatch.setattr(export, "translator_parts", lambda model: [])
         found["export"] = lambda: call("export", folder, tmp_path / "exported", "--format", "torch_export")
+        found["cost"] = lambda: call("cost", folder)
         found["doctor --speed"] = lambda: call("doctor", folder, "--speed")
         found["doctor --refresh-code"] = lambda: call("doctor", folder, "--refresh-code", "--no-load")
     if kind.endswith("translator"):
@@ -246,6 +255,8 @@ def commands(folder, kind, tmp_path, monkeypatch):
         found |= {
             "translate": lambda: call("translate", folder),
             "translate a text": lambda: call("translate", folder, "ein"),
+            "predict": lambda: call("predict", folder, text),
+            "explain": lambda: call("explain", folder, "ein", "--output", tmp_path / "explained.png", "--overwrite"),
             "score": lambda: score_main(folder, "--task=translation", f"--test_file={text}", *data, *score_to),
             "train": lambda: train_main(f"--model_name_or_path={folder}", *flags),
             "train --tokenizer_name": lambda: train_main(f"--tokenizer_name={folder}", *flags),
@@ -254,7 +265,14 @@ def commands(folder, kind, tmp_path, monkeypatch):
         flags = ["--dataset_name=sklearn_digits", "--max_train_samples=20", "--max_eval_samples=10", *tiny]
         digits = ["--dataset_name=sklearn_digits", "--max_eval_samples=4"]
         small = "--config_overrides=hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16"
+        image, explained = ROOT / "model_cards" / "digits" / "sample_0.png", tmp_path / "explained.png"
+        known = Embeddings([str(image)], np.ones((1, 16), np.float32), str(folder))
+        vectors = write_embeddings(known, tmp_path / "known.npy")
         found |= {
+            "predict": lambda: call("predict", folder, image),
+            "embed": lambda: call("embed", folder, image, "--output", tmp_path / "new.npy", "--overwrite"),
+            "search": lambda: call("search", vectors, image),
+            "explain": lambda: call("explain", folder, image, "--output", explained, "--overwrite"),
             "score": lambda: score_main(folder, *digits, *score_to),
             "train": lambda: train_main(f"--model_name_or_path={folder}", *flags),
             "train --teacher": lambda: train_main(f"--teacher={folder}", "--image_size=24", small, *flags),
@@ -273,8 +291,18 @@ def train_main(*words):
 # What cannot be done with a folder that holds no code either.
 REFUSED = {
     "doctor", "card --check", "doctor --refresh-code",
-    "convert to ours of our translator", "convert to ours of our classifier",
+    "convert to ours of our translator", "convert to ours of our classifier", "cost of our translator",
+    "embed of classifier", "search of classifier", "explain of classifier",
 }  # fmt: skip
+RUN_CODE = {"push"}  # what is said to run a folder's code, whatever is asked for; and what starts the others
+STARTS_OTHERS = {"study"}
+
+
+def test_no_verb_is_forgotten(wholes, tmp_path, monkeypatch):
+    found = {name.split()[0] for kind in ALL for name in commands(wholes / kind, kind, tmp_path, monkeypatch)}
+    assert found | RUN_CODE | STARTS_OTHERS == {
+        each.name or each.callback.__name__ for each in app.registered_commands
+    }
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -330,7 +358,7 @@ def test_the_pipeline_would_run_if_it_were_asked_for(hostile, ran):
 
 def test_transformers_takes_its_answer_from_the_data_and_the_command_does_not(hostile, ran):
     folder = hostile("model", "translator")
-    environment = {**os.environ, "PYTHONPATH": str(Path(train.__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     options = {"input": YES, "capture_output": True, "text": True, "env": environment}
     words = [sys.executable, "-m", "hf_vit.cli", "translate", str(folder)]
     outcome = subprocess.run(words, **options, check=False)

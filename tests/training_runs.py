@@ -26,6 +26,10 @@ TINY = [
 
 def _run(argv, slow_down, environment):
     os.environ.update(environment)
+    if "LOG" in environment:
+        log = os.open(environment["LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for stream in (1, 2):
+            os.dup2(log, stream)
     os.setsid()  # a process group of its own, as under a shell or torchrun
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests themselves were started under
     multiprocessing.set_start_method("fork", force=True)  # of loader workers
@@ -75,8 +79,8 @@ def _run(argv, slow_down, environment):
 
 def start(*argv, slow_down=0.0, environment=None):
     """A process that trains with the arguments `argv`, pausing `slow_down` seconds after every step; with
-    EVALUATION_MARK in its environment, it makes that file and pauses for a second before it evaluates, and with
-    POISONED_RANK that rank's losses are not numbers."""
+    EVALUATION_MARK in its environment, it makes that file and pauses for a second before it evaluates, with LOG it
+    writes there what would go to the terminal, and with POISONED_RANK that rank's losses are not numbers."""
     process = _SERVER.Process(target=_run, args=([str(each) for each in argv], slow_down, environment or {}))
     process.start()
     return process

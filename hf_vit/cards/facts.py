@@ -98,6 +98,7 @@ class CardFacts(ABC):
     split: str | None
     num_examples: int | None
     metrics: list[Metric]
+    baselines: dict[str, float]
     epochs: list[record.Epoch]
     kept_epoch: int | float | None
     schedule_changes: list[record.ScheduleChange]
@@ -149,6 +150,7 @@ class CardFacts(ABC):
             "split": result.split,
             "num_examples": result.num_examples,
             "metrics": metrics_of(result.metrics),
+            "baselines": run.baselines,
             "kept_epoch": result.kept_epoch,
             "schedule_changes": run.schedule_changes,
             "epochs": [epoch for epoch in run.epochs if epoch.epoch is not None],

@@ -23,7 +23,11 @@ Revision = Annotated[str | None, typer.Option(help="A branch, a tag or a commit.
 @app.command()
 def predict(
     model: Annotated[
-        str, typer.Argument(help="A classifier of images, a detector or a translator: its id on the Hub, or folder.")
+        str,
+        typer.Argument(
+            help="A classifier of images, a detector, one that writes texts of images or a translator: its id on the "
+            "Hub, or folder."
+        ),
     ],
     inputs: Annotated[
         list[str] | None,
@@ -43,8 +47,8 @@ def predict(
     overwrite: Overwrite = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Say what images show, or translate texts. Inputs that cannot be read are named and skipped. A run that was
-    interrupted goes on when it is started again."""
+    """Say what images show, write their texts, or translate texts. Inputs that cannot be read are named and skipped. A
+    run that was interrupted goes on when it is started again."""
     from hf_vit.inputs import check_output
     from hf_vit.predict import OUTPUTS, predict_to, told
     from hf_vit.predict import predict as predict_all

@@ -7,13 +7,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_vit.conversion.checkpoint import read_checkpoint, read_own
 from hf_vit.conversion.models import Changes, from_peer, quiet, to_peer, with_changes
 from hf_vit.conversion.processors import adapted_processor, square_processor, timm_data_config
 from hf_vit.conversion.source import LIBRARIES
 from hf_vit.conversion.timm_models import save_timm_model
+from hf_vit.conversion.weight_files import write_weights
 from hf_vit.files import check_new_folder, write_folder
 from hf_vit.models.configuration_hf_vit import HfViTConfig
 
@@ -50,9 +53,12 @@ def convert(
     if to is not None and to not in LIBRARIES:
         raise ValueError(f"to must be one of {', '.join(LIBRARIES)}, got {to!r}")
     check_new_folder(folder)
-    model, processor = load_as_ours(str(source), revision, changes=changes, allow_partial=allow_partial, to=to)
+    parts: dict[str, list[torch.Tensor]] | None = None
+    if to is None and not changes.fields() and not allow_partial:  # the model has all weights and is only written
+        parts = {}
+    model, processor = _load(str(source), revision, changes, allow_partial, to, parts)
     if to is None:
-        return write_folder(Path(folder), lambda stage: _save(stage, model, processor))
+        return write_folder(Path(folder), lambda stage: _save_ours(stage, model, processor, parts or {}))
     peer = to_peer(model, to, dict(model.state_dict()))
     if to == "transformers":
         return write_folder(Path(folder), lambda stage: _save(stage, peer, processor))
@@ -71,14 +77,24 @@ def load_as_ours(
 ) -> tuple[PreTrainedModel, Any]:
     """Our model with the weights of another one, and its image processor or tokenizer; arguments and errors as those
     of [`convert`]. One of ours is taken where it is to become another, by `changes` or `to`."""
-    changes = changes or Changes()
+    return _load(source, revision, changes or Changes(), allow_partial, to, None)
+
+
+def _load(
+    source: str,
+    revision: str | None,
+    changes: Changes,
+    allow_partial: bool,
+    to: str | None,
+    parts: dict[str, list[torch.Tensor]] | None,
+) -> tuple[PreTrainedModel, Any]:
     if (own := read_own(source, revision)) is not None:
         if to is None and not changes.fields():
             raise ValueError(f"source must be a model of timm or transformers, or be changed; {source!r} is ours")
         model, processor = with_changes(own.peer, changes), own.processor
     else:
         found = read_checkpoint(source, revision)
-        model = from_peer(found.peer, found.weights, changes, allow_partial, found.faults)
+        model = from_peer(found.peer, found.weights, changes, allow_partial, found.faults, parts)
         if found.labels and changes.num_labels is None:
             model.config.id2label = dict(enumerate(found.labels))
             model.config.label2id = {label: i for i, label in enumerate(found.labels)}
@@ -88,6 +104,16 @@ def load_as_ours(
     if changes.image_size is not None or changes.num_channels is not None:
         processor = adapted_processor(processor, changes.image_size, changes.num_channels)
     return model, processor
+
+
+def _save_ours(stage: Path, model: Any, processor: Any, parts: dict[str, list[torch.Tensor]]) -> None:
+    with quiet():
+        model.save_pretrained(stage, state_dict={})  # all but the weights
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True)
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    joined = {name: [part.to(weights[name].dtype) for part in found] for name, found in parts.items()}
+    write_weights({name: joined.get(name, [tensor]) for name, tensor in weights.items()}, stage / SAFE_WEIGHTS_NAME)
+    processor.save_pretrained(stage)
 
 
 def _save(stage: Path, model: Any, processor: Any) -> None:

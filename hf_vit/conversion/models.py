@@ -55,6 +55,7 @@ def from_peer(
     changes: Changes | None = None,
     allow_partial: bool = False,
     faults: Mapping[str, list[str]] | None = None,
+    parts: dict[str, list[torch.Tensor]] | None = None,
 ) -> PreTrainedModel:
     """Our model of what a model of timm or transformers computes, in eval mode.
 
@@ -65,6 +66,8 @@ def from_peer(
         changes: what becomes different on the way.
         allow_partial: take what fits: weights that are missing are initialised anew, others left out.
         faults: weights that were found missing, unused or of another shape (the keys) when the peer was read.
+        parts: takes the parts of weights that are others joined along the first axis, by our names, for a model that
+            is only written: its own such weights are then zeros, and nothing is in memory twice.
 
     Raises:
         ValueError: the peer is of an architecture that is not known here, or has a part that ours lacks; or weights
@@ -76,7 +79,7 @@ def from_peer(
     rules = source.bound_rules(config, peer, model_class)
     if weights is None:
         weights = {name: tensor.detach().clone() for name, tensor in peer.state_dict().items()}
-    converted = apply_rules(weights, rules)
+    converted = apply_rules(weights, rules, parts)
     found = _counted([dict(faults or {}), {"unused": list(weights)}], source.ignored)
     weights.clear()
     new_head = False

@@ -25,12 +25,14 @@ class Rule:
         theirs: one or several names of the peer's.
         from_theirs: maps the peer's tensors to ours, in these orders.
         to_theirs: maps ours to the peer's.
+        joins: whether ours is the peer's tensors, one after the other along the first axis.
     """
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
     from_theirs: Callable[[Tensors], Tensors] = list
     to_theirs: Callable[[Tensors], Tensors] = list
+    joins: bool = False
 
     def without(self, ours: str, theirs: str) -> Rule:
         """The rule for models that are the bodies alone: without these beginnings of the names."""
@@ -73,6 +75,7 @@ def fused(ours: str, *theirs: str) -> Rule:
         lambda tensors: [torch.cat(tensors)],
         # Copies: parts of one memory could not be saved, or freed, on their own.
         lambda tensors: [part.clone() for part in tensors[0].chunk(len(theirs))],
+        joins=True,
     )
 
 
@@ -81,23 +84,37 @@ def constant(theirs: str, make: Callable[[], torch.Tensor]) -> Rule:
     return Rule((), (theirs,), lambda tensors: [], lambda tensors: [make()])
 
 
-def apply_rules(weights: dict[str, torch.Tensor], rules: Iterable[Rule]) -> dict[str, torch.Tensor]:
+def apply_rules(
+    weights: dict[str, torch.Tensor], rules: Iterable[Rule], parts: dict[str, Tensors] | None = None
+) -> dict[str, torch.Tensor]:
     """Our weights made of the peer's (or the other way round, by reversed rules).
 
     Args:
         weights: by the peer's names. Those that a rule has read are taken out, so that no more than one of each is in
             memory at a time; what is left over no rule reads.
+        parts: takes the parts of weights that are others joined, by our names; in the place of these weights there are
+            then zeros that take no memory.
 
     Returns:
         Weights by our names.
     """
     converted: dict[str, torch.Tensor] = {}
     for rule in rules:
-        for names, parts in _matches(rule, weights):
-            tensors = rule.from_theirs([weights.pop(name) for name in names])
+        for names, groups in _matches(rule, weights):
+            read = [weights.pop(name) for name in names]
+            if parts is not None and rule.joins and len({tensor.shape[1:] for tensor in read}) == 1:
+                parts[_filled(rule.ours[0], groups)] = read
+                tensors = [_placeholder(read)]
+            else:
+                tensors = rule.from_theirs(read)
             for template, tensor in zip(rule.ours, tensors, strict=True):
-                converted[_filled(template, parts)] = tensor
+                converted[_filled(template, groups)] = tensor
     return converted
+
+
+def _placeholder(parts: Tensors) -> torch.Tensor:
+    """Zeros of the shape of all parts joined, one number in memory."""
+    return parts[0].new_zeros(()).expand(sum(len(part) for part in parts), *parts[0].shape[1:])
 
 
 def counterparts(name: str, rules: Iterable[Rule]) -> list[str]:

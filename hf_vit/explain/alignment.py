@@ -31,7 +31,7 @@ def alignment(
     """Attention of the decoder to the source, mean over the heads of one layer, where the model writes a translation.
 
     Args:
-        model: an encoder-decoder model that returns its cross-attention.
+        model: an encoder-decoder model.
         translation: any: the model's own, or another's.
         target_tokenizer: of the translation; `tokenizer` when None.
         layer: of the decoder; the last one by default.
@@ -47,9 +47,23 @@ def alignment(
     writer = tokenizer if target_tokenizer is None else target_tokenizer
     source = tokenizer(text, return_tensors="pt")
     row = _with_end(writer(text_target=translation)["input_ids"], model.generation_config)
-    outputs = model(**source, labels=torch.tensor([row]), output_attentions=True, return_dict=True)
-    weights = outputs.cross_attentions[layer][0].float().mean(0)  # (target, source)
+    weights = _cross_attentions(model, {**source, "labels": torch.tensor([row])})[layer][0].float().mean(0)
     return Alignment(_words(tokenizer, source["input_ids"][0].tolist()), _words(writer, row), weights)
+
+
+def _cross_attentions(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The decoder's attention to the source, (1, heads, target, source) of each layer. Models of transformers have it
+    of the eager implementation alone."""
+    options = {"output_attentions": True, "return_dict": True}
+    found = model(**inputs, **options).cross_attentions
+    if found and found[0] is not None:
+        return found
+    own = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        return model(**inputs, **options).cross_attentions
+    finally:
+        model.set_attn_implementation(own)
 
 
 def _with_end(row: list[int], generation_config: Any) -> list[int]:

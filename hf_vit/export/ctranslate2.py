@@ -149,7 +149,8 @@ def _fill(spec: Any, module: nn.Module) -> None:
 
 
 def _array(tensor: torch.Tensor) -> Any:
-    return tensor.detach().float().contiguous().numpy()
+    # A copy: CTranslate2 scales the weights that it rounds where they are.
+    return tensor.detach().float().numpy().copy()
 
 
 __all__ = ["write"]

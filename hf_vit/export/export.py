@@ -87,6 +87,7 @@ def export(
         raise ValueError(f"format ctranslate2 must be of a translator, got {type(model).__name__}")
     if data is not None and not is_translator and not hasattr(model, "classifier"):
         raise ValueError(f"data must be for a classifier or a translator, got a {type(model).__name__}")
+    formats.check_size(model, format, dtype)
     report = Report(Path(folder), {})
 
     def write(stage: Path) -> None:

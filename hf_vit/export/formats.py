@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from hf_vit.export.parts import Part
 from hf_vit.extras import extra
 
+ONNX_LIMIT = 2**31 - 2**24  # bytes of weights in one file, which may be no longer than 2 GiB with its graph
 Function = Callable[[dict[str, torch.Tensor]], list[torch.Tensor]]
 ENDINGS = {"onnx": ".onnx", "torch_export": ".pt2", "aoti": ".pt2"}
 DTYPES = {
@@ -23,7 +25,7 @@ DTYPES = {
 
 
 def write(part: Part, folder: Path, kind: str) -> Path:
-    """The file of a graph.
+    """The file of a graph; of ONNX with weights of more than 2 GB, these lie beside it in a file `.onnx.data`.
 
     Raises:
         RuntimeError: torch cannot make the graph, or what the format needs of it.
@@ -47,9 +49,20 @@ def write(part: Part, folder: Path, kind: str) -> Path:
                 output_names=list(part.outputs),
                 dynamo=True,
                 verbose=False,
-                external_data=False,
+                external_data=_weight_bytes(part.function) > ONNX_LIMIT,
             )
     return path
+
+
+def _weight_bytes(function: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*function.parameters(), *function.buffers()))
+
+
+def check_size(model: nn.Module, kind: str, dtype: str) -> None:
+    """Raises `ValueError` if the format has no file for so many weights."""
+    count = sum(tensor.numel() for tensor in model.parameters())
+    if kind == "onnx" and dtype == "int8" and count > ONNX_LIMIT:
+        raise ValueError(f"dtype must be float32 or float16 for a model of {count:,} weights in onnx, got {dtype!r}")
 
 
 def quantize(path: Path) -> None:
@@ -59,7 +72,7 @@ def quantize(path: Path) -> None:
     with extra("export"):
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    rounded = path.with_suffix(".int8.onnx")
+    rounded, weights = path.with_suffix(".int8.onnx"), path.with_suffix(".onnx.data")
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)  # it advises to preprocess, which the exporter has done
     try:
@@ -67,6 +80,7 @@ def quantize(path: Path) -> None:
     finally:
         logging.getLogger().setLevel(level)
     rounded.replace(path)
+    weights.unlink(missing_ok=True)  # of the larger file, if it had them outside
 
 
 def load(path: Path, kind: str) -> Function:
@@ -93,4 +107,4 @@ def _load_onnx(path: Path) -> Function:
     return run
 
 
-__all__ = ["DTYPES", "ENDINGS", "Function", "load", "quantize", "write"]
+__all__ = ["DTYPES", "ENDINGS", "Function", "check_size", "load", "quantize", "write"]

@@ -55,8 +55,10 @@ class HfDetrConfig(CodeVersionMixin, PreTrainedConfig):
         token_matches (`int`): tokens that each object is matched to in training, with `two_stage` (one-to-many,
             2207.13080); queries are matched to one. At least 1.
         box_relative_bias (`bool`): add to the scores of the cross-attention what small MLPs make of the distances
-            from a token's column and row to the sides of a query's box (Plain-DETR, 2308.01904), and start by
-            looking at the box (2101.07448).
+            from a token's column and row to the sides of a query's box (Plain-DETR, 2308.01904), at first zero.
+        box_attention_decay (`float`): what those scores lose a side of a query's box between the box and a token,
+            learnt or not, where queries have boxes, so that each looks at its own from the start (2101.07448). At
+            least 0, with which nothing is lost.
         with_box_refine (`bool`): each layer corrects the box of the layer before, in units of the box (2010.04159),
             with gradients into both (2203.03605). `False`: each layer predicts from the start.
         group_detr (`int`): groups of queries in training, each matched to all objects (2207.13085); the first alone
@@ -113,6 +115,7 @@ class HfDetrConfig(CodeVersionMixin, PreTrainedConfig):
     prior_box_size: float = 0.1
     token_matches: int = 4
     box_relative_bias: bool = True
+    box_attention_decay: float | int = 4
     with_box_refine: bool = True
     group_detr: int = 1
     class_loss: str = "iou_aware"
@@ -186,6 +189,8 @@ class HfDetrConfig(CodeVersionMixin, PreTrainedConfig):
         for name in ("layer_norm_eps", "eos_coefficient"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not self.box_attention_decay >= 0:
+            raise ValueError(f"box_attention_decay must be at least 0, got {self.box_attention_decay}")
         if not 0 < self.prior_box_size <= 1:
             raise ValueError(f"prior_box_size must be in (0, 1], got {self.prior_box_size}")
         for index in self.stuff_class_ids:

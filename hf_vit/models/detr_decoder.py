@@ -15,9 +15,8 @@ from .cpu_linear import linear
 from .layers import drop_path_rates, make_norm
 from .transformer_layer import HfTransformerLayer
 
-# How fast the attention to a token falls with its distance from a query's box, in sides of the box, at the start, and
-# the side of the smallest box that counts.
-_NEARNESS, _SMALLEST_BOX = 4.0, 0.05
+# The side of the smallest box by which distances are told.
+_SMALLEST_BOX = 0.05
 # Wavelengths of positions go from this part of the image to twice the image.
 _SHORTEST_WAVE = 1 / 32
 
@@ -113,9 +112,7 @@ class FeatureMix(nn.Module):
 class BoxRelativeBias(nn.Module):
     """Bias of the scores of a layer's cross-attention (Plain-DETR, 2308.01904): an MLP sees the signed distances of a
     token's column to the left and right side of a query's box, another those of its row to top and bottom; the bias
-    of a token is the sum of both. They are zero at initialisation, and what they add to is not: a token outside of the
-    box loses with its distance, so that a query sees its own box before anything is learnt (2101.07448). Without that
-    all queries see the mean of the image at first, and stay alike for long.
+    of a token is the sum of both, zero at initialisation.
 
     Args:
         num_heads: a number for each comes out.
@@ -133,17 +130,8 @@ class BoxRelativeBias(nn.Module):
         rows, columns = token_centers(grid_size, boxes.device)
         of_columns = self.columns(self._distances(corners[..., 0::2], columns))  # (B, Q, columns, H)
         of_rows = self.rows(self._distances(corners[..., 1::2], rows))  # (B, Q, rows, H)
-        of_rows = of_rows + self._nearness(corners[..., 1::2], rows).to(of_rows.dtype)
-        of_columns = of_columns + self._nearness(corners[..., 0::2], columns).to(of_columns.dtype)
         bias = of_rows.permute(0, 3, 1, 2)[..., None] + of_columns.permute(0, 3, 1, 2)[..., None, :]
         return bias.flatten(-2)
-
-    @staticmethod
-    def _nearness(sides: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
-        """Zero between the sides, falling outside: (B, Q, 2), (tokens,) -> (B, Q, tokens, 1)."""
-        first, last = sides[..., 0:1], sides[..., 1:2]
-        outside = (first - centers).clamp(min=0) + (centers - last).clamp(min=0)
-        return -_NEARNESS * (outside / (last - first).clamp(min=_SMALLEST_BOX))[..., None]
 
     def _distances(self, sides: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
         """Signed logarithms of distances, which tell near from very near: (B, Q, 2) -> (B, Q, tokens, 2)."""
@@ -151,6 +139,29 @@ class BoxRelativeBias(nn.Module):
         scaled = distances.sign() * (1 + 64 * distances.abs()).log2() / 6
         first: Any = self.columns.layers[0]
         return scaled.to(first.weight.dtype)
+
+
+def attention_decay(boxes: torch.Tensor, grid_size: tuple[int, int], decay: float) -> torch.Tensor:
+    """Return a bias that is zero for tokens in a query's box and falls with the distance from it, so that a query
+    looks at its own box before anything is learnt (2101.07448). Without it all queries see the mean of the image at
+    first, and stay alike for long.
+
+    Args:
+        boxes: shape (batch, queries, 4).
+        grid_size: rows and columns of the tokens.
+        decay: what a token loses a side of the box, in each direction.
+
+    Returns:
+        fp32 tensor of shape (batch, 1, queries, rows * columns).
+    """
+    corners = center_to_corners(boxes)[:, None]  # (B, 1, Q, 4)
+    biases = []
+    for first, centers in enumerate(reversed(token_centers(grid_size, boxes.device))):
+        start, end = corners[..., first, None], corners[..., first + 2, None]
+        outside = (start - centers).clamp(min=0) + (centers - end).clamp(min=0)
+        biases.append(-decay * outside / (end - start).clamp(min=_SMALLEST_BOX))
+    of_columns, of_rows = biases  # (B, 1, Q, columns), (B, 1, Q, rows)
+    return (of_rows[..., None] + of_columns[..., None, :]).flatten(-2)
 
 
 class Queries(nn.Module):
@@ -233,6 +244,7 @@ class HfDetrDecoder(nn.Module):
         has_reference = config.has_reference_boxes
         self.box_head = FeedForwardHead(config.d_model, config.d_model, 4, num_layers=3, starts_at_zero=has_reference)
         self.d_model = config.d_model
+        self.attention_decay = config.box_attention_decay
         self.position_head: Any = None
         self.biases: Any = None
         if has_reference:
@@ -276,7 +288,7 @@ class HfDetrDecoder(nn.Module):
                 states,
                 None,
                 tokens,
-                self.biases[i](boxes, grid_size) if self.biases is not None else None,
+                self._bias(i, boxes, grid_size, states.dtype),
                 output_attentions=output_attentions,
                 query_position=positions,
                 encoder_position=token_positions,
@@ -292,6 +304,18 @@ class HfDetrDecoder(nn.Module):
                 refined = refine_boxes(boxes, deltas)
                 boxes = refined.detach()
         return Decoded(torch.stack(all_states), torch.stack(all_boxes))
+
+    def _bias(
+        self, index: int, boxes: torch.Tensor | None, grid_size: tuple[int, int], dtype: torch.dtype
+    ) -> torch.Tensor | None:
+        """Return what is added to the scores of a layer's cross-attention: (batch, heads or 1, queries, tokens)."""
+        if boxes is None:
+            return None
+        learnt = self.biases[index](boxes, grid_size) if self.biases is not None else None
+        if not self.attention_decay:
+            return learnt
+        fixed = attention_decay(boxes, grid_size, self.attention_decay).to(dtype)
+        return fixed if learnt is None else learnt + fixed
 
 
 def group_mask(num_groups: int, num_queries: int, device: torch.device) -> torch.Tensor:

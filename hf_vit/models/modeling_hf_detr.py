@@ -337,7 +337,7 @@ class HfDetrForSegmentation(HfDetrForObjectDetection):
         Args:
             pixel_values, num_boxes: as in [`HfDetrForObjectDetection.forward`].
             labels (`list[dict]`, *optional*): as there, and `masks` of shape `(objects, height, width)` with entries
-                of 0 and 1, of any one resolution in the batch: the loss is computed at it.
+                in [0, 1] (parts of a pixel), of any one resolution in the batch: the loss is computed at it.
 
         Raises:
             ImportError: if labels are given and scipy is missing.

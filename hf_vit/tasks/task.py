@@ -207,6 +207,11 @@ class Task(ABC):
     def evaluator(self, split: str, *, final: bool) -> Evaluator:
         """An evaluator of a split: `final` for the run's result, with every metric, otherwise for an epoch's end."""
 
+    def before_training(self, model: PreTrainedModel, measure: Callable[[str, Evaluator], Any]) -> dict[str, float]:
+        """Accuracies of simple baselines on the split of the result, by their names; the arguments are those of
+        `after_training`."""
+        return {}
+
     def after_training(self, model: PreTrainedModel, measure: Callable[[str, Evaluator], Any]) -> None:  # noqa: B027
         """Settle what is chosen on the validation split once the weights are, such as thresholds in the config.
 

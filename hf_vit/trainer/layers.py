@@ -66,7 +66,7 @@ def _groups(model: Any) -> list[list[nn.Module]]:
     except AttributeError as error:
         raise ValueError(f"--layer_decay: this version's {model_type} is not known here: {error}") from error
     raise ValueError(
-        f"--layer_decay is 1 or of a model that says which layer a parameter belongs to (layer_groups), and a "
+        f"--layer_decay and --head_learning_rate need a model that says which layer a parameter belongs to, and a "
         f"{model_type} model does not; known are {', '.join(sorted({**_IMAGE_MODELS, **_TEXT_MODELS}))}, and what "
         "--convert makes one of this package"
     )

@@ -59,10 +59,19 @@ def prepare_evaluation_loader(accelerator: Accelerator, loader: DataLoader) -> D
     return accelerator.prepare(loader)
 
 
-def evaluation_loaders(accelerator: Accelerator, task: Task) -> dict[str, DataLoader]:
-    """Prepared loaders of the splits that a run evaluates, by name."""
-    splits = dict.fromkeys(task.evaluation_splits)
-    return {split: prepare_evaluation_loader(accelerator, task.evaluation_loader(split)) for split in splits}
+class EvaluationLoaders(dict[str, DataLoader]):
+    """Prepared loaders by split: of those that a run evaluates, and of any other, such as the training samples for a
+    baseline, as soon as it is asked for."""
+
+    def __init__(self, accelerator: Accelerator, task: Task):
+        super().__init__()
+        self.accelerator, self.task = accelerator, task
+        for split in task.evaluation_splits:
+            self[split]
+
+    def __missing__(self, split: str) -> DataLoader:
+        self[split] = prepare_evaluation_loader(self.accelerator, self.task.evaluation_loader(split))
+        return self[split]
 
 
 def prepare_train_loader(accelerator: Accelerator, loader: DataLoader) -> DataLoader:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ from hf_vit.trainer.signals import Interruption
 from hf_vit.trainer.step_watch import StepWatch
 from hf_vit.trainer.tracking import log_metrics, start_trackers
 from hf_vit.trainer.train_mode import train_mode
+from hf_vit.trainer.unfreezing import gradual_unfreezing
 from hf_vit.words import counted
 
 if TYPE_CHECKING:
@@ -83,11 +83,12 @@ class TrainingLoop:
         optimizer = build_optimizer(options, self.schedule.samples_per_step, task.parameter_groups)
         # Not prepared: Accelerate would step it once for each process.
         self.scheduler = build_scheduler(optimizer, options, self.num_steps)
-        self.evaluation_loaders = loaders.evaluation_loaders(accelerator, task)
+        self.evaluation_loaders = loaders.EvaluationLoaders(accelerator, task)
         self.train_loader = loaders.prepare_train_loader(accelerator, train_loader)
         self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
-        self.watch = StepWatch(accelerator, optimizer, self.output_dir / CHECKPOINTS)
         whole = accelerator.unwrap_model(self.model)
+        self.unfreezing = gradual_unfreezing(whole, options, self.steps_per_epoch, self._sharding)
+        self.watch = StepWatch(accelerator, optimizer, self.output_dir / CHECKPOINTS)
         self.ema = averaged_model(whole, self.arguments.ema, self.num_steps, self.steps_per_epoch, self._sharding)
 
     def train(self) -> None:
@@ -112,16 +113,13 @@ class TrainingLoop:
         if self.arguments.tracking.with_tracking:
             start_trackers(self.accelerator, self.arguments.tracking, self.arguments.to_dict())
         self._progress = progress_bar(self.num_steps, self.state.step, self.accelerator.is_main_process)
-        with Interruption(self.accelerator) as self._interruption, self._progress, logging_redirect_tqdm():
-            try:
-                while not self._is_over():
-                    self._train_epoch()
-                self._finish()
-            except BaseException as error:
-                reason = {"error": f"{type(error).__name__}: {error}"} if isinstance(error, Exception) else {}
-                with contextlib.suppress(OSError):  # a full disk must not hide what happened
-                    self.folder.write_record("interrupted", self.state, **reason)
-                raise
+        recorded = self.folder.recorded(self.state)
+        with Interruption(self.accelerator) as self._interruption, self._progress, logging_redirect_tqdm(), recorded:
+            if self.resume_path is None:
+                self.record.update(baselines=self.task.before_training(self.final_model, self.evaluate))
+            while not self._is_over():
+                self._train_epoch()
+            self._finish()
         self.folder.publisher.finish()
         self._log(self.folder.told())
 
@@ -168,6 +166,8 @@ class TrainingLoop:
             self.watch.add(output, batch["sample_key"])
             self.state.batch += 1
             if self.accelerator.sync_gradients:
+                if self.unfreezing is not None:
+                    self.unfreezing.drop_gradients(self.state.step)
                 limit = self.arguments.optimization.max_grad_norm or float("inf")
                 norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
                 number, rate = self.state.step + 1, self.scheduler.get_last_lr()[-1]
@@ -289,8 +289,8 @@ class TrainingLoop:
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         self._log(
-            f"{split} {evaluator.headline(metrics)} on "
-            f"{counted(num_examples, self.task.sample_unit)} after {durations['training']:.0f} s of training"
+            f"{split} {evaluator.headline(metrics)} on {counted(num_examples, self.task.sample_unit)} after "
+            f"{state.training_seconds:.0f} s of training{self.record.baselines}"
         )
 
     def _log(self, message: str) -> None:

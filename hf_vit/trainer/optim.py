@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
@@ -11,6 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from hf_vit.config import Options, argument, check_range
+from hf_vit.extras import extra
 from hf_vit.trainer.layers import parameter_depths
 
 # Those of `transformers.SchedulerType` that follow the steps. Importing them would load peft, where it is installed.
@@ -26,6 +28,9 @@ Schedule = Literal[
     "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
 ]
+
+
+_OF_TIMM = {"lamb": "Lamb", "lion": "Lion", "muon": "Muon"}
 
 
 @dataclass
@@ -49,7 +54,10 @@ class OptimizationArguments:
     )
     ignore_memory_forecast: bool = argument(False, help="Train although a step will not fit by the forecast.")
     optim: str = argument(
-        "adamw", help="AdamW, or gradient descent with Nesterov's momentum.", choices=("adamw", "sgd")
+        "adamw",
+        help="AdamW, gradient descent with Nesterov's momentum, timm's (muon takes rates as AdamW does, lion about a "
+        "tenth of them), or bitsandbytes' AdamW whose moments have 8 bits.",
+        choices=("adamw", "sgd", *_OF_TIMM, "adamw_8bit"),
     )
     learning_rate: float = argument(1e-3, help="Peak learning rate.")
     head_learning_rate: float | None = argument(
@@ -58,6 +66,9 @@ class OptimizationArguments:
     sgd_momentum: float = argument(0.9, help="sgd: the part of the last step that is taken again.")
     lr_base_batch_size: int | None = argument(
         None, help="Take learning_rate as that of so many images in a step, and scale it to the real number."
+    )
+    gradual_unfreezing_epochs: int | None = argument(
+        None, help="Train the head alone at first, and all layers after so many epochs, one more at a time downwards."
     )
     layer_decay: float = argument(1.0, help="Factor of the learning rate from each layer to the one below it.")
     weight_decay: float = argument(0.05, help="Decay of weights; biases, norms, tokens and positions have none.")
@@ -87,6 +98,7 @@ class OptimizationArguments:
         check_range("head_learning_rate", self.head_learning_rate, 0, open_low=True)
         check_range("sgd_momentum", self.sgd_momentum, 0, 1, open_low=True)
         check_range("lr_base_batch_size", self.lr_base_batch_size, 1)
+        check_range("gradual_unfreezing_epochs", self.gradual_unfreezing_epochs, 1)
         check_range("layer_decay", self.layer_decay, 0, 1, open_low=True)
         check_range("weight_decay", self.weight_decay, 0)
         check_range("adam_beta1", self.adam_beta1, 0, 1)
@@ -120,11 +132,14 @@ def parameter_groups(model: nn.Module, arguments: OptimizationArguments, learnin
             belongs to.
     """
     depths: dict[int, int] = {}
-    of_head = arguments.head_learning_rate
+    of_head, by_muon = arguments.head_learning_rate, arguments.optim == "muon"
+    if by_muon:
+        with contextlib.suppress(ValueError):  # where no head is known, it is taken for another matrix
+            depths = parameter_depths(model)
     if arguments.layer_decay != 1 or of_head is not None:
         depths = parameter_depths(model)
     deepest = max(depths.values(), default=0)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     seen = set()
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -134,8 +149,14 @@ def parameter_groups(model: nn.Module, arguments: OptimizationArguments, learnin
                 rate = learning_rate * arguments.layer_decay ** (deepest - depths.get(id(parameter), deepest))
                 if of_head is not None and depths[id(parameter)] == deepest:
                     rate = of_head * learning_rate / arguments.learning_rate
-                groups.setdefault((decay, rate), []).append(parameter)
-    return [{"params": parameters, "weight_decay": d, "lr": lr} for (d, lr), parameters in groups.items()]
+                is_hidden = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and parameter.ndim >= 2
+                is_hidden = is_hidden and depths.get(id(parameter), 0) < max(deepest, 1)
+                groups.setdefault((decay, rate, is_hidden or not by_muon), []).append(parameter)
+    # The paper's Muon is for hidden matrices: embeddings, heads and vectors take timm's AdamW.
+    return [
+        {"params": parameters, "weight_decay": d, "lr": lr, **({"use_fallback": not is_hidden} if by_muon else {})}
+        for (d, lr, is_hidden), parameters in groups.items()
+    ]
 
 
 def build_optimizer(
@@ -152,6 +173,8 @@ def build_optimizer(
     learning_rate = arguments.learning_rate
     if arguments.lr_base_batch_size is not None:
         learning_rate *= global_batch_size / arguments.lr_base_batch_size
+    if arguments.optim not in ("adamw", "sgd"):
+        return _of_libraries(arguments, groups(arguments, learning_rate), learning_rate)
     if arguments.optim == "sgd":
         return torch.optim.SGD(
             groups(arguments, learning_rate),
@@ -167,6 +190,24 @@ def build_optimizer(
         eps=arguments.adam_epsilon,
         fused=True,
     )
+
+
+def _of_libraries(arguments: OptimizationArguments, groups: list[dict], learning_rate: float) -> torch.optim.Optimizer:
+    """An optimizer of timm's or bitsandbytes'.
+
+    Raises:
+        ValueError: the installed version of the library does not have it.
+    """
+    with extra("optimizers"):
+        if arguments.optim == "adamw_8bit":
+            import bitsandbytes.optim as library
+        else:
+            import timm.optim as library
+    name = _OF_TIMM.get(arguments.optim, "AdamW8bit")
+    if not hasattr(library, name):
+        raise ValueError(f"--optim {arguments.optim}: {library.__name__} has no {name} before timm 1.0.23")
+    betas = (arguments.adam_beta1, arguments.adam_beta2)
+    return getattr(library, name)(groups, lr=learning_rate, **({} if arguments.optim == "muon" else {"betas": betas}))
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, arguments: OptimizationArguments, num_steps: int) -> LambdaLR:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +70,17 @@ class RunFolder:
         if self.is_main:
             self.record.update(status=status, epochs=state.epochs, **values)
             self.record.write(self.path)
+
+    @contextlib.contextmanager
+    def recorded(self, state: TrainingState) -> Iterator[None]:
+        """Record what ends a run before its end."""
+        try:
+            yield
+        except BaseException as error:
+            reason = {"error": f"{type(error).__name__}: {error}"} if isinstance(error, Exception) else {}
+            with contextlib.suppress(OSError):  # a full disk must not hide what happened
+                self.write_record("interrupted", state, **reason)
+            raise
 
     def publish_epoch(self, epoch: float, model: PreTrainedModel, checkpoint: Path) -> None:
         """Publish the model as it is, where that is wanted."""

@@ -131,17 +131,24 @@ class RunRecord:
         self._earlier_peak = 0
 
     @property
+    def baselines(self) -> str:
+        """What simple baselines reach, in words; nothing where none was measured."""
+        told = ", ".join(f"{name} {value:.2%}" for name, value in self._record.baselines.items())
+        return f" (the frozen start: {told})" if told else ""
+
+    @property
     def content(self) -> Record:
         """Facts known by now, under the names of the schema."""
         return self._record
 
     def go_on(self, folder: Path, step: int) -> list[str]:
-        """Keep what this process cannot know of the run's earlier parts, the peak memory and changes of the schedule;
-        sentences that say what changes now, after `step` steps."""
+        """Keep what this process cannot know of the run's earlier parts, the baselines, the peak memory and changes of
+        the schedule; sentences that say what changes now, after `step` steps."""
         if not (folder / RUN_FILE).is_file():
             return []
         earlier = read_record(folder)
         self._earlier_peak = earlier.peak_memory_bytes or 0
+        self.update(baselines=earlier.baselines)
         now, before = self._record.arguments, earlier.arguments
         changes = [
             {"step": step, "name": name, "before": str(_plain(before[name])), "after": str(_plain(now[name]))}

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from pycocotools import mask as coco_masks
 from torchvision import tv_tensors
@@ -67,7 +68,7 @@ class ObjectViews(torch.utils.data.Dataset):
     """Samples of a split as tensors; the key decides the view.
 
     Items hold `pixel_values` (3, H, W) uint8, `labels`, a dictionary of `class_labels` (n,), `boxes` (n, 4) and, where
-    there are masks, `masks` (n, H, W) bool, and `sample_key` (3,) int64. A plain integer index stands for
+    there are masks, `masks` (n, H / stride, W / stride), and `sample_key` (3,) int64. A plain integer index stands for
     `SampleKey(0, index, 0)`. Crowds are left out.
 
     Args:
@@ -75,6 +76,7 @@ class ObjectViews(torch.utils.data.Dataset):
         processor: gives canvas, resampling and the mean colour that fills borders.
         augmentation: random views; the image as the processor shows it without.
         multiple_of: of a canvas' sides, where it is drawn.
+        mask_stride: side of the squares of pixels over which masks are averaged (fp32); with 1 they are bool.
     """
 
     def __init__(
@@ -86,12 +88,14 @@ class ObjectViews(torch.utils.data.Dataset):
         augmentation: ObjectAugmentationArguments | None = None,
         seed: int = 0,
         multiple_of: int = 1,
+        mask_stride: int = 1,
     ):
         self.split = split
         self.has_masks = has_masks
         self.augmentation = augmentation
         self.seed = seed
         self.multiple_of = multiple_of
+        self.mask_stride = mask_stride
         form = InputFormat.of(processor)
         self.size = form.size
         self.interpolation = pil_torch_interpolation_mapping[form.resample]
@@ -166,7 +170,9 @@ class ObjectViews(torch.utils.data.Dataset):
             "boxes": torch.stack([(x + w / 2) / width, (y + h / 2) / height, w / width, h / height], dim=-1),
         }
         if "masks" in target:
-            labels["masks"] = target["masks"].as_subclass(torch.Tensor).bool()
+            masks = target["masks"].as_subclass(torch.Tensor)
+            is_whole = self.mask_stride == 1
+            labels["masks"] = masks.bool() if is_whole else F.avg_pool2d(masks.float(), self.mask_stride)
         return {
             "pixel_values": pixels.as_subclass(torch.Tensor),
             "labels": labels,

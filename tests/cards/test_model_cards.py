@@ -180,7 +180,8 @@ def test_citations_are_of_the_methods_used(tmp_path):
     assert found == ["2010.11929", "2508.10104", "2106.04560"]
 
 
-def test_snippets_are_executed_and_cost_is_measured(tmp_path):
+def test_snippets_are_executed_and_cost_is_measured(tmp_path, monkeypatch):
+    """Also where the folder of the user and of the Hub's caches cannot be written."""
     from transformers import ViTImageProcessor
 
     from hf_vit import HfViTConfig, HfViTForImageClassification
@@ -202,6 +203,9 @@ def test_snippets_are_executed_and_cost_is_measured(tmp_path):
     image = Image.linear_gradient("L").resize((8, 8))
     image.save(folder / "sample_0.png")
 
+    (tmp_path / "file").touch()
+    for name in ("HOME", "HF_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "file" / "home"))
     text = write_card(folder).read_text()
     logits = model(**processor(image, return_tensors="pt")).logits[0]
     score, index = logits.softmax(-1).max(-1)

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BartConfig,
+    BartForConditionalGeneration,
+)
+from translators import BART, make_tokenizer
 
 from hf_vit import HfViTConfig, cli
 from hf_vit.explain import alignment, class_index, explain_image
@@ -94,6 +100,23 @@ def test_alignment_is_the_attention_of_generation():
         alignment(translator.model, translator.tokenizer, " ", "")
     with pytest.raises(ValueError, match="layer must be the index of one of"):
         alignment(translator.model, translator.tokenizer, text, "2084", layer=9)
+
+
+def test_translators_of_transformers_have_an_alignment_too():
+    """That of the eager implementation, whichever the model was loaded with."""
+    torch.manual_seed(0)
+    model = BartForConditionalGeneration(BartConfig(**BART, attn_implementation="sdpa")).eval()
+    tokenizer = make_tokenizer()
+    found = alignment(model, tokenizer, "ein zwei", "one two three")
+    source, labels = (
+        tokenizer("ein zwei", return_tensors="pt"),
+        torch.tensor([tokenizer("one two three")["input_ids"]]),
+    )
+    assert model.config._attn_implementation == "sdpa"
+    model.set_attn_implementation("eager")
+    expected = model(**source, labels=labels, output_attentions=True).cross_attentions[-1][0].mean(0)
+    torch.testing.assert_close(found.weights, expected)
+    assert found.source == ["ein", "zwei", "</s>"] and found.target == ["one", "two", "three", "</s>"]
 
 
 def run(monkeypatch, capsys, *words):

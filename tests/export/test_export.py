@@ -25,6 +25,7 @@ from hf_vit import (
 )
 from hf_vit.cli import app
 from hf_vit.conversion.convert import convert
+from hf_vit.export import formats
 from hf_vit.export.export import export
 
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 3}
@@ -96,6 +97,20 @@ def test_onnx_of_a_converted_classifier_gives_timms_answer(classifier, photo, tm
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == {
         *("model.onnx", "labels.json", "run.py", "preprocessor_config.json", "image_processing_hf_vit.py")
     }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_onnx_of_a_large_model_has_its_weights_beside_it(classifier, photo, tmp_path, monkeypatch, dtype):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(formats, "ONNX_LIMIT", 50_000)  # bytes; the model has some 80,000
+    report = export(str(classifier[1]), tmp_path / "large", "onnx", dtype)
+    assert report.differences["model"] < (1e-4 if dtype == "float32" else 0.5)
+    assert (tmp_path / "large" / "model.onnx.data").exists() == (dtype == "float32")
+    assert run(tmp_path / "large", str(photo)) in LABELS
+    monkeypatch.setattr(formats, "ONNX_LIMIT", 10_000)
+    with pytest.raises(ValueError, match=r"dtype must be float32 or float16 for a model of 19,619 weights in onnx"):
+        export(str(classifier[1]), tmp_path / "small", "onnx", "int8")
+    assert not (tmp_path / "small").exists()
 
 
 def test_int8_and_the_accuracy_that_it_loses(classifier, tmp_path):
@@ -184,6 +199,8 @@ def test_log_probabilities_of_ctranslate2(tmp_path, fields):
     make_tokenizer().save_pretrained(tmp_path / "ours")
     report = export(str(tmp_path / "ours"), tmp_path / "theirs", "ctranslate2")
     assert report.differences["translator"] < 1e-4
+    rounded = export(str(tmp_path / "ours"), tmp_path / "rounded", "ctranslate2", "int8")
+    assert 1e-4 < rounded.differences["translator"] < 0.1  # of the original, which rounding leaves as it is
     if not fields:
         text = run(tmp_path / "theirs", "ein zwei")
         assert text.startswith(greedy_prefix(model, "ein zwei"))

@@ -7,7 +7,7 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from hf_vit import HfDetrConfig, HfDetrForObjectDetection, HfDetrModel, HfViTConfig, HfViTForImageClassification
-from hf_vit.models.detr_decoder import BoxRelativeBias
+from hf_vit.models.detr_decoder import attention_decay
 from tests.random_weights import randomise
 
 BACKBONE = {
@@ -134,17 +134,27 @@ def test_losses_of_parts_of_a_batch_add_up_to_that_of_the_batch():
     torch.testing.assert_close(torch.stack(parts).sum(), whole)
 
 
-def test_a_query_sees_its_own_box_before_anything_is_learnt():
-    bias = BoxRelativeBias(2, 8)
-    for module in (bias.rows, bias.columns):
-        torch.nn.init.zeros_(module.layers[-1].weight)
-        torch.nn.init.zeros_(module.layers[-1].bias)
-    boxes = torch.tensor([[[0.25, 0.25, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]])
-    found = bias(boxes, (4, 4)).unflatten(-1, (4, 4))  # (1, H, Q, rows, columns)
-    assert found[0, :, 0, :2, :2].eq(0).all() and found[0, :, 1].eq(0).all()
+def test_the_learnt_bias_is_zero_before_anything_is_learnt():
+    """And a bias it is: with other weights it changes what is found."""
+    torch.manual_seed(0)
+    model = HfDetrModel(config_of(box_attention_decay=0)).eval()
+    with torch.no_grad():
+        start = model(images(2)).last_hidden_state
+        biases, model.decoder.biases = model.decoder.biases, None
+        torch.testing.assert_close(model(images(2)).last_hidden_state, start, rtol=0, atol=0)
+        model.decoder.biases = randomise(biases)
+        assert not torch.allclose(model(images(2)).last_hidden_state, start, atol=1e-3)
+
+
+def test_a_query_looks_at_its_own_box_before_anything_is_learnt():
+    boxes = torch.tensor([[[0.25, 0.25, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0], [0.75, 0.5, 0.25, 1.0]]])
+    found = attention_decay(boxes, (4, 4), 4.0).unflatten(-1, (4, 4))  # (1, 1, Q, rows, columns)
+    assert found[0, 0, 0, :2, :2].eq(0).all() and found[0, 0, 1].eq(0).all()
     # The third column begins a quarter of the box's side, half a column, behind its right side.
     assert found[0, 0, 0, 0, 2].item() == pytest.approx(-4 * 0.125 / 0.5)
-    assert (found[0, :, 0, 3, 3] < found[0, :, 0, 2, 2]).all()
+    assert found[0, 0, 0, 3, 3].item() == pytest.approx(2 * -4 * 0.375 / 0.5)
+    # A narrow and tall box: columns count in its width, rows are all inside.
+    assert found[0, 0, 2, :, 0].tolist() == pytest.approx([-4 * 0.5 / 0.25] * 4)
 
 
 def test_no_more_queries_than_tokens_are_used(model):
@@ -217,6 +227,7 @@ def test_a_trained_classifier_gives_its_weights_to_the_backbone(tmp_path):
         ({"stuff_class_ids": [3]}, r"stuff_class_ids must be in \[0, 3\), got 3"),
         ({"backbone_config": {"hidden_size": 4}}, "backbone_config must have a model_type"),
         ({"prior_box_size": 0.0}, r"prior_box_size must be in \(0, 1\], got 0.0"),
+        ({"box_attention_decay": -1}, "box_attention_decay must be at least 0, got -1"),
         ({"token_matches": 0}, "token_matches must be at least 1, got 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
     ],
@@ -253,3 +264,51 @@ def test_hidden_states_and_attention_weights_are_those_of_the_decoder(model):
     torch.testing.assert_close(model.model.decoder.norm(output.decoder_hidden_states[-1]), output.last_hidden_state)
     torch.testing.assert_close(output.logits, plain.logits, rtol=1e-4, atol=1e-4)
     assert plain.decoder_attentions is None and plain.decoder_hidden_states is None
+
+
+@pytest.mark.parametrize("fields", [{}, CORNER])
+def test_attention_implementations_agree(fields):
+    torch.manual_seed(0)
+    model = randomise(HfDetrForObjectDetection(config_of(**fields))).train()
+    found = []
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        model.zero_grad()
+        output = model(images(2), labels=labels_of(2, 1))
+        output.loss.backward()
+        found.append([output.logits, output.pred_boxes, *(weight.grad for weight in model.parameters())])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+
+
+def test_a_tuple_holds_what_the_output_does(model):
+    with torch.no_grad():
+        output = model(images(2), labels=labels_of(2, 1), output_hidden_states=True, output_attentions=True)
+        values = model(
+            *(images(2), labels_of(2, 1)), output_hidden_states=True, output_attentions=True, return_dict=False
+        )
+    assert len(values) == len(output.to_tuple())
+    for value, expected in zip(values, output.to_tuple()):
+        torch.testing.assert_close(value, expected)
+
+
+def test_gradients_reach_what_is_recorded(model):
+    output = model(images(1), output_hidden_states=True, output_attentions=True)
+    recorded = [
+        states[0] for states in (output.decoder_hidden_states, output.decoder_attentions, output.cross_attentions)
+    ]
+    for states in recorded:
+        states.retain_grad()
+    (output.logits.sum() + output.pred_boxes.square().sum()).backward()
+    assert all(states.grad is not None and states.grad.any() for states in recorded)
+
+
+def test_heads_that_a_checkpoint_lacks_start_anew(tmp_path):
+    """The body's weights are kept; a new class head starts at the prior of its classes."""
+    torch.manual_seed(0)
+    body = randomise(HfDetrModel(config_of()))
+    body.save_pretrained(tmp_path)
+    detector = HfDetrForObjectDetection.from_pretrained(tmp_path)
+    torch.testing.assert_close(detector.model.state_dict(), body.state_dict(), rtol=0, atol=0)
+    head = detector.class_labels_classifier
+    torch.testing.assert_close(head.bias.sigmoid(), torch.full((3,), 0.01))
+    assert 0 < head.weight.std() < 0.02

@@ -110,6 +110,8 @@ def save_everything(folder):
         name: HfViTForImageClassification(HfViTConfig(**{**TINY, **options}))
         for name, options in ARCHITECTURES.items()
     }
+    labels_patches = {"patch_embedding": "lvvit", "residual_scale": 0.5, "use_token_labeling_head": True}
+    models["labels of patches"] = HfViTForImageClassification(HfViTConfig(**TINY, **labels_patches))
     models["model"] = HfViTModel(HfViTConfig(**TINY, pooling=["mean", "attention"]))
     models["backbone"] = HfViTBackbone(HfViTConfig(**TINY, out_indices=[0, 2], apply_layernorm=False))
     for name, model in models.items():

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from hf_vit import HfViTConfig, HfViTForImageClassification
 from hf_vit.models.losses import classification_loss, token_labeling_loss
 from hf_vit.models.patch_embedding import PatchEmbedding
+from hf_vit.models.vit_checks import POOLINGS
 
 HEAD = {"use_token_labeling_head": True}
 
@@ -59,22 +60,26 @@ def test_the_patches_loss_is_added_with_its_weight(tiny_model, batch, weight):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"pooling": "mean", "use_class_token": False},
+        *({"pooling": name} for name in POOLINGS if name != "none"),
         {"pooling": ["max", "weighted"], "num_register_tokens": 2, "registers_first": True},
         {"pooling": "attention", "pooling_norm": "none"},
+        {"pooling": "mean", "use_class_token": False},
         {"num_class_layers": 1, "use_distillation_token": True},
     ],
     ids=str,
 )
-def test_every_patch_goes_through_the_head(tiny_model, images, options):
-    model = tiny_model(**HEAD, **options)
+def test_every_patch_goes_through_the_head(tiny_model, batch, options):
+    """Of LV-ViT's stem and residual branches, beside every pooling and the other heads, and all of them learn."""
+    model = tiny_model(**HEAD, patch_embedding="lvvit", residual_scale=0.5, **options)
+    given = batch(model)
+    outputs = model(**given)
     with torch.no_grad():
-        outputs = model(images(model))
-        tokens = model.vit(images(model)).last_hidden_state[:, model.config.num_prefix_tokens :]
+        tokens = model.vit(given["pixel_values"]).last_hidden_state[:, model.config.num_prefix_tokens :]
         tokens = model.vit.norm(tokens) if model.config.norm_after_pooling else tokens
         assert_close(outputs.token_logits, model.token_labeling_head(tokens))
     assert outputs.token_logits.shape == (3, math.prod(model.config.grid_size), model.config.num_labels)
+    outputs.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_gradients_are_those_of_the_sum(tiny_model, batch):

@@ -1,5 +1,6 @@
 """Parameter groups, schedule and averaged weights against timm and closed forms."""
 
+import sys
 from functools import partial
 from typing import get_args
 
@@ -33,8 +34,11 @@ from hf_vit import (
     HfViTConfig,
     HfViTForImageClassification,
 )
+from hf_vit.extras import MissingExtraError
 from hf_vit.trainer.averaging import EmaArguments, averaged_model
+from hf_vit.trainer.layers import parameter_depths
 from hf_vit.trainer.optim import OptimizationArguments, Schedule, build_optimizer, build_scheduler, parameter_groups
+from hf_vit.trainer.unfreezing import GradualUnfreezing
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 8}
 
@@ -243,7 +247,7 @@ def test_layer_wise_decay_of_models_that_do_not_declare_their_layers_is_refused(
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     model = ResNetForImageClassification(config)
     assert set(rates_of(model).values()) == {1.0}
-    with pytest.raises(ValueError, match=r"--layer_decay is 1 or .* a resnet model does not; known are bart, beit"):
+    with pytest.raises(ValueError, match=r"--head_learning_rate need .* a resnet model does not; known are bart"):
         rates_of(model, layer_decay=0.5)
     with pytest.raises(ValueError, match="a Linear model does not"):
         rates_of(nn.Linear(2, 2), layer_decay=0.5)
@@ -280,3 +284,70 @@ def test_sgd_is_torchs_with_nesterov_momentum():
             weight.grad = torch.full((3,), 0.5 + step)
             optimizer.step()
     torch.testing.assert_close(*weights)
+
+
+def test_layers_are_unfrozen_from_the_head_down_and_rest_untouched(tiny_model):
+    model = tiny_model().train()
+    depths = parameter_depths(model)
+    deepest = max(depths.values())  # 3: the head, above two layers and the stem
+    unfreezing = GradualUnfreezing(model, num_steps=6)
+    groups = parameter_groups(model, OptimizationArguments(weight_decay=0.1), 0.1)
+    optimizer = torch.optim.AdamW(groups, lr=0.1)
+    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    first = {}
+    for step in range(7):
+        before = {id(parameter): parameter.detach().clone() for parameter in model.parameters()}
+        model(pixel_values=pixels, labels=torch.tensor([0, 1])).loss.backward()
+        unfreezing.drop_gradients(step)
+        optimizer.step()
+        optimizer.zero_grad()
+        for parameter in model.parameters():
+            if not torch.equal(parameter, before[id(parameter)]):
+                first.setdefault(id(parameter), step)
+    assert {depths[number]: step for number, step in first.items()} == {deepest: 0, 2: 2, 1: 4, 0: 6}
+    assert len(first) == len(depths)
+
+
+def test_muon_gets_hidden_matrices_and_turns_their_update_into_a_rotation(tiny_model):
+    model = tiny_model(use_distillation_token=True)
+    arguments = OptimizationArguments(optim="muon", weight_decay=0.0)
+    optimizer = build_optimizer(arguments, 1.0, partial(parameter_groups, model))
+    by_muon = {id(each) for group in optimizer.param_groups if not group["use_fallback"] for each in group["params"]}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in by_muon}
+    linear = {f"{name}.weight" for name, module in model.vit.named_modules() if isinstance(module, nn.Linear)}
+    assert names == {f"vit.{name}" for name in linear}  # not the classifiers, biases, norms, tokens and positions
+    weight = model.vit.layers[0].mlp.fc1.weight
+    before = weight.detach().clone()
+    weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    # The paper's update is U V^T of the gradient's decomposition U S V^T: all singular values the same, nearly.
+    change = before - weight.detach()
+    left, _, right = torch.linalg.svd(weight.grad, full_matrices=False)
+    assert torch.nn.functional.cosine_similarity(change.flatten(), (left @ right).flatten(), dim=0) > 0.97
+
+
+@pytest.mark.parametrize("name", ["lion", "lamb"])
+def test_optimizers_of_timm_step_as_timm_has_them(tiny_model, name):
+    weights = []
+    for ours in (True, False):
+        model = tiny_model()
+        arguments = OptimizationArguments(optim=name, adam_beta2=0.99, weight_decay=0.1, learning_rate=0.01)
+        groups = parameter_groups(model, arguments, 0.01)
+        if ours:
+            optimizer = build_optimizer(arguments, 1.0, partial(parameter_groups, model))
+        else:
+            optimizer = timm.optim.create_optimizer_v2(groups, name, lr=0.01, weight_decay=0.1, betas=(0.9, 0.99))
+        for step in range(2):
+            generator = torch.Generator().manual_seed(step)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+        weights.append(torch.nn.utils.parameters_to_vector(model.parameters()))
+    torch.testing.assert_close(*weights)
+
+
+def test_a_library_that_is_not_there_is_named(tiny_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    arguments = OptimizationArguments(optim="adamw_8bit")
+    with pytest.raises(MissingExtraError, match=r'pip install "hf_vit\[optimizers\]"'):
+        build_optimizer(arguments, 1.0, partial(parameter_groups, tiny_model()))

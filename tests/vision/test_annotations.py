@@ -169,6 +169,7 @@ FAULTS = {
     "nan": (_set(0, bbox=[1, 2, float("nan"), 4]), "boxes that are no boxes"),
     "three numbers": (_set(0, bbox=[1, 2, 3]), "boxes that are no boxes"),
     "unknown category": (_set(0, category_id=5), r"categories that its list lacks: 5 \(1\)"),
+    "corners in the wrong order": (_set(0, bbox=[20, 22, -16, -16]), r"lie outside of their images.*0\.png \[20"),
     "corners": (_many_outside, "another box format"),
     "image not listed": (_set(0, image_id=99), "image 99, which the file does not list"),
     "mask of another size": (_set(0, segmentation={"size": [4, 4], "counts": [16]}), r"its mask has \[4, 4\]"),
@@ -234,3 +235,14 @@ def test_a_map_with_other_instances_than_objects_is_refused():
     data = datasets.concatenate_datasets([data, columns], axis=1)
     with pytest.raises(ValueError, match=r"sample 0: its map lacks the instances \[1, 2\]"):
         tables.read({"train": data}, "scene", image_column="image")
+
+
+def test_a_map_without_segments_holds_no_objects():
+    """Maps and a column of their segments, none of which is listed."""
+    maps = [Image.fromarray(np.zeros((48, 64), dtype=np.uint8))] * 3
+    segment = {"id": datasets.Value("int32"), "category_id": datasets.ClassLabel(names=["square", "bar"])}
+    features = {"image": datasets.Image(), "panoptic": datasets.Image(), "segments_info": datasets.List(segment)}
+    columns = {"image": [draw(scene) for scene in SCENES], "panoptic": maps, "segments_info": [[], [], []]}
+    data = datasets.Dataset.from_dict(columns, datasets.Features(features))
+    with pytest.raises(ValueError, match="the train split holds no objects"):
+        check(tables.read({"train": data}, "scene", image_column="image"))

@@ -87,11 +87,33 @@ def test_boxes_masks_and_pixels_move_together(data, augmentation):
     assert seen > 10
 
 
+def test_masks_stay_with_their_objects_beside_a_crowd(tmp_path):
+    """A crowd stands between two objects: no box, class or mask of it is left, and none is another's."""
+    scene = [(3, (2, 40, 60, 6)), (7, (40, 4, 20, 20)), (7, (4, 6, 16, 10))]
+    content = coco_content([scene])
+    content["annotations"][1]["iscrowd"] = 1
+    save_images(tmp_path / "images", [scene])
+    (tmp_path / "train.json").write_text(json.dumps(content), encoding="utf-8")
+    labels = _views(check(load_annotated_images(str(tmp_path))), horizontal_flip_prob=1.0)[0]["labels"]
+    assert labels["class_labels"].tolist() == [1, 0]
+    around = masks_to_boxes(labels["masks"]) + torch.tensor([0.0, 0.0, 1.0, 1.0])
+    torch.testing.assert_close(_corners(labels["boxes"], (48, 64)), around, atol=1e-4, rtol=0)
+
+
 def test_a_flip_there_and_back_is_exact(data):
     plain = _views(data)[0]["labels"]["boxes"]
     flipped = _views(data, horizontal_flip_prob=1.0)[0]["labels"]["boxes"]
     back = torch.cat([1 - flipped[:, :1], flipped[:, 1:]], dim=1)
     torch.testing.assert_close(_corners(back, (48, 64)), _corners(plain, (48, 64)), atol=1e-4, rtol=0)
+
+
+def test_masks_may_be_averaged_over_squares_of_pixels(data):
+    views = _views(data)
+    whole = views[0]["labels"]["masks"]
+    views.mask_stride = 4
+    parts = views[0]["labels"]["masks"]
+    expected = torch.stack([mask.float().unflatten(0, (12, 4)).unflatten(2, (16, 4)).mean((1, 3)) for mask in whole])
+    torch.testing.assert_close(parts, expected)
 
 
 def test_an_image_without_objects_is_a_sample_like_others(data):

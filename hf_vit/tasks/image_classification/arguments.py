@@ -13,6 +13,7 @@ from hf_vit.tasks.image_classification.imbalance import ImbalanceArguments
 from hf_vit.tasks.image_classification.losses import LossArguments
 from hf_vit.tasks.image_classification.models import ModelArguments
 from hf_vit.tasks.image_classification.token_labels import TokenLabelArguments
+from hf_vit.tasks.lora import LoraArguments
 from hf_vit.trainer.arguments import TrainingArguments
 
 
@@ -119,6 +120,15 @@ class EvaluationArguments:
         "is often right; fitted on the validation split, applied by `score.py --apply_temperature`.",
     )
 
+    baseline: str = argument(
+        "auto",
+        help="Say what nearest neighbours and a linear probe of the frozen start reach, before it is trained and "
+        "beside the result: of checkpoints and up to 10,000 images by itself, else where it is asked for.",
+        choices=("auto", "yes", "no"),
+        nargs="?",
+        const="yes",
+    )
+
     def best(self, is_multi_label: bool) -> tuple[str, Literal["max", "min"]]:
         """The metric and whether its largest or its smallest value is the best.
 
@@ -166,3 +176,13 @@ class ImageClassificationArguments(TrainingArguments):
     evaluation: EvaluationArguments
     distillation: DistillationArguments
     token_labels: TokenLabelArguments
+    lora: LoraArguments
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora.lora_r is not None and self.model.model_name_or_path is None:
+            raise ValueError("--lora_r adapts a checkpoint: give --model_name_or_path")
+        if self.lora.lora_r is not None and self.model.train_only is not None:
+            raise ValueError("--lora_r and --train_only both say what is trained: give one of them")
+        if self.evaluation.baseline == "yes" and (self.loss.is_multi_label or self.data.streaming):
+            raise ValueError("--baseline is of one label an image, and goes with no --streaming")

@@ -107,6 +107,7 @@ class ImageClassificationFacts(CardFacts):
     annotator: Teacher | None
     token_label_column: str | None
     token_labeling_weight: float
+    lora_r: int | None
     class_names: list[str]
     per_class: list[ClassScore]
     confusion_matrix: list[list[int]]
@@ -133,6 +134,7 @@ class ImageClassificationFacts(CardFacts):
             "teachers": [teacher.model_copy(update={"name": local(teacher.name)}) for teacher in teachers],
             "annotator": annotator and annotator.model_copy(update={"name": local(annotator.name)}),
             "token_label_column": records.arguments.get("token_label_column_name"),
+            "lora_r": records.arguments.get("lora_r"),
             "token_labeling_weight": records.arguments.get("token_labeling_weight", 0.0),
             "class_names": names,
             "per_class": metrics.per_class,

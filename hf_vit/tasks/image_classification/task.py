@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
-from transformers import AutoModelForImageClassification, PreTrainedModel
-from transformers.image_processing_backends import TorchvisionBackend
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers import PreTrainedModel
 
 from hf_vit import HfViTConfig
 from hf_vit.models.losses import distillation_loss, token_labeling_loss
-from hf_vit.tasks.image_classification import figures
 from hf_vit.tasks.image_classification.annotator import Annotator
 from hf_vit.tasks.image_classification.arguments import (
     ClassOrderArguments,
@@ -30,30 +26,37 @@ from hf_vit.tasks.image_classification.augment import (
     EvaluationTransform,
     TrainTransform,
 )
-from hf_vit.tasks.image_classification.calibration import LogitsEvaluator, adjusted, fit_temperature
+from hf_vit.tasks.image_classification.baselines import frozen_start
+from hf_vit.tasks.image_classification.calibration import LogitsEvaluator, fit_temperature
 from hf_vit.tasks.image_classification.data import (
     MOST_NAMED,
     LabelledImages,
     class_mapping,
     load_labelled_images,
-    load_labelled_split,
 )
 from hf_vit.tasks.image_classification.distillation import TeacherEnsemble
 from hf_vit.tasks.image_classification.evaluation import ClassificationEvaluator
 from hf_vit.tasks.image_classification.imbalance import rarity
 from hf_vit.tasks.image_classification.label_loss import build_label_loss, check_multi_label
-from hf_vit.tasks.image_classification.losses import MULTI_LABEL
 from hf_vit.tasks.image_classification.metrics import head_logits
-from hf_vit.tasks.image_classification.models import build_model, build_processor, describe_processor, num_channels_of
+from hf_vit.tasks.image_classification.models import (
+    build_model,
+    build_processor,
+    describe_processor,
+    head_parameters,
+    num_channels_of,
+)
 from hf_vit.tasks.image_classification.multi_label_evaluation import MultiLabelEvaluator, best_thresholds
 from hf_vit.tasks.image_classification.score_maps import DrawnLabels, KeptScores, WholeImages, kept_scores
+from hf_vit.tasks.image_classification.scoring import assessment
 from hf_vit.tasks.image_classification.streaming import ImageStream, load_streamed_images
 from hf_vit.tasks.image_classification.teacher_cache import cached_logits
 from hf_vit.tasks.image_classification.token_labels import TokenLabeling, is_on
 from hf_vit.tasks.image_classification.views import ImageView
+from hf_vit.tasks.lora import add_adapters, merged
 from hf_vit.tasks.task import Assessment, Batch, Evaluator, StepOutput, Task, data_loader
 from hf_vit.trainer.sampler import BalancedBatchSampler, EpochBatchSampler
-from hf_vit.vision.processors import InputFormat, normalize
+from hf_vit.vision.processors import normalize
 from hf_vit.words import listed
 
 
@@ -94,6 +97,11 @@ class ImageClassification(Task):
         problem_type: Any = arguments.loss.problem_type
         if problem_type is not None:
             self.model.config.problem_type = problem_type
+        self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self.tuned = None
+        if arguments.lora.lora_r is not None:
+            start: Any = arguments.model.model_name_or_path
+            self.tuned = add_adapters(self.model, arguments.lora, head_parameters(self.model), start)
         self.processor = build_processor(arguments.model, self.model)
         options = arguments.optimization
         num_epochs = options.num_train_epochs if options.max_train_steps is None else None
@@ -248,15 +256,28 @@ class ImageClassification(Task):
         return data_loader(views, self.arguments.data, batch_size=batch_size)
 
     def training_step(self, model: torch.nn.Module, batch: Batch) -> StepOutput:
-        """Loss of the labels or, with teachers, of both, which `logs` tells apart."""
-        pixels, targets = batch["pixel_values"], batch["labels"]
-        if self.token_labeling is not None:
-            return self._token_labeling_step(model, batch, self.token_labeling)
-        if self.mix.mixes:
-            pixels, targets = self.mix(pixels, targets, batch["sample_key"][0])
-        outputs = model(pixel_values=normalize(pixels, self.processor))
+        """Loss of the labels and, with teachers, of theirs, and with labels of patches of these; where there is more
+        than one, `logs` tells them apart."""
+        pixels, targets, labeling = batch["pixel_values"], batch["labels"], self.token_labeling
+        if labeling is None:
+            if self.mix.mixes:
+                pixels, targets = self.mix(pixels, targets, batch["sample_key"][0])
+            outputs = model(pixel_values=normalize(pixels, self.processor))
+            return StepOutput(*self._image_loss(outputs, targets, pixels, batch))
+        targets, token_labels, mask = labeling.mix(targets, labeling.labels(batch, pixels), batch["sample_key"][0])
+        options = {} if mask is None else {"mixtoken_mask": mask}
+        outputs = model(pixel_values=normalize(pixels, self.processor), **options)
+        loss, logs = self._image_loss(outputs, targets, pixels, batch)
+        token_loss = token_labeling_loss(outputs.token_logits, token_labels)
+        logs = {**(logs or {"label_loss": loss}), "token_label_loss": token_loss}
+        return StepOutput(loss + labeling.weight * token_loss, logs)
+
+    def _image_loss(
+        self, outputs: Any, targets: torch.Tensor, pixels: torch.Tensor, batch: Batch
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of whole images, and its terms with teachers."""
         if self.teachers is None:
-            return StepOutput(self.label_loss(outputs.logits, targets))
+            return self.label_loss(outputs.logits, targets), {}
         if self.teacher_logits is not None:
             known = self.teacher_logits[torch.as_tensor(batch["sample_key"][:, 1])]
             teacher_logits = known.to(pixels.device, non_blocking=True)
@@ -272,19 +293,13 @@ class ImageClassification(Task):
         )
         share = options.distillation_alpha
         logs = {"label_loss": label_loss, "teacher_loss": teacher_loss}
-        return StepOutput((1 - share) * label_loss + share * teacher_loss, logs)
+        return (1 - share) * label_loss + share * teacher_loss, logs
 
-    def _token_labeling_step(self, model: torch.nn.Module, batch: Batch, labeling: TokenLabeling) -> StepOutput:
-        pixels = batch["pixel_values"]
-        token_labels = labeling.labels(batch, pixels)
-        targets, token_labels, mask = labeling.mix(batch["labels"], token_labels, batch["sample_key"][0])
-        outputs = model(
-            pixel_values=normalize(pixels, self.processor), **({} if mask is None else {"mixtoken_mask": mask})
-        )
-        label_loss = self.label_loss(outputs.logits, targets)
-        token_loss = token_labeling_loss(outputs.token_logits, token_labels)
-        logs = {"label_loss": label_loss, "token_label_loss": token_loss}
-        return StepOutput(label_loss + labeling.weight * token_loss, logs)
+    def before_training(self, model: PreTrainedModel, measure: Callable[[str, Evaluator], Any]) -> dict[str, float]:
+        """What nearest neighbours and a linear probe of the frozen start reach."""
+        split = self.evaluation_splits[1]
+        num_images = sum(len(self.data.splits.get(name, ())) for name in ("train", split))
+        return frozen_start(self.arguments, model, self.processor, split, num_images, measure)
 
     def after_training(self, model: PreTrainedModel, measure: Callable[[str, Evaluator], Any]) -> None:
         """Choose the thresholds of labels, or the temperature, on the validation split."""
@@ -327,71 +342,24 @@ class ImageClassification(Task):
     @classmethod
     def assess(cls, arguments: Any) -> Assessment:
         """The images go through the model's own processor."""
-        score = arguments.score
-        origin = {"revision": score.model_revision, "trust_remote_code": score.trust_remote_code}
-        model = AutoModelForImageClassification.from_pretrained(score.model_name_or_path, **origin)
-        processor = AutoImageProcessor.from_pretrained(score.model_name_or_path, **origin)
-        # Timm's, for one; and EfficientNet's takes a step after the normalization.
-        if not isinstance(processor, TorchvisionBackend) or getattr(processor, "include_top", False):
-            processor = InputFormat.of(processor).processor()
-        data = load_scored_images(model, arguments.data, score.split, arguments.classes.class_order)
-        images = data.splits[score.split]
-        if data.is_multi_label:
-            if arguments.test_time.apply_temperature or arguments.test_time.test_time_augmentation:
-                raise ValueError("--apply_temperature and --test_time_augmentation are of one label an image")
-            thresholds = getattr(model.config, "label_thresholds", None)
-            several: Any = MultiLabelEvaluator(images, data.class_names, processor, final=True, thresholds=thresholds)
-        views = ImageView(images, EvaluationTransform(processor), num_channels=num_channels_of(model))
-        evaluator = ClassificationEvaluator(images, data.class_names, processor, final=True)
-
-        def draw(metrics: Mapping[str, Any]) -> dict[str, bytes]:
-            drawn = ("confusion_matrix", "calibration")
-            facts = SimpleNamespace(class_names=data.class_names, **{name: metrics[name] for name in drawn})
-            pictures = {
-                "confusion_matrix.png": figures.confusion_matrix(facts),
-                "reliability.png": figures.reliability_diagram(facts),
-            }
-            return {name: picture for name, picture in pictures.items() if picture is not None}
-
-        loader = data_loader(views, arguments.data, batch_size=score.per_device_eval_batch_size)
-        if data.is_multi_label:
-            return Assessment(model, loader, several, data.describe())
-        model = adjusted(model, arguments.test_time)
-        return Assessment(model, loader, evaluator, data.describe(), draw)
+        return assessment(arguments)
 
     def save_pretrained(self, model: PreTrainedModel, folder: Path, state_dict: dict | None = None) -> None:
-        """Weights (of `state_dict`, else the model's own), config, the model's code and the processor."""
+        """Weights (of `state_dict`, else the model's own), config, the model's code and the processor; adapters are
+        merged into the weights, and lie beside them, too."""
+        if self.tuned is not None:
+            found = getattr(model, "_orig_mod", model).state_dict() if state_dict is None else state_dict
+            model, state_dict = merged(self.tuned, found, folder), None
         model.save_pretrained(folder, state_dict=state_dict)
         self.processor.save_pretrained(folder)
+
+    def describe(self) -> dict[str, Any]:
+        described = super().describe()
+        described["model"]["num_parameters"] = self.num_parameters  # of the model that is saved, adapters merged
+        return described
 
     def usage_snippet(self, folder: Path) -> str:
         return (
             "from transformers import pipeline\n"
             f'classifier = pipeline("image-classification", model="{folder}", trust_remote_code=True)'
         )
-
-
-def load_scored_images(
-    model: PreTrainedModel, arguments: ScoredDataArguments, split: str, class_order: str
-) -> LabelledImages:
-    """A split, its labels as the model's indices.
-
-    Args:
-        class_order: "name": the data's classes bear the names of the model's; "index": they come in the same order.
-
-    Raises:
-        ValueError: the data has classes that the model does not know, or as many as it does not have.
-    """
-    config: Any = model.config
-    class_names = [config.id2label[index] for index in range(config.num_labels)]
-    several = {"is_multi_label": config.problem_type == MULTI_LABEL}
-    if class_order == "index":
-        data = load_labelled_split(arguments, split, None, **several)
-        if len(data.class_names) != len(class_names):
-            raise ValueError(
-                f"--class_order index: the data has {len(data.class_names)} classes, the model {len(class_names)}"
-            )
-        return data
-    if len(set(class_names)) < len(class_names):
-        raise ValueError("the model has classes of the same name: --class_order index")
-    return load_labelled_split(arguments, split, class_names, **several)

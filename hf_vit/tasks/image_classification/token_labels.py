@@ -61,10 +61,11 @@ def is_on(arguments: Any) -> bool:
             raise ValueError("--mixtoken_alpha goes with --token_label_annotator or --token_label_column_name")
         return False
     source = "--token_label_annotator" if column is None else "--token_label_column_name"
-    for name, value in (("teacher", arguments.distillation.teacher), *_mixes(arguments.augmentation)):
-        if value:
-            remedy = "; --mixtoken_alpha mixes patches" if name != "teacher" else ""
-            raise ValueError(f"--{name} does not go with {source}{remedy}")
+    for name in ("mixup_alpha", "cutmix_alpha"):
+        if getattr(arguments.augmentation, name):
+            raise ValueError(f"--{name} does not go with {source}; --mixtoken_alpha mixes patches")
+    if given.mixtoken_alpha and arguments.distillation.teacher:
+        raise ValueError("--mixtoken_alpha does not go with --teacher, which sees images whole")
     if (column is not None or given.token_label_cache_dir is not None) and arguments.data.streaming:
         raise ValueError("--streaming goes with no kept labels of patches, but with --token_label_annotator alone")
     if (column is not None or given.token_label_cache_dir is not None) and arguments.augmentation.moves_unseen:
@@ -73,10 +74,6 @@ def is_on(arguments: Any) -> bool:
             "cannot follow: leave --token_label_cache_dir away, so that each view is annotated, or take three_augment"
         )
     return given.token_labeling_weight > 0
-
-
-def _mixes(augmentation: Any) -> list[tuple[str, float]]:
-    return [(name, getattr(augmentation, name)) for name in ("mixup_alpha", "cutmix_alpha")]
 
 
 class TokenLabeling:

@@ -25,6 +25,14 @@ class ImageSegmentation(ObjectDetection):
     with_masks: ClassVar[bool] = True
     arguments: ImageSegmentationArguments
 
+    def __init__(self, arguments: ImageSegmentationArguments):
+        super().__init__(arguments)
+        metric, _ = self.best
+        if metric.startswith("ap") and not any(self.data.checked.is_thing):
+            raise ValueError(
+                f"--metric_for_best_model {metric} is that of things, and all classes of the data are stuff; take pq"
+            )
+
     def evaluator(self, split: str, *, final: bool) -> SegmentationEvaluator:
         num_samples = self.arguments.data.card_num_samples if final else 0
         return SegmentationEvaluator(self.data, split, self.processor, final=final, num_samples=num_samples)

@@ -11,6 +11,9 @@ from hf_vit.tasks.generation_arguments import GenerationArguments
 from hf_vit.text.tokenization import OneTokenizerArguments
 from hf_vit.trainer.arguments import TrainingArguments
 
+# What a model's own image processor says.
+CANVAS = ("image_size", "letterbox", "image_mean", "image_std")
+
 
 @dataclass
 class ImageTextDataArguments(SourceArguments):
@@ -38,8 +41,8 @@ class ReaderArguments:
     _argument_group_name: ClassVar[str] = "Model"
     # What a recipe says of another architecture does not fit the one that is named instead.
     replaces: ClassVar[dict[str, tuple[str, ...]]] = {
-        "model_name_or_path": ("encoder_name_or_path", "encoder_overrides", "decoder_overrides", "image_size"),
-        "encoder_name_or_path": ("encoder_overrides", "model_name_or_path", "image_size"),
+        "model_name_or_path": ("encoder_name_or_path", "encoder_overrides", "decoder_overrides", *CANVAS),
+        "encoder_name_or_path": ("encoder_overrides", "model_name_or_path", "image_size", "image_mean", "image_std"),
     }
 
     model_name_or_path: str | None = argument(
@@ -61,12 +64,17 @@ class ReaderArguments:
     )
     letterbox: bool = argument(False, help="Keep the aspect of each image and pad it, instead of squeezing it.")
     image_mean: list[float] | None = argument(
-        None, help="Mean per channel, of pixels in [0, 1]; 0.5 when not given. Letterboxes are filled with it."
+        None,
+        help="Mean per channel, of pixels in [0, 1]; the encoder's own, or 0.5. Letterboxes are filled with it.",
     )
-    image_std: list[float] | None = argument(None, help="Standard deviation per channel; 0.5 when not given.")
+    image_std: list[float] | None = argument(None, help="Standard deviation per channel; the encoder's own, or 0.5.")
     gradient_checkpointing: bool = argument(False, help="Recompute activations to save memory.")
 
     def __post_init__(self) -> None:
+        if self.model_name_or_path is not None:
+            for name in ("encoder_name_or_path", *CANVAS):
+                if getattr(self, name):
+                    raise ValueError(f"--{name} does not go with --model_name_or_path, whose own is kept")
         if self.image_size is not None and len(self.image_size) > 2:
             raise ValueError(f"--image_size takes one or two numbers, found {self.image_size}")
         for side in self.image_size or []:

@@ -19,6 +19,7 @@ from hf_vit import (
 from hf_vit.files import check_model_source
 from hf_vit.tasks.image_to_text.arguments import ReaderArguments
 from hf_vit.tasks.models import check_fields
+from hf_vit.vision.processors import InputFormat
 
 # Of an encoder whose tokens are read: there is no pooled vector, and the norm stands before the decoder.
 _READ = {"pooling": "none", "pooling_norm": None}
@@ -33,13 +34,12 @@ def build_reader(
         ValueError: an unknown config field, a checkpoint of another architecture, or one with fewer tokens than the
             tokenizer or with other special ones.
     """
+    check_fields(dict(arguments.encoder_overrides), HfViTConfig())
     smoothing = {} if label_smoothing is None else {"label_smoothing": label_smoothing}
     check_fields(dict(arguments.decoder_overrides), HfTransformerConfig())
     if arguments.model_name_or_path is not None:
-        model = _from_checkpoint(arguments)
+        model = _from_checkpoint(arguments, smoothing)
         text = model.config.text_config
-        for name, value in {**arguments.decoder_overrides, **smoothing}.items():
-            setattr(text, name, value)
     else:
         text = HfTransformerConfig(
             **{
@@ -63,7 +63,7 @@ def _start_of(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.pad_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
-def _from_checkpoint(arguments: ReaderArguments) -> HfViTForImageToText:
+def _from_checkpoint(arguments: ReaderArguments, smoothing: dict[str, float]) -> HfViTForImageToText:
     name: Any = arguments.model_name_or_path
     check_model_source("--model_name_or_path", name)
     origin: dict[str, Any] = {
@@ -76,7 +76,15 @@ def _from_checkpoint(arguments: ReaderArguments) -> HfViTForImageToText:
             f"--model_name_or_path {name!r} is a {config.model_type} model, not one of image to text of ours "
             f"({HfViTImageToTextConfig.model_type}); a Vision Transformer goes into --encoder_name_or_path"
         )
-    return HfViTForImageToText.from_pretrained(name, **origin)
+    changes = {
+        "vision_config": arguments.encoder_overrides,
+        "text_config": {**arguments.decoder_overrides, **smoothing},
+    }
+    for part, fields in changes.items():
+        for field, value in fields.items():
+            setattr(getattr(config, part), field, value)
+    config.check()
+    return HfViTForImageToText.from_pretrained(name, config=config, **origin)
 
 
 def _from_parts(arguments: ReaderArguments, text: HfTransformerConfig) -> HfViTForImageToText:
@@ -89,15 +97,16 @@ def _from_parts(arguments: ReaderArguments, text: HfTransformerConfig) -> HfViTF
                 f"--encoder_name_or_path {name!r} is a {kind} model, not a Vision Transformer of ours: "
                 "`hf-vit convert` makes one of those of timm and transformers"
             )
-        size = {} if arguments.image_size is None else {"image_size": arguments.image_size}
-        encoder = HfViTModel.from_pretrained(name, add_pooling_layer=False, **_READ, **size)
+        own = {**arguments.encoder_overrides, **_READ}
+        if arguments.image_size is not None:
+            own["image_size"] = arguments.image_size
+        encoder = HfViTModel.from_pretrained(name, add_pooling_layer=False, **own)
         model = HfViTForImageToText(HfViTImageToTextConfig(vision_config=encoder.config, text_config=text))
         model.encoder.load_state_dict(encoder.state_dict())
         return model
     fields: dict[str, Any] = {"use_class_token": False, **_READ, **arguments.encoder_overrides}
     if arguments.image_size is not None:
         fields["image_size"] = arguments.image_size
-    check_fields(fields, HfViTConfig())
     return HfViTForImageToText(HfViTImageToTextConfig(vision_config=HfViTConfig(**fields), text_config=text))
 
 
@@ -117,10 +126,12 @@ def _check_vocabulary(text: Any, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def build_processor(arguments: ReaderArguments, config: Any) -> HfViTImageProcessor:
-    """The processor saved beside the weights: the checkpoint's own, or one of the encoder's canvas.
+    """The processor saved beside the weights: the checkpoint's own, or one of the encoder's canvas, with the mean and
+    the deviation that a trained encoder knows.
 
     Raises:
-        ValueError: mean or deviation are not of as many channels as the encoder has.
+        ValueError: mean or deviation are not of as many channels as the encoder has, or a trained encoder has no image
+            processor, and they are not given.
     """
     if arguments.model_name_or_path is not None:
         origin = {"trust_remote_code": arguments.trust_remote_code, "revision": arguments.model_revision}
@@ -129,12 +140,11 @@ def build_processor(arguments: ReaderArguments, config: Any) -> HfViTImageProces
     channels = vision.num_channels
     if channels not in (1, 3):
         raise ValueError(f"num_channels of --encoder_overrides must be 1 or 3, found {channels}")
-    statistics = {}
-    for name in ("image_mean", "image_std"):
-        given = getattr(arguments, name)
-        statistics[name] = [0.5] * channels if given is None else given
-        if len(statistics[name]) != channels:
-            raise ValueError(f"--{name} takes one number per channel ({channels}), found {given}")
+    given = {name: value for name in ("image_mean", "image_std") if (value := getattr(arguments, name)) is not None}
+    statistics = {**_statistics_of_encoder(arguments, channels), **given}
+    for name, value in statistics.items():
+        if len(value) != channels:
+            raise ValueError(f"--{name} takes one number per channel ({channels}), found {value}")
     height, width = vision.image_shape
     return HfViTImageProcessor(
         size={"height": height, "width": width},
@@ -145,3 +155,20 @@ def build_processor(arguments: ReaderArguments, config: Any) -> HfViTImageProces
         do_convert_grey=channels == 1,
         **statistics,
     )
+
+
+def _statistics_of_encoder(arguments: ReaderArguments, channels: int) -> dict[str, list[float]]:
+    """Mean and deviation that a trained encoder's images had; 0.5 of one from scratch."""
+    name = arguments.encoder_name_or_path
+    if name is None:
+        return {"image_mean": [0.5] * channels, "image_std": [0.5] * channels}
+    if arguments.image_mean is not None and arguments.image_std is not None:
+        return {}
+    try:
+        form = InputFormat.of(AutoImageProcessor.from_pretrained(name, trust_remote_code=arguments.trust_remote_code))
+    except OSError as error:
+        raise ValueError(
+            f"--encoder_name_or_path {name!r} has no image processor: give --image_mean and --image_std, as it was "
+            "trained with"
+        ) from error
+    return {"image_mean": form.mean, "image_std": form.std}

@@ -44,11 +44,19 @@ def patch_side(arguments: DetectorArguments) -> int:
     if name is None:
         return _side(arguments.backbone_overrides.get("patch_size", HfViTConfig().patch_size))
     config = AutoConfig.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
-    return _side(getattr(getattr(config, "backbone_config", config), "patch_size", None)) or 32
+    return _side(getattr(getattr(config, "backbone_config", config), "patch_size", None))
 
 
-def _side(patch_size: Any) -> Any:
-    return max(patch_size) if isinstance(patch_size, (list, tuple)) else patch_size
+def mask_stride(config: Any) -> int:
+    """The pixels of the canvas to a pixel of the masks that a detector predicts, at whose resolution they are learnt:
+    at that of the canvas, masks would cost more than the model."""
+    side = _side(getattr(config.backbone_config, "patch_size", None))
+    return max(1, side // 2**config.mask_upsampling_blocks)
+
+
+def _side(patch_size: Any) -> int:
+    side = max(patch_size) if isinstance(patch_size, (list, tuple)) else patch_size
+    return side or 32
 
 
 def build_detector(

@@ -21,7 +21,7 @@ from hf_vit.tasks.object_detection.data import (
     load_annotated_splits,
 )
 from hf_vit.tasks.object_detection.evaluation import DetectionEvaluator
-from hf_vit.tasks.object_detection.models import build_detector, build_processor, canvas_of, patch_side
+from hf_vit.tasks.object_detection.models import build_detector, build_processor, canvas_of, mask_stride, patch_side
 from hf_vit.tasks.task import Assessment, Batch, StepOutput, Task, data_loader
 from hf_vit.trainer.optim import OptimizationArguments
 from hf_vit.trainer.sampler import EpochBatchSampler
@@ -73,6 +73,7 @@ class ObjectDetection(Task):
             augmentation=self.arguments.augmentation if train else None,
             seed=self.seed,
             multiple_of=patch_side(self.arguments.model),
+            mask_stride=mask_stride(self.model.config),
         )
 
     def train_loader(self, batches_per_step: int) -> DataLoader:
@@ -121,7 +122,8 @@ class ObjectDetection(Task):
         class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
         data = load_annotated_split(arguments.data, score.split, class_names, needs_masks=cls.with_masks)
         evaluator = cls.scorer(data, score.split, processor)
-        views = ObjectViews(data.splits[score.split], processor, has_masks=cls.with_masks)
+        stride = mask_stride(model.config)
+        views = ObjectViews(data.splits[score.split], processor, has_masks=cls.with_masks, mask_stride=stride)
         loader = data_loader(views, arguments.data, batch_size=score.per_device_eval_batch_size, collate_fn=collate)
 
         def files(metrics: Mapping[str, Any]) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from classifiers import save
 from PIL import Image
 
 from hf_vit import score, train
-from hf_vit.cards import write_card
+from hf_vit.cards import format, write_card
 from hf_vit.hub.doctor import published_files
 from hf_vit.isolated.fresh_process import fresh_process
 from hf_vit.tasks.image_classification.evaluation import ClassificationEvaluator
@@ -104,6 +104,9 @@ def test_a_folder_of_badly_named_nested_broken_and_deep_photos_is_learnt(messy, 
     assert record["result"]["metrics"]["accuracy"] == 1.0  # of photos of both depths
     text = text_of(output, record)
     assert "1 image of the train split was left out, as it cannot be decoded" in text
+    for reason, count in counts.items():
+        what, were = ("files or folders", "were") if count > 1 else ("file or folder", "was")
+        assert f"- {count} {what} of the train split {were} not used: {format.name(reason)}" in text
     assert "A pipeline clips samples of 16 bits" in text and "license" not in text.partition("\n---\n")[0]
 
 
@@ -174,7 +177,8 @@ def test_a_checkpoint_without_a_processor_says_which_flags_stand_in(messy, tmp_p
 def test_the_kept_epoch_and_a_changed_schedule_are_told_and_recorded(messy, tmp_path):
     short = [flag for flag in flags(messy, tmp_path / "run") if "max_train_steps" not in flag]
     short += ["--max_train_steps=none", "--load_best_model_at_end"]
-    training_runs.finish(*short, "--num_train_epochs=3")
+    terminal = {"LOG": str(tmp_path / "log")}
+    training_runs.finish(*short, "--num_train_epochs=3", environment=terminal)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     accuracies = [row["metrics"]["accuracy"] for row in record["epochs"]]
     assert record["result"]["kept_epoch"] == 1 + accuracies.index(max(accuracies))
@@ -182,10 +186,14 @@ def test_the_kept_epoch_and_a_changed_schedule_are_told_and_recorded(messy, tmp_
         f"The weights are those of epoch {record['result']['kept_epoch']} of 3, the best on the validation"
         in text_of(tmp_path / "run", record)
     )
-    training_runs.finish(*short, "--num_train_epochs=4", "--resume_from_checkpoint=latest")
+    kept = f"keeping the weights of epoch {record['result']['kept_epoch']} of 3, the best on validation"
+    assert kept in (tmp_path / "log").read_text()
+    training_runs.finish(*short, "--num_train_epochs=4", "--resume_from_checkpoint=latest", environment=terminal)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     change = {"step": record["epochs"][2]["step"], "name": "num_train_epochs", "before": "3", "after": "4"}
     assert record["schedule_changes"] == [change]
+    told = f"another schedule: num_train_epochs 4, until step {change['step']:,} 3"
+    assert told in (tmp_path / "log").read_text()
     assert "the run went on with another schedule: `num_train_epochs` `4`, until then `3`" in text_of(
         tmp_path / "run", record
     )

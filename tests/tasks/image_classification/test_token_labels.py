@@ -24,6 +24,7 @@ from hf_vit.tasks.image_classification.data import class_mapping
 from hf_vit.tasks.image_classification.score_maps import DrawnLabels, KeptScores, patch_shares
 from hf_vit.tasks.image_classification.token_labels import TokenLabelArguments, TokenLabeling
 from hf_vit.train import build_task, parse
+from hf_vit.vision.processors import normalize
 
 MEAN_POOLED = {
     **{"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
@@ -272,6 +273,22 @@ def test_a_run_adds_the_patches_loss(annotator):
     assert logs["token_label_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_teacher_goes_with_labels_of_patches(annotator):
+    """And with a token of its own; each of the three losses has its weight."""
+    argv = [f"--teacher={annotator}", f"--token_label_annotator={annotator}", "--token_labeling_weight=0.25"]
+    tiny = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=16"
+    token = ["--config_overrides", f"{tiny},use_distillation_token=true,use_class_token=true,pooling=cls"]
+    task, batch, output = step_of([*argv, *token, "--distillation_alpha=0.25"])
+    assert task.model.config.use_token_labeling_head and task.model.distillation_head is not None
+    logs = {name: value.item() for name, value in output.logs.items()}
+    assert logs.keys() == {"label_loss", "teacher_loss", "token_label_loss"}
+    expected = 0.75 * logs["label_loss"] + 0.25 * logs["teacher_loss"] + 0.25 * logs["token_label_loss"]
+    assert output.loss.item() == pytest.approx(expected)
+    outputs = task.model(pixel_values=normalize(batch["pixel_values"], task.processor))
+    label_loss = F.cross_entropy(outputs.class_logits, batch["labels"])
+    assert logs["label_loss"] == pytest.approx(label_loss.item(), rel=1e-5)
+
+
 def test_kept_answers_are_those_of_the_views(annotator, tmp_path):
     """Of all classes, on views that are the whole images."""
     still = [f"--token_label_annotator={annotator}", "--train_crop=resize", "--affine_translate=0", "--affine_scale=0"]
@@ -294,7 +311,7 @@ def test_kept_answers_are_those_of_the_views(annotator, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--teacher=x"], "--teacher does not go with --token_label_annotator"),
+        (["--teacher=x", "--mixtoken_alpha=1"], "--mixtoken_alpha does not go with --teacher"),
         (["--cutmix_alpha=1"], "--cutmix_alpha does not go with --token_label_annotator; --mixtoken_alpha mixes"),
         (["--token_label_cache_dir=x", "--auto_augment=randaugment"], "--auto_augment randaugment turns and shifts"),
         (["--model_type=resnet", "--config_overrides="], "resnet has no field 'use_token_labeling_head'"),

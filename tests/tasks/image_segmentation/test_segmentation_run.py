@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import annotated_folders
 import numpy as np
 import pytest
 import torch
@@ -136,6 +137,14 @@ def test_scenes_give_each_pixel_to_one_segment(task):
 def test_data_without_masks_is_refused():
     with pytest.raises(ValueError, match=r"--dataset_name 'shapes' has boxes alone \(drawn\)"):
         build_task(parse([*TINY, "--dataset_name=shapes", "--output_dir", "unused"]))
+
+
+def test_the_precision_of_things_cannot_choose_among_stuff(tmp_path):
+    path = annotated_folders.write_panoptic(tmp_path) / "annotations/panoptic_train.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"isthing": 1', '"isthing": 0'), encoding="utf-8")
+    arguments = [*TINY, "--dataset_name", str(tmp_path), "--metric_for_best_model=ap50", "--output_dir", "unused"]
+    with pytest.raises(ValueError, match=r"--metric_for_best_model ap50 is that of things, and all classes .* stuff"):
+        build_task(parse(arguments))
 
 
 def test_a_map_of_classes_is_bordered_and_painted():

@@ -1,6 +1,7 @@
 """Images to texts: what the data loader takes and counts, what is refused, and a whole run."""
 
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -9,17 +10,28 @@ import pytest
 import torch
 import training_runs
 from PIL import Image
+from random_weights import randomise
 from sacrebleu.metrics import BLEU
 from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import AutoTokenizer, ViTImageProcessor, pipeline
 
-from hf_vit import score
+from hf_vit import HfViTConfig, HfViTForImageClassification, score
+from hf_vit.cards import check_card, write_card
+from hf_vit.fingerprint import fingerprint
+from hf_vit.predict import predict, write_predictions
+from hf_vit.predict import told as told_of
 from hf_vit.sample_keys import SampleKey
 from hf_vit.tasks.image_to_text import digit_strings
 from hf_vit.tasks.image_to_text.data import ImageTextViews, find_text_column
-from hf_vit.tasks.image_to_text.measure import words_of
+from hf_vit.tasks.image_to_text.measure import measure, words_of
 from hf_vit.tasks.text_metrics import text_metrics
 from hf_vit.train import build_task, parse
+from hf_vit.vision.processors import normalize
 
+CARDS = Path(__file__).parents[3] / "model_cards"
+WEIGHTS = "model.safetensors"
+NO_DROPOUT = "--decoder_overrides=d_model=16,decoder_layers=1,decoder_attention_heads=2,decoder_ffn_dim=16,dropout=0.0"
 TINY = [
     "--recipe=images_to_texts",
     "--image_size",
@@ -140,6 +152,84 @@ def test_bad_data_is_named(tmp_path):
     assert build_task(arguments_of(wide)).plan_rows()["wide images"].startswith("100% of the training images")
 
 
+def test_cells_without_an_image_are_counted(tmp_path):
+    path = save(tmp_path / "holes", ["a", "b", "c", ""], images=[*pictures(2), None, None])
+    assert build_task(arguments_of(path)).data.left_out["train"] == {"without_text": 1, "without_image": 1}
+
+
+def test_a_folder_of_images_with_a_table_is_read(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        for number, picture in enumerate(pictures(4)):
+            picture.save(tmp_path / split / f"{number}.png")
+        rows = "".join(f"{number}.png,text {number}\n" for number in range(4))
+        (tmp_path / split / "metadata.csv").write_text("file_name,caption\n" + rows)
+    splits = build_task(arguments_of(tmp_path)).data.splits
+    assert splits["test"]["texts"][:] == [[f"text {number}"] for number in range(4)]
+    assert splits["train"].num_rows + splits["validation"].num_rows == 4
+
+
+def test_a_tokenizer_is_taken_and_the_labels_are_smoothed(folder):
+    task = build_task(
+        arguments_of(folder, f"--tokenizer_name={CARDS / 'dates'}", "--label_smoothing_factor=0.2", NO_DROPOUT)
+    )
+    taken = AutoTokenizer.from_pretrained(CARDS / "dates")
+    assert task.model.config.text_config.vocab_size == len(taken) != 260
+    assert task.labels["test"][0] == [taken(text_target=text)["input_ids"] for text in ("a cat", "one cat")]
+    batch = next(iter(task.train_loader(1)))
+    logits = task.model(normalize(batch["pixel_values"], task.processor), labels=batch["labels"]).logits
+    expected = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), label_smoothing=0.2)
+    torch.testing.assert_close(task.training_step(task.model, batch).loss, expected)
+
+
+WITHOUT_ENCODER = [each for each in TINY if not each.startswith("--encoder_overrides")]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A classifier of another size, its norm behind the pooling."""
+    path, config = tmp_path_factory.mktemp("encoder"), {"hidden_size": 24, "num_hidden_layers": 2, "patch_size": 4}
+    config |= {"num_attention_heads": 2, "intermediate_size": 16, "pooling": "mean", "image_size": [8, 16]}
+    randomise(HfViTForImageClassification(HfViTConfig(**config))).save_pretrained(path)
+    form = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.2, 0.3, 0.4]}
+    ViTImageProcessor(size={"height": 8, "width": 16}, **form).save_pretrained(path)
+    return path
+
+
+def test_the_encoder_starts_from_a_trained_one(folder, encoder):
+    """With the mean and the deviation that it was trained with, and fields of its config changed."""
+    argv = [*WITHOUT_ENCODER, f"--dataset_name={folder}", "--output_dir=unused", f"--encoder_name_or_path={encoder}"]
+    sizes = ["--encoder_overrides=drop_path_rate=0.1"]
+    task = build_task(parse([*argv, *sizes]))
+    known, model = load_file(encoder / "model.safetensors"), task.model
+    loaded = {f"vit.{name}": weight for name, weight in model.encoder.state_dict().items()}
+    assert loaded.keys() == {name for name in known if name.startswith("vit.")}
+    moved = "vit.embeddings.position_embedding.table"
+    changed = {name for name in loaded if not torch.equal(loaded[name], known[name])}
+    assert all("position" in name for name in changed), moved
+    assert model.config.vision_config.drop_path_rate == 0.1 and model.config.vision_config.image_shape == (8, 24)
+    assert tuple(task.processor.image_mean) == (0.1, 0.2, 0.3) and tuple(task.processor.image_std) == (0.2, 0.3, 0.4)
+    own = [each for each in argv if each not in ("--image_size", "8", "24")]
+    task = build_task(parse([*own, "--image_std", "0.5", "0.5", "0.5"]))
+    assert task.model.config.vision_config.image_shape == (8, 16) and task.processor.size == {"height": 8, "width": 16}
+    assert tuple(task.processor.image_mean) == (0.1, 0.2, 0.3) and tuple(task.processor.image_std) == (0.5,) * 3
+    pixels = torch.rand(2, 3, 8, 16)
+    classifier = HfViTForImageClassification.from_pretrained(encoder)
+    with torch.no_grad():
+        expected = classifier.vit.norm_pooled(classifier.vit(pixels).last_hidden_state)
+        torch.testing.assert_close(task.model.eval().encoder(pixels).last_hidden_state, expected)
+
+
+def test_encoders_that_do_not_fit(folder, encoder, tmp_path):
+    argv = [*WITHOUT_ENCODER, f"--dataset_name={folder}", "--output_dir=unused"]
+    with pytest.raises(ValueError, match="is a hf_transformer model, not a Vision Transformer of ours"):
+        build_task(parse([*argv, f"--encoder_name_or_path={CARDS / 'dates'}"]))
+    bare = shutil.copytree(encoder, tmp_path / "bare")
+    (bare / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match="has no image processor: give --image_mean and --image_std"):
+        build_task(parse([*argv, f"--encoder_name_or_path={bare}"]))
+
+
 def test_no_digit_is_in_two_splits(monkeypatch):
     monkeypatch.setattr(digit_strings, "NUM_EXAMPLES", {"train": 60, "validation": 10, "test": 20})
     splits, again = digit_strings.draw_digit_strings(), digit_strings.draw_digit_strings()
@@ -183,12 +273,69 @@ def test_a_run_leaves_records_and_samples(run):
     assert len(record["result"]["samples"]) == 2 and (run / "sample_0.png").is_file()
 
 
+def test_the_card_shows_what_was_read_and_where_the_model_looked(run, tmp_path, monkeypatch):
+    def in_this_process(folder, facts):
+        return {"files_sha256": fingerprint(folder), **measure(str(folder), facts.attended)}
+
+    monkeypatch.setattr("hf_vit.cards.measure.measure", in_this_process)
+    folder = shutil.copytree(run, tmp_path / "run")
+    write_card(folder)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert check_card(folder) == []
+    assert "pipeline_tag: image-to-text" in card
+    assert all(f"]({name}.png)" in card for name in ("samples", "curves", "cross_attention"))
+    assert "4 images of the train split were left out: text too long." in card
+    assert "4 empty texts beside others in the test split do not count." in card
+    assert "BLEU is 0 while no four words in a row are right" in card
+    (attended, *_) = json.loads((folder / "run.json").read_text(encoding="utf-8"))["card"]["cross_attention"]
+    assert np.shape(attended["maps"]) == (len(attended["words"]), 2, 6)
+    assert np.sum(attended["maps"], axis=(1, 2)) == pytest.approx(1, abs=0.01)
+
+
 def test_resuming_gives_the_same_bits(run, folder, tmp_path):
     options = [*TINY, "--dataset_name", folder, "--num_train_epochs=2", "--output_dir", tmp_path / "again"]
     training_runs.finish(*options, "--max_train_steps=4")
     training_runs.finish(*options, "--resume_from_checkpoint")
     expected, found = (load_file(each / "model.safetensors") for each in (run, tmp_path / "again"))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_run_goes_on_from_a_model(run, folder):
+    argv = [
+        "--recipe=images_to_texts",
+        f"--dataset_name={folder}",
+        "--output_dir=unused",
+        f"--model_name_or_path={run}",
+    ]
+    task = build_task(parse([*argv, "--max_target_length=12", "--decoder_overrides=dropout=0.3"]))
+    assert task.model.decoder.layers[0].dropout.p == task.model.config.text_config.dropout == 0.3
+    assert all(torch.equal(weight, task.model.state_dict()[name]) for name, weight in load_file(run / WEIGHTS).items())
+    assert task.processor.size == {"height": 8, "width": 24} and task.processor.crop_mode == "border"
+    with pytest.raises(SystemExit):
+        parse([*argv, "--image_size", "16"])
+
+
+def test_predict_gives_the_texts_of_beam_search_with_their_scores(run, tmp_path):
+    for number, picture in enumerate(pictures(3)):
+        picture.save(tmp_path / f"{number}.png")
+    paths = [str(path) for path in sorted(tmp_path.iterdir())]
+    rows = list(predict(str(run), [str(tmp_path)], top_k=2, batch_size=2))
+    assert [row["file"] for row in rows] == paths
+    reader = pipeline("image-to-text", model=str(run), trust_remote_code=True)
+    settings = {"num_beams": 2, "num_return_sequences": 2, "length_penalty": 1.0}
+    for row in rows:
+        pixels = reader.preprocess(Image.open(row["file"]))["pixel_values"]
+        told = {"output_scores": True, "return_dict_in_generate": True}
+        found = reader.model.generate(pixels, **settings, **told)
+        texts = reader.tokenizer.batch_decode(found.sequences, skip_special_tokens=True)
+        assert [each["generated_text"] for each in row["predictions"]] == [text.strip() for text in texts]
+        scores = [each["score"] for each in row["predictions"]]
+        assert scores == pytest.approx(found.sequences_scores.exp().tolist(), rel=1e-3)
+    first = rows[0]["predictions"][0]
+    assert told_of(rows[0]).startswith(f"{paths[0]}: {first['generated_text']} ({first['score']:.3f}); ")
+    lines = write_predictions(rows, tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "file,rank,generated_text,score"
+    assert list(predict(str(run), paths[:1], threshold=0.99)) == [{"file": paths[0], "predictions": []}]
 
 
 def test_score_gives_what_the_run_measured(run, folder, tmp_path):

@@ -83,6 +83,9 @@ def test_the_records_and_the_card_tell_the_run(finished):
     assert metrics["signatures"]["bleu"].replace("|", "\\|") in card
     assert record["result"]["samples"][0]["source"] in card
     assert "pipeline_tag: translation" in card and "curves.png" in card and check_card(folder) == []
+    samples = record["result"]["samples"]  # which the usage example's way of decoding made, and it prints the first
+    assert {sample["num_beams"] for sample in samples} == {2} and "by 2 beams, as in the usage above." in card
+    assert set(record["card"]["outputs"].values()) == {samples[0]["prediction"] + "\n"}
     attended = record["card"]["cross_attention"]
     assert len(attended) == 2 and "cross_attention.png" in card
     for row in attended:
