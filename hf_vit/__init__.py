@@ -5,11 +5,9 @@ Importing it loads torch, transformers and the models, and registers them with t
 """
 
 import importlib
+import os
 import pkgutil
 from typing import TYPE_CHECKING, Any
-
-import transformers
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from . import models
 
@@ -39,6 +37,9 @@ __version__ = "0.1.0"
 def _register(auto_map: dict[str, str]) -> dict[str, type]:
     """Registers a configuration and its models with the Auto classes that its `AUTO_MAP` names; returns them all."""
 
+    import transformers
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
     def load(reference: str) -> type:
         module, _, name = reference.partition(".")
         return getattr(importlib.import_module(f".{module}", models.__name__), name)
@@ -55,7 +56,9 @@ def _register(auto_map: dict[str, str]) -> dict[str, type]:
 
 
 _public: dict[str, type] = {}
-for _module in pkgutil.iter_modules(models.__path__):
+# Somebody who presses the Tab key waits for the names of verbs and options, and needs no models for them.
+_completes = "_HF_VIT_COMPLETE" in os.environ
+for _module in () if _completes else pkgutil.iter_modules(models.__path__):
     if _module.name.startswith("configuration_"):
         _configuration = importlib.import_module(f".{_module.name}", models.__name__)
         _public |= _register({**_configuration.AUTO_MAP, **getattr(_configuration, "PROCESSOR_AUTO_MAP", {})})

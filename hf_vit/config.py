@@ -141,7 +141,7 @@ def _or_none(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return parse_or_none
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """One spelling of each flag, a short placeholder, and no default where there is none."""
 
     def __init__(self, prog: str):
@@ -184,7 +184,7 @@ class _Parser(HfArgumentParser):
     def __init__(self, groups: Iterable[type], **kwargs: Any):
         kwargs.setdefault("epilog", DEBUG_HELP)
         kwargs.setdefault("usage", "%(prog)s [--recipe NAME] [--argument VALUE ...]")
-        super().__init__(cast(Any, groups), allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
+        super().__init__(cast(Any, groups), allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
         self._types = {name: hint for group in self.dataclass_types for name, hint in get_type_hints(group).items()}
         self._action_of: dict[str, argparse.Action] = {}
         for action in self._actions:

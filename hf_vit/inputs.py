@@ -48,6 +48,8 @@ def find_images(inputs: Sequence[str]) -> list[str]:
             what = "a folder that holds no image" if path.is_dir() else "no file, folder or pattern that finds one"
             raise ValueError(f"inputs must be images, {name!r} is {what}")
         names += found
+    if not names:
+        raise ValueError("inputs must name at least one image, standard input names none")
     return list(dict.fromkeys(names))
 
 
@@ -78,9 +80,10 @@ class Texts:
         that cannot be read are named in a warning and skipped.
 
         Raises:
-            ValueError: at the end, no file could be read.
+            ValueError: at the end, no file could be read, or there was no text at all.
         """
         batch: list[tuple[str, str]] = []
+        name = None
         with tqdm(unit="text", disable=None) as progress:
             for name, text in self._texts():
                 if name in skip:
@@ -93,6 +96,9 @@ class Texts:
             if batch:
                 yield batch
                 progress.update(len(batch))
+        if name is None:
+            named = ", ".join("standard input" if file == "-" else file for file in self.files)
+            raise ValueError(f"inputs must hold at least one text, {named} is empty")
 
     def _texts(self) -> Iterator[tuple[str, str]]:
         num_skipped = 0

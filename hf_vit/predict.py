@@ -14,9 +14,7 @@ from transformers import pipeline
 
 from hf_vit.drawing import draw_objects
 from hf_vit.files import read_object, write_atomically
-from hf_vit.fingerprint import check_fingerprint
 from hf_vit.inputs import Texts, find_images, find_texts, load_config, opened, read_images
-from hf_vit.unasked import unasked
 
 OUTPUTS = (".csv", ".jsonl", "")  # the last of a folder of pictures
 ROWS = "predictions.jsonl"  # of a folder
@@ -165,51 +163,12 @@ def _translations(
 def _texts_of_images(
     model: str, names: list[str], top_k: int, threshold: float, batch_size: int, revision: str | None
 ) -> Iterator[_Row]:
-    import torch
+    from hf_vit.read import load_reader, read
 
-    reader = _reader(model, revision)
-    beams = max(reader.model.generation_config.num_beams or 1, top_k)
+    reader = load_reader(model, revision)
     for batch, images in read_images(names, batch_size):
-        pixels = torch.cat([reader.preprocess(image)["pixel_values"] for image in images])
-        written = reader.forward({"pixel_values": pixels}, num_beams=beams, num_return_sequences=top_k)["output_ids"]
-        scores = _scores_of_tokens(reader.model, pixels, written)
-        for name, tokens, each in zip(batch, written, scores.tolist()):
-            found = zip(reader.postprocess({"output_ids": tokens[None]}), each)
-            rows = [{**text, "score": score} for text, score in found if score >= threshold]
-            yield {"file": name, "predictions": rows}
-
-
-def _scores_of_tokens(model: Any, pixels: Any, written: Any) -> Any:
-    """Images (B, C, H, W) and the tokens (B, texts, T) of their texts, behind what the decoder starts with -> the
-    geometric means (B, texts) of the tokens' probabilities, that of each text's end among them."""
-    import torch
-
-    ends = model.generation_config.eos_token_id
-    labels = written.flatten(0, 1)[:, 1:]
-    is_end = torch.isin(labels, torch.tensor([] if ends is None else ends, dtype=torch.long))
-    counts = is_end.cumsum(1) - is_end.long() == 0  # what follows an end is padding
-    with torch.inference_mode():
-        repeated = pixels.to(model.dtype).repeat_interleave(written.shape[1], 0)
-        logits = model(pixel_values=repeated, decoder_input_ids=written.flatten(0, 1)[:, :-1]).logits.float()
-    chances = logits.log_softmax(-1).gather(2, labels[..., None])[..., 0]
-    return ((chances * counts).sum(1) / counts.sum(1)).exp().unflatten(0, written.shape[:2])
-
-
-@unasked()
-def _reader(model: str, revision: str | None) -> Any:
-    """Return the pipeline of a model that writes texts of images; it runs no code of the model's folder."""
-    from transformers import AutoModelForImageTextToText, AutoTokenizer
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
-    from hf_vit.models.pipeline_image_to_text import ImageToTextPipeline
-
-    check_fingerprint(model)
-    origin: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    return ImageToTextPipeline(
-        model=AutoModelForImageTextToText.from_pretrained(model, **origin),
-        tokenizer=AutoTokenizer.from_pretrained(model, **origin),
-        image_processor=AutoImageProcessor.from_pretrained(model, **origin),
-    )
+        for name, found in zip(batch, read(reader, images, top_k)):
+            yield {"file": name, "predictions": [each for each in found if each["score"] >= threshold]}
 
 
 def told(row: _Row) -> str:

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from hf_vit.cards.facts import metrics_of
-from hf_vit.config import argument, closest
-from hf_vit.errors import told
+from hf_vit.config import HelpFormatter, argument, closest
+from hf_vit.errors import DEBUG_HELP, told
 from hf_vit.files import read_utf8, write_atomically
 from hf_vit.recipes import read_yaml
 from hf_vit.record import RUN_FILE, Record, read_record
@@ -241,7 +241,12 @@ def main(argv: Sequence[str] | None = None, studies: Path | None = None, results
     if words and not words[0].startswith("-"):
         words = ["--study", *words]
     parser = HfArgumentParser(
-        cast(Any, StudyArguments), allow_abbrev=False, description="Compares variants of a recipe."
+        cast(Any, StudyArguments),
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
+        usage="%(prog)s STUDY [--argument VALUE ...]",
+        description="Compares variants of a recipe. Arguments of `train` hold for every run.",
+        epilog=DEBUG_HELP,
     )
     arguments, words = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
     study = load_study(arguments.study or "", studies)

@@ -17,11 +17,17 @@ def load_translator(model: str, revision: str | None = None) -> TranslationPipel
     transformers' own.
 
     Raises:
-        ValueError: the folder is not as its record says, or needs code of its own.
+        ValueError: the model does not translate, its folder is not as its record says, or it needs code of its own.
     """
     check_fingerprint(model)
+    try:
+        loaded = AutoModelForSeq2SeqLM.from_pretrained(model, revision=revision, trust_remote_code=False)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise ValueError(f"model must be a translator, {model!r} is another kind of model") from None
     return TranslationPipeline(
-        model=AutoModelForSeq2SeqLM.from_pretrained(model, revision=revision, trust_remote_code=False),
+        model=loaded,
         tokenizer=AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False),
     )
 

@@ -2,12 +2,15 @@
 
 import shutil
 import socket
+import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
 from transformers import pipeline
 
+from hf_vit import cli
 from hf_vit.demo.answers import MAX_CHARACTERS, align, classify, heat_map, load, translate
 from hf_vit.demo.page import build, launch
 from hf_vit.demo.space import write_space
@@ -76,6 +79,40 @@ def test_a_taken_port_is_told(digits):
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"port must be free, {port} on 127.0.0.1 is taken"):
             launch(build([digits]), "127.0.0.1", port, blocks=False)
+
+
+def test_a_taken_port_is_told_before_a_model_is_loaded(monkeypatch, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(sys, "argv", ["hf-vit", "demo", DIGITS, "--port", str(port)])
+        monkeypatch.setattr("hf_vit.demo.answers.load", lambda *arguments: pytest.fail("it was loaded"))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and f"--port must be free, {port} on 127.0.0.1 is taken" in told
+    assert told.count("\n") == 1
+
+
+def test_uploads_that_are_too_large_or_no_images_are_refused(address, tmp_path):
+    large, text = tmp_path / "large.png", tmp_path / "text.png"
+    large.write_bytes(bytes(21_000_000))
+    text.write_text("no image")
+    api = f"{address[0].rstrip('/')}/gradio_api"
+    with large.open("rb") as file:
+        refused = httpx.post(f"{api}/upload", files={"files": file})
+    assert refused.status_code == 413 and "20" in refused.text
+    with text.open("rb") as file:
+        (name,) = httpx.post(f"{api}/upload", files={"files": file}).json()
+    events = httpx.get(f"{address[0].rstrip('/')}/config").json()["dependencies"]
+    entry = next(each["id"] for each in events if len(each["inputs"]) == 1)  # a new image
+    image = {"path": name, "meta": {"_type": "gradio.FileData"}}
+    request = {"data": [image], "fn_index": entry, "session_hash": "tested"}
+    httpx.post(f"{api}/queue/join", json=request).raise_for_status()
+    with httpx.stream("GET", f"{api}/queue/data", params={"session_hash": "tested"}, timeout=60) as told:
+        ended = next(line for line in told.iter_lines() if "process_completed" in line)
+    assert '"success":false' in ended.replace(" ", "") and "no image that can be read" in ended
 
 
 def test_a_space_names_models_of_the_hub(tmp_path):

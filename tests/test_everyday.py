@@ -1,8 +1,12 @@
 """Predictions, vectors and neighbours, against transformers' pipelines and plain numpy."""
 
 import csv
+import io
 import json
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +130,33 @@ def test_models_of_other_kinds_are_refused(tmp_path):
     (tmp_path / "configuration_foreign.py").write_text("raise SystemExit('it ran')\n")
     with pytest.raises(ValueError, match="--trust_remote_code"):
         list(predict(str(tmp_path), SAMPLES))
+
+
+def test_an_empty_standard_input_is_told(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    with pytest.raises(ValueError, match="standard input names none"):
+        list(predict(DIGITS, ["-"]))
+    with pytest.raises(ValueError, match="inputs must hold at least one text, standard input is empty"):
+        list(inputs.find_texts(["-"]).batches(2))
+    with pytest.raises(ValueError, match=r"model must be a translator, .* is another kind of model"):
+        load_translator(DIGITS)
+
+
+def test_names_come_from_standard_input_and_images_from_addresses(monkeypatch):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=DIGITS))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/sample_1.png"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{SAMPLES[0]}\n\n{address}\n"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    found = list(predict(DIGITS, ["-"], top_k=1))
+    server.shutdown()
+    server.server_close()
+    assert [row["file"] for row in found] == [SAMPLES[0], address]
+    assert [row["predictions"][0]["label"] for row in found] == ["7", "7"]
 
 
 def test_an_output_that_exists_is_refused(tmp_path, monkeypatch, capsys):

@@ -109,7 +109,7 @@ def render(facts: CardFacts) -> str:
 
 def metadata(facts: CardFacts) -> ModelCardData:
     """The block the Hub reads: licence, tags, data set, and every measured metric as it stands in the records."""
-    task = facts.pipeline_tag or facts.task.replace("_", "-")
+    task = facts.pipeline_task
     dataset = _hub_id(facts.data_name, facts.data.revision)
     results = [
         EvalResult(

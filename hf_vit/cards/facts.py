@@ -1,5 +1,6 @@
 """The facts of a card: a dataclass filled from a run's records. This one is shared; each task adds its own to it."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -201,6 +202,22 @@ class CardFacts(ABC):
     @abstractmethod
     def examples(self) -> list[Snippet]:
         """The programs that show how to use the model, before they are executed."""
+
+    @property
+    def pipeline_task(self) -> str:
+        """The task as transformers' pipelines and the Hub call it."""
+        return self.pipeline_tag or self.task.replace("_", "-")
+
+    @property
+    def pinned_example(self) -> str:
+        """How to load a published model as it is today, whatever is pushed later."""
+        name = json.dumps(self.repo_id)
+        return (
+            "from huggingface_hub import model_info\nfrom transformers import pipeline\n\n"
+            f"commit = model_info({name}).sha  # today's: write down the one that you have read\n"
+            f'pipe = pipeline(\n    "{self.pipeline_task}",\n    model={name},\n    revision=commit,\n'
+            "    code_revision=commit,\n    trust_remote_code=True,\n)\n"
+        )
 
     @property
     def example_files(self) -> list[str]:

@@ -14,11 +14,11 @@ with extra("hub"):
     import typer
 
 app = typer.Typer(
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},  # --num_beams as --num-beams
-    help=f"Train, score, publish, fetch, convert and examine models. {DEBUG_HELP}",
+    help="Train models, use them, explain, publish, convert and examine them. `hf-vit VERB --help` says what a verb "
+    f"takes; options may be written with - or _. {DEBUG_HELP}",
 )
 _UsageError: Any = typer.BadParameter.__base__  # of click, which is a part of typer in newer versions alone
 

@@ -5,6 +5,8 @@ Letters: B batch, N patches, Q queries, D width, M width of an MLP, H heads, K h
 
 from __future__ import annotations
 
+from typing import Any
+
 from hf_vit.cost.parts import Part, linear_parameters, mlp_macs, mlp_parameters, norm_parameters, part
 from hf_vit.cost.vit import num_patches, vit_parts
 from hf_vit.models.configuration_hf_detr import HfDetrConfig
@@ -17,7 +19,8 @@ def backbone_of(config: HfDetrConfig) -> HfViTConfig:
     Raises:
         ValueError: if the backbone is another model.
     """
-    fields = config.backbone_config.to_dict() if config.backbone_config is not None else {}
+    backbone: Any = config.backbone_config
+    fields = backbone.to_dict()
     if fields.get("model_type") != HfViTConfig.model_type:
         raise ValueError(f"backbone_config must be of {HfViTConfig.model_type}, got {fields.get('model_type')!r}")
     without = {"pooling": "none", "patch_dropout_prob": 0.0, "use_token_labeling_head": False, "num_class_layers": 0}

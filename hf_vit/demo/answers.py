@@ -53,6 +53,10 @@ def load(name: str, revision: str | None = None, trust_remote_code: bool = False
         from hf_vit.translate import load_translator
 
         return Model(name, task, load_translator(name, revision))
+    if task == "image-to-text":
+        from hf_vit.read import load_reader
+
+        return Model(name, task, load_reader(name, revision))
     pipe: Any = pipeline(task, model=name, revision=revision, trust_remote_code=trust_remote_code)  # type: ignore[call-overload]
     return Model(name, task, pipe, threshold_of(name))
 
@@ -110,6 +114,18 @@ def translate(model: Model, text: str, count: int) -> list[list[Any]]:
         scores = scores_of(model.pipe, line, answers)
         rows += [[line, answer, round(score, 3)] for answer, score in zip(answers, scores)]
     return rows
+
+
+def read(model: Model, image: Image.Image | None, count: int) -> tuple[list[list[Any]], Image.Image]:
+    """A row for each text of an image, with its score, and the picture of where the decoder looked for the tokens that
+    it writes greedily."""
+    from hf_vit.explain.picture import draw_reading
+    from hf_vit.explain.reading import read_image
+    from hf_vit.read import read
+
+    image = check_image(image)
+    rows = [[each["generated_text"], round(each["score"], 3)] for each in read(model.pipe, [image], count)[0]]
+    return rows, Image.open(io.BytesIO(draw_reading(read_image(model.pipe, image))))
 
 
 def align(model: Model, text: str, translation: str) -> Image.Image:

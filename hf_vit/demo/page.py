@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_vit.demo.answers import Model, align, classify, explains, find, heat_map, translate
+from PIL import Image
+
+from hf_vit.demo.answers import Model, align, classify, explains, find, heat_map, read, translate
 from hf_vit.extras import extra
 from hf_vit.sources import own_name
 
@@ -23,6 +26,7 @@ _INTRODUCTIONS = {
     "image-classification": "Choose an image, and see what it shows.",
     "object-detection": "Choose an image, and see the objects in it.",
     "image-segmentation": "Choose an image, and see what each part of it is.",
+    "image-to-text": "Choose an image, and see what is written of it.",
     "translation": "Write a text, a sentence a line, and see its translations.",
 }
 
@@ -67,9 +71,24 @@ def _told(answer: Callable[..., Any]) -> Callable[..., Any]:
     return answered
 
 
+def _upload() -> Any:
+    """Where an image is chosen; of a file that is none the page says so."""
+    image = gr.Image(type="pil", label="Image", sources=["upload", "clipboard"], height=_HEIGHT)
+    read = image.preprocess
+
+    def checked(payload: Any) -> Any:
+        try:
+            return read(payload)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise gr.Error("this file is no image that can be read: choose another", print_exception=False) from error
+
+    image.preprocess = checked  # type: ignore[method-assign]
+    return image
+
+
 def _classification(models: Sequence[Model]) -> None:
     with gr.Row():
-        image = gr.Image(type="pil", label="Image", sources=["upload", "clipboard"], height=_HEIGHT)
+        image = _upload()
         for model in models:
             with gr.Column():
                 shown: list[Any] = [gr.Label(num_top_classes=min(_TOP, len(model.class_names)), label=_called(model))]
@@ -96,7 +115,7 @@ def _classes(model: Model, image: Any) -> Any:
 def _objects(models: Sequence[Model]) -> None:
     with gr.Row():
         with gr.Column():
-            image = gr.Image(type="pil", label="Image", sources=["upload", "clipboard"], height=_HEIGHT)
+            image = _upload()
             threshold = gr.Slider(0, 1, models[0].threshold, step=0.01, label="Least score")
             button = gr.Button("Find", variant="primary")
         for model in models:
@@ -104,6 +123,24 @@ def _objects(models: Sequence[Model]) -> None:
                 drawn = gr.Image(label=_called(model), interactive=False, height=_HEIGHT)
                 rows = gr.Dataframe(headers=["object", "score"], label="Objects", interactive=False)
             button.click(_told(partial(find, model)), [image, threshold], [drawn, rows])
+
+
+def _readings(models: Sequence[Model]) -> None:
+    with gr.Row():
+        with gr.Column():
+            image = _upload()
+            count = gr.Slider(1, 5, 1, step=1, label="Texts of the image")
+            button = gr.Button("Read", variant="primary")
+        for model in models:
+            with gr.Column():
+                rows = gr.Dataframe(headers=["text", "score"], label=_called(model), interactive=False, wrap=True)
+                gr.Markdown("Where it looked for each token:")
+                looked = gr.Image(label="Attention to the image", show_label=False, interactive=False)
+            button.click(_told(partial(_reading, model)), [image, count], [rows, looked])
+
+
+def _reading(model: Model, image: Any, count: float) -> Any:
+    return read(model, image, int(count))
 
 
 def _texts(models: Sequence[Model]) -> None:
@@ -132,8 +169,20 @@ _PAGES = {
     "image-classification": _classification,
     "object-detection": _objects,
     "image-segmentation": _objects,
+    "image-to-text": _readings,
     "translation": _texts,
 }
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises `ValueError` for a port that is taken, before a model is loaded for it."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind((host, port))
+    except OSError as error:
+        raise ValueError(f"--port must be free, {port} on {host} is taken: {error}; name another") from None
 
 
 def launch(page: gr.Blocks, host: str, port: int, *, opens_browser: bool = False, blocks: bool = True) -> str:
@@ -149,8 +198,9 @@ def launch(page: gr.Blocks, host: str, port: int, *, opens_browser: bool = False
         Its address.
 
     Raises:
-        ValueError: the port is taken.
+        ValueError: the port is taken, or the server does not start.
     """
+    check_port(host, port)
     try:
         _, address, _ = page.launch(
             server_name=host,
@@ -162,7 +212,7 @@ def launch(page: gr.Blocks, host: str, port: int, *, opens_browser: bool = False
             prevent_thread_lock=True,
         )
     except OSError as error:
-        raise ValueError(f"port must be free, {port} on {host} is taken: {error}") from error
+        raise ValueError(f"the page cannot be served at {host}:{port}: {error}") from error
     if blocks:
         print(f"{address} (Ctrl-C ends it)", flush=True)
         page.block_thread()

@@ -19,8 +19,10 @@ from hf_vit.explain.evidence import Evidence, has_evidence, patch_evidence
 from hf_vit.explain.explanation import ClassExplanation, Explanation, class_index, explain_image
 from hf_vit.explain.features import feature_components
 from hf_vit.explain.groups import of_all_tokens
+from hf_vit.explain.objects import ObjectExplanation, ObjectsExplanation, explain_objects, query_relevance
 from hf_vit.explain.pooling import pooling_weights
 from hf_vit.explain.positions import position_similarity, relative_position_bias, rotary_kernel
+from hf_vit.explain.reading import Reading, read_image
 from hf_vit.explain.relevance import attention_relevance
 
 __all__ = [
@@ -30,6 +32,9 @@ __all__ = [
     "Evidence",
     "Explanation",
     "LogitsOf",
+    "ObjectExplanation",
+    "ObjectsExplanation",
+    "Reading",
     "alignment",
     "attention_distance",
     "attention_maps",
@@ -40,12 +45,15 @@ __all__ = [
     "class_index",
     "deletion_and_insertion",
     "explain_image",
+    "explain_objects",
     "feature_components",
     "has_evidence",
     "of_all_tokens",
     "patch_evidence",
     "pooling_weights",
     "position_similarity",
+    "query_relevance",
+    "read_image",
     "relative_position_bias",
     "reshape_transform",
     "rotary_kernel",

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
+import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
 from hf_vit.explain.alignment import Alignment
 from hf_vit.explain.explanation import ClassExplanation, Explanation, as_seen, class_heat_map, class_index
+from hf_vit.explain.objects import ObjectsExplanation
 from hf_vit.explain.overlay import overlay
+from hf_vit.explain.reading import Reading
 from hf_vit.extras import extra
 
 with extra("hub"):
@@ -19,10 +23,12 @@ with extra("hub"):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
     from matplotlib.ticker import MaxNLocator
 
 COLUMNS = 4
 MAX_HEADS = 12
+MAX_TOKENS = 23
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#5F6368"  # Okabe and Ito's
 _STYLE: dict[Any, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 
@@ -83,6 +89,53 @@ def draw_alignment(alignment: Alignment) -> bytes:
         return _png(figure)
 
 
+def draw_found(explanation: ObjectsExplanation) -> bytes:
+    """A PNG of what a detector found: the image, and for each object where it was looked for, with its box."""
+    image = explanation.image.numpy()
+    height, width = image.shape[:2]
+    panels: list[tuple[Any, str, Any]] = [(image, "as the model sees it", explanation.objects)]
+    for each in explanation.objects:
+        panels.append((overlay(image, each.heat_map.numpy()), f"{each.label[:18]} ({each.score:.3f})", [each]))
+
+    def draw(axes: Axes, panel: Any) -> None:
+        picture, title, objects = panel
+        _show(axes, picture, _escaped([title])[0])
+        scale = (picture.shape[1] if hasattr(picture, "shape") else picture.width) / width
+        for each in objects:
+            left, top, right, bottom = (each.box * torch.tensor([width, height] * 2) * scale).tolist()
+            axes.add_patch(
+                Rectangle((left, top), right - left, bottom - top, fill=False, color=_ORANGE, linewidth=1.5)
+            )
+
+    return _drawn(panels, height / width, draw)
+
+
+def draw_reading(reading: Reading) -> bytes:
+    """A PNG of a text that was read: the image, and for each token where the decoder looked, at most 23 of them."""
+    image = reading.image.numpy()
+    panels: list[tuple[Any, str]] = [(image, "as the model sees it")]
+    for token, weights in zip(reading.tokens[:MAX_TOKENS], reading.weights):
+        panels.append((overlay(image, weights.numpy()), token[:18]))
+    return _drawn(
+        panels, image.shape[0] / image.shape[1], lambda axes, panel: _show(axes, panel[0], _escaped([panel[1]])[0])
+    )
+
+
+def _drawn(panels: Sequence[Any], aspect: float, draw: Callable[[Axes, Any], None]) -> bytes:
+    """A PNG of panels of one aspect (height over width), each drawn by `draw`."""
+    lines, columns = -(-len(panels) // COLUMNS), min(COLUMNS, len(panels))
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(
+            figsize=(2.7 * columns, lines * (2.5 * max(0.2, min(1.6, aspect)) + 0.5)), layout="constrained"
+        )
+        for axes, panel in zip_longest(figure.subplots(lines, columns, squeeze=False).ravel(), panels):
+            if panel is None:
+                axes.axis("off")
+            else:
+                draw(axes, panel)
+        return _png(figure)
+
+
 def _escaped(names: Sequence[str]) -> list[str]:
     return [name.replace("$", r"\$") for name in names]  # no formulas
 
@@ -131,4 +184,4 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-__all__ = ["draw_alignment", "draw_explanation", "draw_heat_map"]
+__all__ = ["draw_alignment", "draw_explanation", "draw_found", "draw_heat_map", "draw_reading"]

@@ -139,30 +139,25 @@ _runs_no_mode = Guarded(
 def is_plain_eager(*tensors: torch.Tensor) -> bool:
     """Whether these are ordinary tensors, computed at once: nothing traces, compiles, transforms, fakes or counts the
     operators, which should then be torch's own."""
-    return (
-        not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and all(type(tensor) in _PLAIN_TYPES for tensor in tensors)
-        and _runs_no_mode()
-    )
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN_TYPES:
+            return False
+    return not torch.compiler.is_compiling() and not torch.jit.is_tracing() and _runs_no_mode()
 
 
 def _find_hooks() -> Callable:
-    of_all_modules = [
+    forward, forward_pre, backward, backward_pre = of_all_modules = [
         getattr(nn.modules.module, f"_global_{kind}_hooks")
         for kind in ("forward", "forward_pre", "backward", "backward_pre")
     ]
-    return lambda module: [
-        hook
-        for hooks in (
-            *of_all_modules,
-            module._forward_hooks,
-            module._forward_pre_hooks,
-            module._backward_hooks,
-            module._backward_pre_hooks,
-        )
-        for hook in hooks.values()
-    ]
+
+    def hooks(module: nn.Module) -> list:
+        own = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+        if not (forward or forward_pre or backward or backward_pre or own[0] or own[1] or own[2] or own[3]):
+            return []  # asked at every call of a layer: a loop would be felt
+        return [hook for kind in (*of_all_modules, *own) for hook in kind.values()]
+
+    return hooks
 
 
 # What cannot be seen counts as watched.

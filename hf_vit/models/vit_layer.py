@@ -1,5 +1,6 @@
 """The layers of the Vision Transformer."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,11 +45,35 @@ class _PreNormLayer(GradientCheckpointingLayer):
         return hidden_states + self._scaled(self.drop_path(self.dropout(self.layer_scale1(attended))))
 
     def _add_mlp(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            kept = self._kept_samples(hidden_states, self.mlp_norm, self.mlp, self.layer_scale2)
+            if kept is not None:
+                return self._add_to_kept(
+                    hidden_states, *kept, lambda states: self.layer_scale2(self.mlp(self.mlp_norm(states)))
+                )
         states = self.mlp_norm(hidden_states)
         if self._adds_mlp_as_it_is():
             return self.mlp(states, hidden_states)
         branch = self.mlp(states)
         return hidden_states + self._scaled(self.drop_path(self.dropout(self.layer_scale2(branch))))
+
+    def _kept_samples(self, hidden_states: torch.Tensor, *branch: nn.Module) -> tuple[torch.Tensor, float] | None:
+        """See [`DropPath.kept_samples`]; None too where somebody looks at the branch."""
+        if self.drop_path.drop_prob == 0 or is_watched(*branch, self.dropout):
+            return None
+        return self.drop_path.kept_samples(hidden_states)
+
+    def _add_to_kept(
+        self,
+        hidden_states: torch.Tensor,
+        kept: torch.Tensor,
+        factor: float,
+        branch_of: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """Add a branch to the samples of the indices `kept`, shape (kept,): for the others it is not computed."""
+        branch = self._scaled(self.dropout(branch_of(hidden_states[kept]))) * factor
+        hidden_states = hidden_states.to(torch.promote_types(hidden_states.dtype, branch.dtype))
+        return hidden_states.index_add(0, kept, branch.to(hidden_states.dtype))
 
     def _scaled(self, branch: torch.Tensor) -> torch.Tensor:
         return branch if self.residual_scale == 1 else branch * self.residual_scale
@@ -108,13 +133,22 @@ class HfViTLayer(_PreNormLayer):
             rotary_embedding = of_kept_tokens(self.rotary_embedding(grid_size), kept)
         if groups is not None:
             return self._reduced(hidden_states, position_bias, rotary_embedding, output_attentions, groups, reduction)
-        attended, _ = self.attention(
-            self.attention_norm(hidden_states),
-            position_bias=position_bias,
-            rotary_embedding=rotary_embedding,
-            output_attentions=output_attentions,
-        )
-        return self._add_mlp(self._add_attention(hidden_states, attended))
+        options: dict[str, Any] = {"position_bias": position_bias, "rotary_embedding": rotary_embedding}
+        # What differs by the sample, or is recorded of all of them, is left as it is.
+        few = None
+        if self.training and kept is None and not output_attentions:
+            few = self._kept_samples(hidden_states, self.attention_norm, self.attention, self.layer_scale1)
+        if few is not None:
+            hidden_states = self._add_to_kept(
+                hidden_states,
+                *few,
+                lambda states: self.layer_scale1(self.attention(self.attention_norm(states), **options)[0]),
+            )
+        else:
+            normed = self.attention_norm(hidden_states)
+            attended, _ = self.attention(normed, output_attentions=output_attentions, **options)
+            hidden_states = self._add_attention(hidden_states, attended)
+        return self._add_mlp(hidden_states)
 
     def _reduced(
         self,

@@ -64,6 +64,25 @@ class OntoCanvas(v2.Transform):
         return v2.Compose(steps[: 2 if any(border) else 1])(*inputs)
 
 
+class Zoom(v2.Transform):
+    """Scales an image by a factor in [low, high]. torchvision's `ScaleJitter` takes height for width, and so shrinks
+    what is no square."""
+
+    def __init__(self, low: float, high: float, interpolation: Any):
+        super().__init__()
+        self.low = low
+        self.high = high
+        self.interpolation = interpolation
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        factor = float(torch.empty(()).uniform_(self.low, self.high))
+        return {"size": [max(1, round(side * factor)) for side in v2.query_size(flat_inputs)]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        options = {"interpolation": self.interpolation, "antialias": True}
+        return self._call_kernel(v2.functional.resize, inpt, params["size"], **options)
+
+
 class ObjectViews(torch.utils.data.Dataset):
     """Samples of a split as tensors; the key decides the view.
 
@@ -146,7 +165,7 @@ class ObjectViews(torch.utils.data.Dataset):
         low, high = given.scale_jitter
         if (low, high) != (1, 1):
             fill: dict[Any, Any] = {tv_tensors.Image: self.fill, tv_tensors.Mask: 0}
-            fit.append(v2.ScaleJitter(canvas, (low, high), interpolation=self.interpolation, antialias=True))
+            fit.append(Zoom(low, high, self.interpolation))
             fit.append(v2.RandomCrop(canvas, pad_if_needed=True, fill=fill))
         return [*fit, *steps, KeepCentres()]
 

@@ -10,6 +10,8 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from .cpu_linear import linear
+from .cpu_operators import is_watched
+from .cpu_paths import why_not_skip_dropped
 from .strict_config import GATED_ACTIVATIONS
 
 
@@ -31,6 +33,21 @@ class DropPath(nn.Module):
         keep_prob = 1 - self.drop_prob
         kept = branch.new_empty(branch.shape[0], *[1] * (branch.ndim - 1)).bernoulli_(keep_prob)  # (B, 1, ...)
         return branch * kept.div_(keep_prob)
+
+    def kept_samples(self, states: torch.Tensor) -> tuple[torch.Tensor, float] | None:
+        """Indices of the samples that keep their branch, shape (kept,), and the branch's factor, where it pays not to
+        compute the others'; None where `forward` is to be called on the whole branch.
+
+        Args:
+            states: what the branch begins with, shape (batch, tokens, hidden_size).
+        """
+        if self.drop_prob == 0 or not self.training or is_watched(self) or why_not_skip_dropped(states) is not None:
+            return None
+        keep_prob = 1 - self.drop_prob
+        kept = states.new_empty(states.shape[0]).bernoulli_(keep_prob).nonzero().flatten()
+        if len(kept) == 0:  # every process expects gradients of all parameters
+            return kept.new_zeros(min(1, states.shape[0])), 0.0
+        return kept, 1 / keep_prob
 
     def extra_repr(self) -> str:
         return f"drop_prob={self.drop_prob:.3g}"

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from annotated_folders import write_roboflow
 from documentation.command_server import link_commands
 from documentation.snippets import COMMANDS, DATA, Block, agrees, blocks_of, statements_of
+from hub_server.git import GitRepository
+from hub_server.server import Hub, Repository, User
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parents[2]
@@ -44,17 +47,32 @@ def test_every_block_is_run_or_says_why_not(page):
             yaml.safe_load(block.text)
 
 
-def serve(folder, name, modules):
+def serve(folder, name, modules, environment):
     path = folder / name
     command = [sys.executable, str(Path(__file__).with_name("command_server.py")), str(path), *modules]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment})
     assert process.stdout.readline() == "ready\n"
     link_commands(folder / f"{name}_commands", path)
     return process, folder / f"{name}_commands"
 
 
 @pytest.fixture(scope="module")
-def commands():
+def hub(tmp_path_factory):
+    """The environment of somebody who is logged in at a Hub on the loopback, which has a model of another."""
+    folder = tmp_path_factory.mktemp("hub")
+    hub = Hub(folder / "repositories", {"hf_me": User("me")})
+    (folder / "objects").mkdir()
+    repository = Repository("you/digits", False, GitRepository(folder / "git"), folder / "objects")
+    files = {path.name: path.read_bytes() for path in (ROOT / "model_cards" / "digits").iterdir() if path.is_file()}
+    repository.git.commit("refs/heads/main", None, files, [], "you", "A model")
+    hub.repositories[repository.id] = repository
+    own = {"HF_HOME": str(folder / "home"), "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_me", "HF_HUB_OFFLINE": "0"}
+    yield {**own, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1,localhost"}
+    hub.stop()
+
+
+@pytest.fixture(scope="module")
+def commands(hub):
     """`commands(ours)`: the folder of commands served by a process that has imported this package, or has not."""
     import tempfile
 
@@ -64,9 +82,10 @@ def commands():
         def start(ours):
             if ours not in servers:
                 modules = NEEDS_PACKAGE if ours else NEEDS_NOTHING_OF_OURS
-                servers[ours] = serve(Path(folder), "ours" if ours else "bare", modules)
+                servers[ours] = serve(Path(folder), "ours" if ours else "bare", modules, hub)
             return servers[ours][1]
 
+        start.environment = hub
         yield start
         for process, _ in servers.values():
             process.kill()
@@ -75,8 +94,10 @@ def commands():
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory):
-    """Data that pages take for a reader's own: pictures in a folder for each class, and pairs of texts."""
+    """Data that pages take for a reader's own: pictures in a folder for each class, an export of annotated images, and
+    pairs of texts."""
     folder = tmp_path_factory.mktemp("examples")
+    write_roboflow(folder / "path/to/roboflow")
     for shape, draw in (("circle", ImageDraw.ImageDraw.ellipse), ("square", ImageDraw.ImageDraw.rectangle)):
         (folder / "path/to/images" / shape).mkdir(parents=True)
         for number in range(20):
@@ -98,7 +119,13 @@ class Page:
         self.ours = any(
             "hf_vit" in block.text for block in BLOCKS[page] if block.is_run and block.language == "python"
         )
-        self.environment = {**os.environ, "SNIPPETS_CUT": cut, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+        self.environment = {
+            **os.environ,
+            **commands.environment,
+            "SNIPPETS_CUT": cut,
+            "PYTHONPATH": str(ROOT),
+            "COLUMNS": "200",
+        }
 
     def run(self, block):
         return self.run_python(block) if block.language == "python" else self.run_commands(block)

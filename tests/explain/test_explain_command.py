@@ -16,7 +16,7 @@ from transformers import (
 )
 from translators import BART, make_tokenizer
 
-from hf_vit import HfViTConfig, cli
+from hf_vit import HfDetrConfig, HfViTConfig, cli
 from hf_vit.explain import alignment, class_index, explain_image
 from hf_vit.explain.picture import draw_alignment
 from hf_vit.translate import load_translator
@@ -143,15 +143,16 @@ def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path):
     broken.write_bytes(b"no image")
     body, detector = tmp_path / "body", tmp_path / "detector"
     HfViTConfig(architectures=["HfViTModel"]).save_pretrained(body)
-    HfViTConfig(architectures=["HfDetrForObjectDetection"]).save_pretrained(detector)
+    HfDetrConfig(architectures=["HfDetrForObjectDetection"]).save_pretrained(detector)
     cases = {
         "class '12' does not exist, nearest: ": (DIGITS, SAMPLE, "--class", "12"),
         "cannot be read": (DIGITS, broken),
         "no file, folder or pattern": (DIGITS, tmp_path / "none.png"),
         "image must be one file or address": (DIGITS, DIGITS),
         "model must classify images, detect": (body, SAMPLE),
-        "model must classify images or translate texts": (detector, SAMPLE),
+        "is for object-detection": (detector, SAMPLE, "--class", "3"),
         "--class is for models that classify images": (CARDS / "dates", "piatok", "--class", "3"),
+        "--threshold is for models that find objects": (DIGITS, SAMPLE, "--threshold", "0.3"),
         "there is no folder": (tmp_path / "none", SAMPLE),
     }
     for message, words in cases.items():

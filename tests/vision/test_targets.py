@@ -107,6 +107,16 @@ def test_a_flip_there_and_back_is_exact(data):
     torch.testing.assert_close(_corners(back, (48, 64)), _corners(plain, (48, 64)), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("zoom", [0.5, 1.25])
+def test_a_zoom_scales_both_sides_by_its_factor(data, zoom):
+    """On a canvas that is no square, whose sides nothing may take for each other."""
+    plain = _views(data)[SampleKey(0, 1, 0)]["labels"]["boxes"][0]
+    views = _views(data, horizontal_flip_prob=0.0, scale_jitter=[zoom, zoom])
+    boxes = torch.cat([views[SampleKey(epoch, 1, 0)]["labels"]["boxes"] for epoch in range(10)])
+    # Where the crop cut a box, its side is shorter.
+    torch.testing.assert_close(boxes[:, 2:].amax(0), (plain[2:] * zoom).clamp(max=1), rtol=0.05, atol=0.01)
+
+
 def test_masks_may_be_averaged_over_squares_of_pixels(data):
     views = _views(data)
     whole = views[0]["labels"]["masks"]

@@ -207,7 +207,8 @@ def _with_class_indices(
     name_of = label_namer(dataset.features[label_column], given_names)
     index_of = {name: index for index, name in enumerate(class_names)}
     labels = dataset.select_columns([label_column])
-    names = [name_of(label) for label in labels.with_format("arrow")[:][label_column].to_pylist()]
+    column = labels.with_format("arrow")[:][label_column].combine_chunks().dictionary_encode(null_encoding="encode")
+    names = [name_of(label) for label in column.dictionary.to_pylist()]  # of each label once
     if label_column == "labels" and given_names is None and any(SEPARATOR in name for name in names):
         raise ValueError(
             f"column 'labels' of the {split} split holds several labels of an image, joined by {SEPARATOR}: give "
@@ -219,7 +220,8 @@ def _with_class_indices(
             f"the {split} split has labels without a class: {', '.join(unknown[:10])}; classes: "
             f"{', '.join(class_names[:20])}{', ...' if len(class_names) > 20 else ''}"
         )
-    return images.add_column("label", np.asarray([index_of[name] for name in names], dtype=np.int64))
+    indices = np.asarray([index_of[name] for name in names], dtype=np.int64)
+    return images.add_column("label", indices[column.indices.to_numpy()])
 
 
 def _with_token_labels(images: Dataset, raw: Dataset, arguments: DataArguments) -> Dataset:

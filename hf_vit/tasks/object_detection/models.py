@@ -49,9 +49,10 @@ def patch_side(arguments: DetectorArguments) -> int:
 
 def mask_stride(config: Any) -> int:
     """The pixels of the canvas to a pixel of the masks that a detector predicts, at whose resolution they are learnt:
-    at that of the canvas, masks would cost more than the model."""
-    side = _side(getattr(config.backbone_config, "patch_size", None))
-    return max(1, side // 2**config.mask_upsampling_blocks)
+    at that of the canvas, masks would cost more than the model. 1 of models other than ours."""
+    if config.model_type != HfDetrConfig.model_type:
+        return 1
+    return max(1, _side(getattr(config.backbone_config, "patch_size", None)) // 2**config.mask_upsampling_blocks)
 
 
 def _side(patch_size: Any) -> int:
