@@ -94,10 +94,11 @@ def search(
     found = optuna.create_study(
         study_name=study["name"],
         storage=JournalStorage(JournalFileBackend(str(output_dir / "search.journal"))),
-        sampler=optuna.samplers.TPESampler(seed=seeds[0]),
         direction="minimize" if metric == "loss" else "maximize",
         load_if_exists=True,
     )
+    # A search that goes on must not draw again what it drew first.
+    found.sampler = optuna.samplers.TPESampler(seed=seeds[0] + len(found.trials))
     for stale in found.get_trials(states=(TrialState.RUNNING,)):  # of a search that was stopped
         found.tell(stale.number, state=TrialState.FAIL)
         found.enqueue_trial(stale.params)
@@ -105,7 +106,12 @@ def search(
     def objective(trial: Any) -> float:
         values = suggested(trial, study["search"])
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-        runs = [train(values, seed, output_dir / "trials" / digest / f"seed_{seed}") for seed in seeds]
+        folder = output_dir / "trials" / digest
+        try:
+            runs = [train(values, seed, folder / f"seed_{seed}") for seed in seeds]
+        except KeyboardInterrupt:
+            found.enqueue_trial(values)  # to go on from its checkpoint
+            raise
         return statistics.mean(value_of(run, metric) for run in runs)
 
     done = len(found.get_trials(states=(TrialState.COMPLETE,)))

@@ -224,7 +224,7 @@ class TrainingLoop:
     def _save(self) -> None:
         """Save a checkpoint; the losses of all steps have been read, so that none was made that was not finite."""
         self.state.training_seconds += self._meter.lap()
-        self.state.share(gather_object([self.state.losses]))  # one process writes the state for all
+        self.state.share(gather_object([self.state.totals]))  # one process writes the state for all
         self.checkpointer.save(self.state)
         self._saved_step = self.state.step
 
@@ -240,7 +240,7 @@ class TrainingLoop:
         state, split = self.state, self.task.evaluation_splits[0]
         evaluator = self.task.evaluator(split, final=False)
         metrics, _ = self.evaluate(split, evaluator)
-        state.share(gather_object([state.losses]))
+        state.share(gather_object([state.totals]))
         facts = {"learning_rate": self.scheduler.get_last_lr()[-1], **self._meter.facts(self.task.sample_unit)}
         epoch = self.arguments.checkpoint.epoch_of(state, len(self.train_loader))
         row = state.note_evaluation(epoch, metrics, self.task.best, **facts)
