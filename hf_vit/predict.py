@@ -13,6 +13,7 @@ from typing import Any
 from transformers import pipeline
 
 from hf_vit.drawing import draw_objects
+from hf_vit.extras import extra
 from hf_vit.files import read_object, write_atomically
 from hf_vit.inputs import Texts, find_images, find_texts, load_config, opened, read_images
 
@@ -39,6 +40,8 @@ def predict(
     batch_size: int = 16,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    apply_temperature: bool = False,
+    test_time_augmentation: str | None = None,
     skip: frozenset[str] = frozenset(),
 ) -> Iterator[_Row]:
     """Say what a model makes of its inputs, as transformers' pipelines do, one by one.
@@ -51,6 +54,7 @@ def predict(
         top_k: predictions of an input at most, the likeliest first; of a text, the best found by as many beams.
         threshold: leaves out what scores less, between 0 and 1; unless given a detector's is that of its best F1, if
             its folder says so, or 0.5, that of others 0, but where several labels an image have one each.
+        apply_temperature, test_time_augmentation: of a classifier of one label an image; see `hf-vit score --help`.
         skip: names of inputs (`file`) that are left out.
 
     Yields:
@@ -70,6 +74,9 @@ def predict(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     task = task_of(model, revision, trust_remote_code)
+    is_adjusted = apply_temperature or test_time_augmentation is not None
+    if is_adjusted and task != "image-classification":
+        raise ValueError(f"apply_temperature and test_time_augmentation are of classifiers, {model!r} is for {task}")
     if task == "translation":
         texts = find_texts(inputs)
         yield from _translations(model, texts, top_k, threshold or 0.0, batch_size, revision, skip)
@@ -82,6 +89,8 @@ def predict(
         return
     any_task: Any = task  # the types of transformers list its own names alone
     pipe: Any = pipeline(any_task, model=model, revision=revision, trust_remote_code=trust_remote_code)
+    if is_adjusted:
+        pipe.model = _adjusted(pipe.model, apply_temperature, test_time_augmentation)
     options: dict[str, Any] = {"top_k": top_k}
     if task in _DRAWN:
         threshold = threshold_of(model) if threshold is None else threshold
@@ -94,6 +103,19 @@ def predict(
             best = sorted(found, key=lambda each: -each["score"])[:top_k]
             best = [as_json(each) for each in best if each["score"] >= (threshold or least.get(each["label"], 0))]
             yield {"file": name, "predictions": best}
+
+
+def _adjusted(model: Any, apply_temperature: bool, augmentation: str | None) -> Any:
+    """The classifier with its temperature applied, over views of each image."""
+    with extra("train"):
+        from hf_vit.tasks.image_classification.arguments import TestTimeArguments
+        from hf_vit.tasks.image_classification.calibration import VIEWS, adjusted
+    if augmentation not in (None, *VIEWS):
+        raise ValueError(f"test_time_augmentation must be one of {', '.join(VIEWS)}, got {augmentation!r}")
+    if model.config.problem_type == "multi_label_classification":
+        raise ValueError("apply_temperature and test_time_augmentation are of one label an image")
+    given = TestTimeArguments(apply_temperature=apply_temperature, test_time_augmentation=augmentation)
+    return adjusted(model, given)
 
 
 def task_of(model: str, revision: str | None = None, trust_remote_code: bool = False) -> str:

@@ -1,8 +1,10 @@
 """Compares variants of a recipe over several seeds: `hf-vit study PATH`, in a clone `python training/study.py NAME`.
 
 A study is a YAML file: a `recipe`, `seeds`, `metrics` (the first one is drawn), `arguments` that hold for every run
-and `variants`, each with the arguments that make it one. Every run is a whole run of `hf_vit.train` in its own folder,
-so a study that was stopped goes on where it was. The results are a JSON file, a Markdown table of mean and standard
+and `variants`, each with the arguments that make it one; with `folds` each variant and seed is trained once for each
+part of the training split, which is its validation split, and predicts it. Every run is a whole run of `hf_vit.train`
+in its own folder, so a study that was stopped goes on where it was. `--search` looks for good arguments instead, see
+`hf_vit.search`. The results are a JSON file, a Markdown table of mean and standard
 deviation, and a picture; what a task's record calls a percentage is shown as one.
 """
 
@@ -27,12 +29,14 @@ from hf_vit.config import HelpFormatter, argument, closest
 from hf_vit.errors import DEBUG_HELP, told
 from hf_vit.files import read_utf8, write_atomically
 from hf_vit.recipes import read_yaml
-from hf_vit.record import RUN_FILE, Record, read_record
+from hf_vit.record import PREDICTIONS_FILE, RUN_FILE, Record, read_record
+from hf_vit.search import search
 from hf_vit.train import parse
 from hf_vit.trainer.output_dir import CHECKPOINTS
 
 _MAY_DIFFER = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint"}
-_NEEDED = {"title", "recipe", "seeds", "metrics", "variants"}
+_NEEDED = {"title", "recipe", "seeds", "metrics"}
+_OTHERS = {"arguments", "variants", "folds", "search", "trials"}
 
 
 @dataclass
@@ -42,6 +46,7 @@ class StudyArguments:
     results_dir: str | None = argument(
         None, help="Where the table, the picture and the JSON are written; output_dir when not given."
     )
+    search: bool = argument(False, help="Search the study's space with optuna instead of comparing its variants.")
     dry_run: bool = argument(False, help="Print the command of each run that is missing, then exit.")
 
 
@@ -64,11 +69,17 @@ def load_study(name_or_path: str, studies: Path | None = None) -> dict[str, Any]
     study = read_yaml(read_utf8(path))
     if not isinstance(study, dict):
         raise ValueError(f"study {path.name} must hold `name: value` lines, found {type(study).__name__}")
-    allowed = sorted({*_NEEDED, "arguments"})
+    allowed = sorted(_NEEDED | _OTHERS)
     for unknown in sorted(set(study) - set(allowed)):
         raise ValueError(f"unknown field {unknown!r} in study {path.name}; {closest(unknown, allowed)}")
     for missing in sorted(_NEEDED - set(study)):
         raise ValueError(f"study {path.name} has no field {missing!r}")
+    if not ("variants" in study or "search" in study):
+        raise ValueError(f"study {path.name} has no field 'variants', and no 'search' either")
+    for name in ("folds", "trials"):
+        least = 2 if name == "folds" else 1
+        if name in study and not (isinstance(study[name], int) and study[name] >= least):
+            raise ValueError(f"{name} of study {path.name} must be a number from {least} on, found {study[name]!r}")
     return {"arguments": {}, **study, "name": path.stem}
 
 
@@ -99,9 +110,11 @@ def run_arguments(words: list[str]) -> dict[str, list[str]]:
     return arguments
 
 
-def run_words(study: dict[str, Any], variant: str, seed: int, folder: Path) -> list[str]:
+def run_words(study: dict[str, Any], variant: str, seed: int, folder: Path, fold: int | None = None) -> list[str]:
     """The arguments of one run, which goes on from its last checkpoint if it has one."""
     words = ["--recipe", study["recipe"], "--seed", str(seed), "--output_dir", str(folder)]
+    if fold is not None:
+        words += ["--num_folds", str(study["folds"]), "--fold", str(fold)]
     for name, value in merged(study["arguments"], study["variants"][variant] or {}).items():
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
         words += [f"--{name}", *map(str, values)]
@@ -129,14 +142,14 @@ def check_arguments(run: Record, argv: list[str], folder: Path) -> None:
         )
 
 
-def train_one(study: dict[str, Any], variant: str, seed: int, folder: Path) -> Record:
+def train_one(study: dict[str, Any], variant: str, seed: int, folder: Path, fold: int | None = None) -> Record:
     """Trains one run if it has not been trained yet; returns its record.
 
     Raises:
         ChildProcessError: the run failed; the message holds the last line of its output.
         ValueError: it was trained with other arguments.
     """
-    run, words = finished_run(folder), run_words(study, variant, seed, folder)
+    run, words = finished_run(folder), run_words(study, variant, seed, folder, fold)
     if run is not None:
         check_arguments(run, words, folder)
     else:
@@ -150,7 +163,7 @@ def train_one(study: dict[str, Any], variant: str, seed: int, folder: Path) -> R
     return run
 
 
-def row_of(study: dict[str, Any], variant: str, seed: int, run: Record) -> dict[str, Any]:
+def row_of(study: dict[str, Any], variant: str, seed: int, run: Record, fold: int | None = None) -> dict[str, Any]:
     """A run's row of the results.
 
     Raises:
@@ -164,6 +177,7 @@ def row_of(study: dict[str, Any], variant: str, seed: int, run: Record) -> dict[
     return {
         "variant": variant,
         "seed": seed,
+        **({} if fold is None else {"fold": fold}),
         **{name: measured[name] for name in study["metrics"]},
         "num_parameters": run.model.num_parameters,
         "training_s": round(durations.training, 1),
@@ -252,31 +266,75 @@ def main(argv: Sequence[str] | None = None, studies: Path | None = None, results
     study = load_study(arguments.study or "", studies)
     study["arguments"] = merged(study["arguments"], run_arguments(words))
     output_dir = Path(arguments.output_dir or Path("outputs/studies") / study["name"])
-    runs = {
-        (variant, seed): output_dir / variant / f"seed_{seed}"
-        for seed in study["seeds"]
-        for variant in study["variants"]
-    }
+    results = Path(arguments.results_dir or results_dir or output_dir)
+    if arguments.search:
+
+        def train(values: dict[str, Any], seed: int, folder: Path) -> Record:
+            return train_one({**study, "variants": {"trial": values}}, "trial", seed, folder)
+
+        search(study, output_dir, results, train)
+        return
+    if "variants" not in study:
+        raise ValueError(f"study {study['name']} has no variants to compare: give --search")
+    runs = runs_of(study, output_dir)
     if arguments.dry_run:
-        for (variant, seed), folder in runs.items():
+        for (variant, seed, fold), folder in runs.items():
             if finished_run(folder) is None:
-                print(shlex.join(["hf-vit", "train", *run_words(study, variant, seed, folder)]))
+                print(shlex.join(["hf-vit", "train", *run_words(study, variant, seed, folder, fold)]))
     else:
-        _run(study, runs, Path(arguments.results_dir or results_dir or output_dir))
+        _run(study, runs, results)
 
 
-def _run(study: dict[str, Any], runs: dict[tuple[str, int], Path], results_dir: Path) -> None:
+def runs_of(study: dict[str, Any], output_dir: Path) -> dict[tuple[str, int, int | None], Path]:
+    """The folder of each run by variant, seed and, where there are folds, the fold."""
+    runs: dict[tuple[str, int, int | None], Path] = {}
+    for seed in study["seeds"]:
+        for variant in study["variants"]:
+            folder = output_dir / variant / f"seed_{seed}"
+            if "folds" in study:
+                runs.update({(variant, seed, fold): folder / f"fold_{fold}" for fold in range(study["folds"])})
+            else:
+                runs[variant, seed, None] = folder
+    return runs
+
+
+def out_of_fold(runs: dict[tuple[str, int, int | None], Path], results_dir: Path, name: str) -> list[dict[str, Any]]:
+    """Write what each training sample was taken for by the run that did not see it, a file for each variant and seed,
+    in the order of the training split; returns their facts.
+
+    Raises:
+        ValueError: a sample was not predicted once.
+    """
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for (variant, seed, fold), folder in runs.items():
+        lines = read_utf8(folder / PREDICTIONS_FILE).splitlines()
+        found.setdefault((variant, seed), []).extend({**json.loads(line), "fold": fold} for line in lines)
+    facts = []
+    for (variant, seed), rows in found.items():
+        rows.sort(key=lambda row: row["train_index"])
+        if [row["train_index"] for row in rows] != list(range(len(rows))):
+            raise ValueError(f"{variant}, seed {seed}: the folds do not predict each training sample once")
+        file = results_dir / f"{name}_{variant}_seed_{seed}_out_of_fold.jsonl"
+        write_atomically(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        accuracy = statistics.mean(row["prediction"] == row["label"] for row in rows)
+        facts.append({"variant": variant, "seed": seed, "accuracy": accuracy, "num_examples": len(rows)})
+    return facts
+
+
+def _run(study: dict[str, Any], runs: dict[tuple[str, int, int | None], Path], results_dir: Path) -> None:
     """Trains each run that is missing and, after each, writes the results so far."""
     results_dir.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for (variant, seed), folder in tqdm(runs.items(), unit="run"):
-        run = train_one(study, variant, seed, folder)
+    rows: list[dict[str, Any]] = []
+    for (variant, seed, fold), folder in tqdm(runs.items(), unit="run"):
+        run = train_one(study, variant, seed, folder, fold)
         percent = {metric.name for metric in metrics_of(run.result.metrics) if metric.kind == "percent"}
-        rows.append(row_of(study, variant, seed, run))
+        rows.append(row_of(study, variant, seed, run, fold))
         done = [entry for entry in study["variants"] if any(row["variant"] == entry for row in rows)]
         so_far = {**study, "variants": {entry: study["variants"][entry] for entry in done}}
         summary = summarise(so_far, rows)
         content = {"study": study, "summary": summary, "runs": rows}
+        if "folds" in study and len(rows) == len(runs):
+            content["out_of_fold"] = out_of_fold(runs, results_dir, study["name"])
         write_atomically(results_dir / f"{study['name']}.json", (json.dumps(content, indent=1) + "\n").encode())
         write_atomically(results_dir / f"{study['name']}.md", table(so_far, summary, percent).encode())
         draw(so_far, rows, percent, results_dir / f"{study['name']}.png")

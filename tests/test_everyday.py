@@ -55,6 +55,25 @@ def test_predictions_are_those_of_the_pipeline(rows):
         np.testing.assert_allclose(*scores, rtol=1e-4, atol=1e-6)
 
 
+def test_predictions_over_views_are_mean_probabilities(tmp_path):
+    mirrored = [str(tmp_path / Path(name).name) for name in SAMPLES]
+    for name, other in zip(SAMPLES, mirrored):
+        Image.open(name).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(other)
+    found = predict(DIGITS, SAMPLES, top_k=10, test_time_augmentation="flip")
+    pair = [list(predict(DIGITS, names, top_k=10)) for names in (SAMPLES, mirrored)]
+    for row, *sides in zip(found, *pair, strict=True):
+        means = {each["label"]: 0.0 for each in row["predictions"]}
+        for each in (each for side in sides for each in side["predictions"]):
+            means[each["label"]] += each["score"] / 2
+        assert {each["label"]: each["score"] for each in row["predictions"]} == pytest.approx(means, abs=1e-5)
+    with pytest.raises(ValueError, match="has none"):
+        next(predict(DIGITS, SAMPLES, apply_temperature=True))
+    with pytest.raises(ValueError, match="must be one of flip, five_crop, ten_crop, got 'crop'"):
+        next(predict(DIGITS, SAMPLES, test_time_augmentation="crop"))
+    with pytest.raises(ValueError, match="are of classifiers"):
+        next(predict(str(CARDS / "dates"), ["-"], apply_temperature=True))
+
+
 def test_files_hold_the_predictions(rows, tmp_path):
     lines = write_predictions(rows, tmp_path / "out.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == rows

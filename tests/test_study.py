@@ -1,6 +1,7 @@
 """A study trains what is missing, and its numbers are the runs' own."""
 
 import json
+import math
 import shlex
 import statistics
 import subprocess
@@ -11,6 +12,8 @@ import pytest
 import yaml
 
 from hf_vit import study
+from hf_vit.record import record_from
+from hf_vit.search import check_space, value_of
 from hf_vit.train import parse
 
 
@@ -133,3 +136,88 @@ def test_what_is_wrong_with_a_study_is_said(study_file, tmp_path):
     loaded = study.load_study(str(study_file))
     with pytest.raises(ChildProcessError, match=r"^cls, seed 0 failed: train.py: error: .*no_such_recipe.*$"):
         study.train_one(loaded, "cls", 0, tmp_path / "run")
+
+
+@pytest.fixture
+def search_file(tmp_path):
+    path = tmp_path / "rates.yaml"
+    space = {"learning_rate": {"low": 1e-5, "high": 0.1, "log": True}, "layer_decay": [0.7, 1.0]}
+    fields = {"title": "Rates", "recipe": "digits", "seeds": [0], "metrics": ["accuracy"], "trials": 25}
+    path.write_text(yaml.safe_dump({**fields, "search": space}))
+    return path
+
+
+def test_a_search_finds_the_best_by_validation_and_goes_on_where_it_was(search_file, tmp_path, monkeypatch):
+    tried = []
+
+    def trained(study_, variant, seed, folder):
+        values = study_["variants"][variant]
+        tried.append(values)
+        if len(tried) == 4:
+            raise ChildProcessError("trial, seed 0 failed: out of memory")
+        if len(tried) == 8:
+            raise KeyboardInterrupt
+        right = 1 - abs(math.log10(values["learning_rate"]) + 3) / 4 - (values["layer_decay"] == 1)
+        # The test split says the opposite.
+        rows = [{"epoch": 1, "step": 5, "metrics": {"accuracy": right, "loss": 1.0}}]
+        content = {"task": "image_classification", "data": {"splits": {"validation": {}, "test": {}}}, "epochs": rows}
+        return record_from({**content, "result": {"split": "test", "metrics": {"accuracy": -right, "loss": 1.0}}})
+
+    monkeypatch.setattr(study, "train_one", trained)
+    words = [str(search_file), "--search", "--output_dir", str(tmp_path / "runs")]
+    with pytest.raises(KeyboardInterrupt):
+        study.main(words)
+    study.main(words)
+    trials = json.loads((tmp_path / "runs" / "rates_search.json").read_text())["trials"]
+    assert len(trials) == 25 and len(tried) == 25 + 2 and tried[7] == tried[8]
+    assert trials[0]["value"] == max(trial["value"] for trial in trials)
+    assert trials[0]["layer_decay"] == 0.7 and 10**-3.6 < trials[0]["learning_rate"] < 10**-2.4
+    assert (tmp_path / "runs" / "rates_search.md").read_text().splitlines()[2].startswith(f"| {trials[0]['trial']} |")
+    study.main(words)
+    assert len(tried) == 25 + 2  # nothing is left to try
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"learning_rate": {"low": 1, "high": 0.1}}, "learning_rate must be a list of two values or more"),
+        ({"learning_rate": {"low": 0, "high": 1, "log": True}}, "from above 0"),
+        ({"learning_rate": [0.1]}, "two values or more"),
+        ([], "must name arguments"),
+    ],
+)
+def test_spaces_that_cannot_be_searched(space, message):
+    with pytest.raises(ValueError, match=message):
+        check_space(space)
+
+
+def test_a_search_never_chooses_by_a_test_split():
+    run = record_from({"task": "image_classification", "data": {"splits": {"test": {}}}})
+    with pytest.raises(ValueError, match="a test split chooses nothing"):
+        value_of(run, "accuracy")
+
+
+def test_folds_are_an_axis_and_their_predictions_one_file(study_file, tmp_path):
+    content = yaml.safe_load(study_file.read_text())
+    study_file.write_text(yaml.safe_dump({**content, "seeds": [0], "folds": 3}))
+    loaded = study.load_study(str(study_file))
+    for (variant, seed, fold), folder in study.runs_of(loaded, tmp_path / "runs").items():
+        words = study.run_words(loaded, variant, seed, folder, fold)
+        finished(folder, 0.5 + fold / 10, words)
+        rows = [{"train_index": index, "label": "a", "prediction": "ab"[index == 4]} for index in range(fold, 7, 3)]
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    study.main([str(study_file), "--output_dir", str(tmp_path / "runs"), "--results_dir", str(tmp_path / "results")])
+    results = json.loads((tmp_path / "results" / "poolings.json").read_text())
+    assert [(row["variant"], row["fold"]) for row in results["runs"]] == [
+        (v, f) for v in ("cls", "mean") for f in range(3)
+    ]
+    assert results["summary"][0]["accuracy"]["mean"] == pytest.approx(0.6)
+    assert results["out_of_fold"][0] == {
+        "variant": "cls",
+        "seed": 0,
+        "accuracy": pytest.approx(6 / 7),
+        "num_examples": 7,
+    }
+    lines = (tmp_path / "results" / "poolings_mean_seed_0_out_of_fold.jsonl").read_text().splitlines()
+    assert [json.loads(line)["train_index"] for line in lines] == list(range(7))
+    assert [json.loads(line)["fold"] for line in lines] == [0, 1, 2, 0, 1, 2, 0]

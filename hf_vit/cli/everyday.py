@@ -42,6 +42,13 @@ def predict(
     ] = None,
     top_k: Annotated[int, typer.Option(help="Predictions of an input, the likeliest first.")] = 5,
     threshold: Annotated[float | None, typer.Option(help="The least score, between 0 and 1.")] = None,
+    apply_temperature: Annotated[
+        bool,
+        typer.Option("--apply-temperature", help="Divide a classifier's logits by the temperature in its config."),
+    ] = False,
+    test_time_augmentation: Annotated[
+        str | None, typer.Option(help="Average a classifier's probabilities over views: flip, five_crop or ten_crop.")
+    ] = None,
     batch_size: BatchSize = 16,
     revision: Revision = None,
     overwrite: Overwrite = False,
@@ -63,6 +70,8 @@ def predict(
         "batch_size": batch_size,
         "revision": revision,
         "trust_remote_code": trust_remote_code,
+        "apply_temperature": apply_temperature,
+        "test_time_augmentation": test_time_augmentation,
     }
     if output is not None:
         print(predict_to(output, model, inputs or [], **options))

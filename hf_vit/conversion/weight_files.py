@@ -56,7 +56,7 @@ def write_weights(weights: Mapping[str, Sequence[torch.Tensor]], path: Path) -> 
         for tensor in (part.detach().contiguous() for name in names for part in weights[name]):
             mapping = _mapping_of(tensor, mappings)
             if mapping is None:
-                _write(target, memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+                _write(target, tensor.view(-1).view(torch.uint8).numpy().data)
                 continue
             if mapping.path not in opened:
                 opened[mapping.path] = stack.enter_context(open(mapping.path, "rb")).fileno()
@@ -112,7 +112,7 @@ def _unchanged_mappings() -> Iterator[_Mapping]:
 def _entries(text: str) -> Iterator[list[str]]:
     """The lines of each mapping: one with its addresses and its file, then `Name: value`."""
     entry: list[str] = []
-    for line in text.splitlines():
+    for line in text.rstrip("\n").split("\n"):  # names of files may hold what else ends lines
         if not line.split(maxsplit=1)[0].endswith(":") and entry:
             yield entry
             entry = []

@@ -117,6 +117,16 @@ def test_a_run_whose_time_is_up_is_whole_and_goes_on_with_more(tmp_path):
     assert (short / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+def test_all_processes_find_that_the_time_is_up_or_none_does():
+    states = [TrainingState(step=3, training_seconds=seconds, epochs=[{"step": 3}]) for seconds in (59.9, 60.1)]
+    stopping = StoppingArguments(max_time="0:01:00")
+    assert stopping.reason(states[0]) is None and stopping.reason(states[1]) is not None
+    totals = [state.totals for state in states]
+    for state in states:
+        state.share(totals)
+    assert stopping.reason(states[0]) == stopping.reason(states[1]) and "the time is up" in stopping.reason(states[0])
+
+
 def test_what_is_no_time_or_no_patience():
     assert StoppingArguments(max_time="1:02:03:04").max_seconds == 93784
     assert StoppingArguments(max_time="0:01:30").max_seconds == StoppingArguments(max_time="90").max_seconds == 90

@@ -47,6 +47,12 @@ class DataArguments(SourceArguments):
     class_names: list[str] | None = argument(
         None, help="Names of the classes in the order of their labels, where the data does not hold them."
     )
+    num_folds: int | None = argument(
+        None,
+        help="Part the training images by class into so many folds, and validate on the one that --fold names; the "
+        "data's own validation and test splits are not looked at.",
+    )
+    fold: int | None = argument(None, help="Number of the fold that is validated on, from 0.")
     keep_in_memory: bool = argument(
         False, help="Decode all images once, at the start, and keep them (3 bytes a pixel): for small data."
     )
@@ -70,6 +76,13 @@ class DataArguments(SourceArguments):
             raise ValueError("--max_train_samples does not go with --streaming: give --train_samples_per_epoch")
         if self.streaming and self.keep_in_memory:
             raise ValueError("--keep_in_memory holds all images, --streaming only those under way: give one of them")
+        if (self.num_folds is None) != (self.fold is None):
+            raise ValueError("--num_folds and --fold go together")
+        if self.num_folds is not None and self.fold is not None:
+            check_range("num_folds", self.num_folds, 2)
+            check_range("fold", self.fold, 0, self.num_folds - 1)
+            if self.streaming:
+                raise ValueError("--num_folds parts all images at the start, which --streaming cannot")
         check_range("train_samples_per_epoch", self.train_samples_per_epoch, 1)
         check_range("shuffle_buffer_size", self.shuffle_buffer_size, 1)
 
@@ -162,8 +175,17 @@ class TestTimeArguments:
 
     apply_temperature: bool = argument(False, help="Divide the logits by the temperature in the model's config.")
     test_time_augmentation: str | None = argument(
-        None, help="Average the probabilities of each image and its mirror image.", choices=("flip",)
+        None,
+        help="Average the probabilities of each image and its mirror image, of its centre and corners when it is "
+        "enlarged by an eighth, or of these and their mirror images.",
+        choices=("flip", "five_crop", "ten_crop"),
     )
+    top_losses: int = argument(
+        0, help="Write a page, top_losses.html, of so many images of the highest loss and so many suspect labels."
+    )
+
+    def __post_init__(self) -> None:
+        check_range("top_losses", self.top_losses, 0)
 
 
 @dataclass(kw_only=True)

@@ -5,16 +5,19 @@ Shapes: B batch, C classes.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as transforms
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_vit.tasks.image_classification.arguments import TestTimeArguments
 from hf_vit.tasks.task import Batch, Evaluator
 from hf_vit.vision.processors import normalize
+
+VIEWS = ("flip", "five_crop", "ten_crop")
 
 
 class LogitsEvaluator(Evaluator):
@@ -60,28 +63,42 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     return float(log_temperature.detach().exp().clamp(0.01, 100))
 
 
+def views_of(pixel_values: torch.Tensor, augmentation: str | None) -> list[torch.Tensor]:
+    """Views (B, 3, height, width) of images: themselves, and their mirror images (`flip`), or centre and corners of
+    the images made an eighth larger (`five_crop`), and their mirror images (`ten_crop`)."""
+    if augmentation is None:
+        return [pixel_values]
+    if augmentation == "flip":
+        return [pixel_values, pixel_values.flip(-1)]
+    size = list(pixel_values.shape[-2:])
+    larger = transforms.resize(pixel_values, [side + round(side / 8) for side in size], antialias=True)
+    crops = transforms.five_crop if augmentation == "five_crop" else transforms.ten_crop
+    return list(crops(larger, size))
+
+
 class AdjustedClassifier(torch.nn.Module):
-    """A classifier whose logits are divided by a temperature and, where asked for, averaged over an image and its
-    mirror image: the log of the mean probability.
+    """A classifier whose logits are divided by a temperature and, where asked for, averaged over views of an image:
+    the log of the mean probability.
 
     Args:
         temperature: divides the logits.
-        flip: look at the mirror image, too.
+        augmentation: see `views_of`.
     """
 
-    def __init__(self, model: torch.nn.Module, *, temperature: float = 1.0, flip: bool = False):
+    def __init__(self, model: torch.nn.Module, *, temperature: float = 1.0, augmentation: str | None = None):
         super().__init__()
         self.model = model
+        self.config = getattr(model, "config", None)  # which pipelines ask for
         self.temperature = temperature
-        self.flip = flip
+        self.augmentation = augmentation
 
-    def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
-        logits = self.model(pixel_values=pixel_values).logits / self.temperature
-        if self.flip:
-            mirrored = self.model(pixel_values=pixel_values.flip(-1)).logits / self.temperature
-            both = torch.stack([logits.float().log_softmax(-1), mirrored.float().log_softmax(-1)])
-            logits = both.logsumexp(0) - np.log(2)
-        return SimpleNamespace(logits=logits)
+    def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
+        views = views_of(pixel_values, self.augmentation)
+        logits = [self.model(pixel_values=view).logits / self.temperature for view in views]
+        if len(logits) == 1:
+            return ImageClassifierOutput(logits=logits[0])
+        found = torch.stack([each.float().log_softmax(-1) for each in logits])
+        return ImageClassifierOutput(logits=found.logsumexp(0) - np.log(len(logits)))  # type: ignore[arg-type]
 
 
 def adjusted(model: Any, arguments: TestTimeArguments) -> Any:
@@ -93,5 +110,7 @@ def adjusted(model: Any, arguments: TestTimeArguments) -> Any:
     temperature = getattr(model.config, "calibration_temperature", None) if arguments.apply_temperature else 1.0
     if temperature is None:
         raise ValueError("--apply_temperature: the model's config has none (train with --temperature_scaling)")
-    flip = arguments.test_time_augmentation == "flip"
-    return AdjustedClassifier(model, temperature=temperature, flip=flip) if flip or temperature != 1 else model
+    augmentation = arguments.test_time_augmentation
+    if augmentation is None and temperature == 1:
+        return model
+    return AdjustedClassifier(model, temperature=temperature, augmentation=augmentation)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Image, concatenate_datasets
+from sklearn.model_selection import KFold, StratifiedKFold
 
 from hf_vit.sources import (
     limit_samples,
@@ -252,6 +253,8 @@ def _leave_out_bad_samples(images: LabelledImages, num_workers: int) -> None:
 def _make_validation(images: LabelledImages, arguments: DataArguments, seed: int) -> None:
     """Splits validation off the training split where there is none, and applies the sample limits."""
     splits, stratify = images.splits, None
+    if arguments.num_folds is not None and arguments.fold is not None:
+        _take_fold(images, arguments.num_folds, arguments.fold, seed)
     if "validation" not in splits and arguments.train_val_split > 0 and not images.is_multi_label:
         stratify = images.labels("train")
         counts, part = np.bincount(stratify, minlength=len(images.class_names)), arguments.train_val_split
@@ -269,6 +272,30 @@ def _make_validation(images: LabelledImages, arguments: DataArguments, seed: int
             )
     split_off_validation(splits, arguments, seed, stratify)
     limit_samples(splits, arguments, seed)
+
+
+def _take_fold(images: LabelledImages, num_folds: int, fold: int, seed: int) -> None:
+    """Leave two splits: a fold of the training images for validation, whose `train_index` says where they were, and
+    the others."""
+    train, rows = images.splits["train"], np.arange(len(images.splits["train"]))
+    if images.is_multi_label:
+        if num_folds > len(rows):
+            raise ValueError(f"--num_folds {num_folds} is more than the {counted(len(rows), 'images')} there are")
+        parts = KFold(num_folds, shuffle=True, random_state=seed).split(rows)
+    else:
+        labels = images.labels("train")
+        counts = np.bincount(labels, minlength=len(images.class_names))
+        rarest = int(np.argmin(np.where(counts > 0, counts, counts.max() + 1)))
+        if num_folds > counts[rarest]:
+            raise ValueError(
+                f"--num_folds {num_folds}: class {images.class_names[rarest]!r} has only "
+                f"{counted(int(counts[rarest]), 'images')}, less than one for each fold"
+            )
+        parts = StratifiedKFold(num_folds, shuffle=True, random_state=seed).split(rows, labels)
+    kept, chosen = list(parts)[fold]
+    images.splits.clear()
+    images.splits["train"] = train.select(kept)
+    images.splits["validation"] = train.select(chosen).add_column("train_index", chosen)
 
 
 def class_mapping(class_names: Sequence[str]) -> dict[str, dict]:

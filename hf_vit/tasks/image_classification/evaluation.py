@@ -59,7 +59,7 @@ class ClassificationEvaluator(Evaluator):
         self.counters: dict[str, ClassificationCounter] = {}  # by head, that of the prediction under ""
         self.state = {"heads": {}}
         if final:
-            self.state["rows"] = []  # of each batch, (B, 4): index, label, prediction and confidence
+            self.state["rows"] = []  # of each batch, (B, 5): index, label, prediction, confidence and loss
         if self.teachers is not None:
             self.state["right"] = np.zeros(len(self.teachers.teachers), np.int64)
 
@@ -90,7 +90,8 @@ class ClassificationEvaluator(Evaluator):
             self.state["right"] += outputs["right"].sum(1).cpu().numpy()
         if self.final:
             found = heads[""]
-            rows = (batch["sample_key"][:, 1], found["labels"], found["ranked"][:, 0], found["confidence"])
+            known = (batch["sample_key"][:, 1], found["labels"], found["ranked"][:, 0], found["confidence"])
+            rows = (*known, -found["log_probability"])
             self.state["rows"].append(np.stack(rows, axis=1).astype(np.float64))
 
     def compute(self) -> dict[str, Any]:
@@ -117,12 +118,12 @@ class ClassificationEvaluator(Evaluator):
         annotator = {} if self.annotator is None else {"annotator": self.annotator}
         if self.teachers is None:
             return annotator
-        accuracies = (self.state["right"] / len(self._rows())).tolist()
+        accuracies = (self.state["right"] / len(self.rows())).tolist()
         teachers = [{**who, "accuracy": value} for who, value in zip(self.teachers.describe(), accuracies)]
         return {**annotator, "teachers": teachers}
 
-    def _rows(self) -> np.ndarray:
-        """Index, label, prediction and confidence of each sample, (samples, 4), in the split's order."""
+    def rows(self) -> np.ndarray:
+        """Index, label, prediction, confidence and loss of each sample, (samples, 5), in the split's order."""
         rows = np.concatenate(self.state["rows"])
         return rows[np.argsort(rows[:, 0], kind="stable")]
 
@@ -131,15 +132,18 @@ class ClassificationEvaluator(Evaluator):
         return {"label": names[label], "prediction": names[prediction], "score": float(row[3])}
 
     def predictions(self) -> Iterator[dict[str, Any]]:
-        for row in self._rows():
+        for row in self.rows():
             index = int(row[0])
-            file = (self.images[index]["image"] or {}).get("path")
-            yield {"index": index, **({"file": file} if file else {}), **self._told(row)}
+            image = self.images[index]
+            file = (image["image"] or {}).get("path")
+            position = {"train_index": image["train_index"]} if "train_index" in image else {}  # of a fold
+            told = {**self._told(row), "loss": float(row[4])}
+            yield {"index": index, **position, **({"file": file} if file else {}), **told}
 
     def save_samples(self, folder: Path) -> list[dict[str, Any]]:
         """Images of the split as PNG, large ones made smaller, with what the model made of them: evenly spaced ones
         that it knew, then mistakes, up to half, the one first that it was surest of."""
-        rows, samples = self._rows(), []
+        rows, samples = self.rows(), []
         right = rows[:, 1] == rows[:, 2]
         count = min(self.num_samples, len(rows))
         num_wrong = min(max(count // 2, count - int(right.sum())), int((~right).sum()))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from PIL.Image import Resampling
 from torch import nn
 from transformers import (
@@ -162,6 +164,9 @@ def _pretrained(arguments: ModelArguments, class_mapping: dict[str, dict]) -> Pr
     config = AutoConfig.from_pretrained(name, **options)
     check_fields(fields, config, is_checkpoint=True)
     resamples_itself = config.model_type == HfViTConfig.model_type
+    adds_token = bool(fields.get("use_distillation_token")) and not config.use_distillation_token
+    if adds_token:
+        del fields["use_distillation_token"]
     if resamples_itself:
         fields = {**fields, **_size_field(arguments)}
     config = AutoConfig.from_pretrained(name, **options, **fields)
@@ -181,7 +186,24 @@ def _pretrained(arguments: ModelArguments, class_mapping: dict[str, dict]) -> Pr
         )
     if arguments.size is not None and not resamples_itself:
         change_image_size(model, arguments.size)
-    return model
+    return with_distillation_token(model) if adds_token else model
+
+
+def with_distillation_token(model: PreTrainedModel) -> PreTrainedModel:
+    """The same Vision Transformer of this package with a distillation token and its head (DeiT, arXiv 2012.12877),
+    which are random; where the tokens before the patches have learnt positions, its own starts at zero."""
+    config = copy.deepcopy(model.config)
+    config.use_distillation_token = True
+    taught = type(model)(config)
+    weights = model.state_dict()
+    for name, table in taught.named_parameters():
+        if name.endswith(".prefix") and len(table) == len(weights[name]) + 1:
+            has_all = len(table) == config.num_layer_prefix_tokens
+            row = config.distillation_token_index if has_all else int(config.use_class_token)
+            above, below = weights[name][:row], weights[name][row:]
+            weights[name] = torch.cat((above, torch.zeros_like(table[:1]), below))
+    taught.load_state_dict(weights, strict=False)
+    return taught
 
 
 def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:

@@ -19,6 +19,7 @@ from hf_vit.tasks.image_classification.evaluation import ClassificationEvaluator
 from hf_vit.tasks.image_classification.losses import MULTI_LABEL
 from hf_vit.tasks.image_classification.models import num_channels_of
 from hf_vit.tasks.image_classification.multi_label_evaluation import MultiLabelEvaluator
+from hf_vit.tasks.image_classification.review import review_page
 from hf_vit.tasks.image_classification.views import ImageView
 from hf_vit.tasks.task import Assessment, data_loader
 from hf_vit.vision.processors import InputFormat
@@ -36,8 +37,9 @@ def assessment(arguments: Any) -> Assessment:
     data = load_scored_images(model, arguments.data, score.split, arguments.classes.class_order)
     images = data.splits[score.split]
     if data.is_multi_label:
-        if arguments.test_time.apply_temperature or arguments.test_time.test_time_augmentation:
-            raise ValueError("--apply_temperature and --test_time_augmentation are of one label an image")
+        given = [name for name, value in vars(arguments.test_time).items() if value]
+        if given:
+            raise ValueError(f"--{given[0]} is of one label an image")
         thresholds = getattr(model.config, "label_thresholds", None)
         several: Any = MultiLabelEvaluator(images, data.class_names, processor, final=True, thresholds=thresholds)
     views = ImageView(images, EvaluationTransform(processor), num_channels=num_channels_of(model))
@@ -50,6 +52,9 @@ def assessment(arguments: Any) -> Assessment:
             "confusion_matrix.png": figures.confusion_matrix(facts),
             "reliability.png": figures.reliability_diagram(facts),
         }
+        if arguments.test_time.top_losses:
+            rows = evaluator.rows()
+            pictures["top_losses.html"] = review_page(images, data.class_names, rows, arguments.test_time.top_losses)
         return {name: picture for name, picture in pictures.items() if picture is not None}
 
     loader = data_loader(views, arguments.data, batch_size=score.per_device_eval_batch_size)

@@ -34,9 +34,9 @@ def build_reader(
         ValueError: an unknown config field, a checkpoint of another architecture, or one with fewer tokens than the
             tokenizer or with other special ones.
     """
-    check_fields(dict(arguments.encoder_overrides), HfViTConfig())
+    check_fields(dict(arguments.encoder_overrides), HfViTConfig(), argument="encoder_overrides")
     smoothing = {} if label_smoothing is None else {"label_smoothing": label_smoothing}
-    check_fields(dict(arguments.decoder_overrides), HfTransformerConfig())
+    check_fields(dict(arguments.decoder_overrides), HfTransformerConfig(), argument="decoder_overrides")
     if arguments.model_name_or_path is not None:
         model = _from_checkpoint(arguments, smoothing)
         text = model.config.text_config

@@ -37,6 +37,10 @@ class TextDataArguments(SourceArguments):
         128, help="Tokens of a source: longer training pairs are left out, longer sources in evaluation are cut."
     )
     max_target_length: int = argument(128, help="Tokens of a target: training pairs with longer ones are left out.")
+    max_length_ratio: float | None = argument(
+        None, help="Leave training pairs out of which one side has more than so many times the other's characters."
+    )
+    drop_duplicates: bool = argument(False, help="Keep the first of training pairs that are the same.")
     max_tokens_per_batch: int | None = argument(
         None,
         help="Source and target tokens, padding included, of one process in one training batch of pairs of like "
@@ -56,7 +60,7 @@ class TextDataArguments(SourceArguments):
                 raise ValueError(
                     f"--{split}_file takes one file of JSON lines, CSV or TSV, or two of text, found {len(files)}"
                 )
-        for name in ("max_source_length", "max_target_length", "max_tokens_per_batch"):
+        for name in ("max_source_length", "max_target_length", "max_tokens_per_batch", "max_length_ratio"):
             check_range(name, getattr(self, name), 1)
 
     def _check_origin(self) -> None:

@@ -95,16 +95,39 @@ def load_parallel_texts(arguments: TextDataArguments, seed: int) -> ParallelText
         raw = named_splits(found, name, arguments.test_split_name)
     info = raw["train"].info
     splits = {split: _two_columns(dataset, split, arguments) for split, dataset in raw.items()}
-    left_out = len(splits["train"])
-    splits["train"] = splits["train"].filter(lambda row: bool(row["source"] and row["target"]))
-    left_out -= len(splits["train"])
+    splits["train"], left_out = _cleaned(splits["train"], arguments)
     if len(splits["train"]) == 0:
-        raise ValueError(f"the train split of {name!r} has no pair with a source and a target")
+        reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in left_out.items())
+        raise ValueError(f"the train split of {name!r} has no pair with a source and a target ({reasons})")
     split_off_validation(splits, arguments, seed)
     limit_samples(splits, arguments, seed)
     languages: tuple[Any, Any] = (arguments.source_lang, arguments.target_lang)
     name = own_name(name) if Path(name).is_dir() else name
-    return ParallelTexts(name, revision_of(info), info.license or None, *languages, splits, {"empty": left_out})
+    return ParallelTexts(name, revision_of(info), info.license or None, *languages, splits, left_out)
+
+
+def _cleaned(pairs: Dataset, arguments: TextDataArguments) -> tuple[Dataset, dict[str, int]]:
+    """The pairs to train on, and how many are left out by the reason: those without a text on either side and, where
+    asked for, those of unlike lengths and those that were there before."""
+    left_out = {"empty": 0}
+    if arguments.max_length_ratio is not None:
+        left_out["length_ratio"] = 0
+    if arguments.drop_duplicates:
+        left_out["duplicates"] = 0
+    kept, seen = [], set()
+    for index, pair in enumerate(zip(pairs["source"], pairs["target"])):
+        shorter, longer = sorted(map(len, pair))
+        if not shorter:
+            left_out["empty"] += 1
+        elif arguments.max_length_ratio is not None and longer > arguments.max_length_ratio * shorter:
+            left_out["length_ratio"] += 1
+        elif arguments.drop_duplicates and pair in seen:
+            left_out["duplicates"] += 1
+        else:
+            kept.append(index)
+            if arguments.drop_duplicates:
+                seen.add(pair)
+    return (pairs if len(kept) == len(pairs) else pairs.select(kept)), left_out
 
 
 def load_parallel_split(arguments: ScoredTextArguments, split: str) -> ParallelTexts:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 from PIL import Image as PILImage
+from sklearn.model_selection import StratifiedKFold
 from torch.utils.data import DataLoader
 from transformers import ViTImageProcessor, pipeline
 
@@ -271,3 +272,22 @@ def test_corrupt_images_can_be_left_out(tmp_path, num_workers):
     for split in data.splits.values():
         for index, row in enumerate(split):
             decode(row["image"], index)
+
+
+def test_folds_part_the_training_images_by_class_as_scikit_learn_does():
+    arguments = {"dataset_name": "sklearn_digits", "num_folds": 3}
+    loaded = [load_labelled_images(DataArguments(**arguments, fold=fold), 7) for fold in range(3)]
+    whole = load_labelled_images(DataArguments(dataset_name="sklearn_digits", train_val_split=0.0), 7)
+    labels = whole.labels("train")
+    parts = StratifiedKFold(3, shuffle=True, random_state=7).split(labels, labels)
+    for images, (train, fold) in zip(loaded, parts):
+        assert set(images.splits) == {"train", "validation"}
+        assert images.splits["validation"]["train_index"] == fold.tolist()
+        np.testing.assert_array_equal(images.labels("validation"), labels[fold])
+        np.testing.assert_array_equal(images.labels("train"), labels[train])
+    with pytest.raises(ValueError, match=r"--num_folds 500: class '\d' has only 1\d\d images"):
+        load_labelled_images(DataArguments(**{**arguments, "num_folds": 500}, fold=0), 7)
+    with pytest.raises(ValueError, match="--num_folds and --fold go together"):
+        DataArguments(**arguments)
+    with pytest.raises(ValueError, match="--fold must be >= 0 and <= 2, found 3"):
+        DataArguments(**arguments, fold=3)

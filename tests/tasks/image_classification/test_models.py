@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from random_weights import randomise
 from transformers import (
     BeitConfig,
     BeitForImageClassification,
@@ -21,6 +22,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_vit import HfViTConfig, HfViTForImageClassification, HfViTImageProcessor
+from hf_vit.config import Options
 from hf_vit.tasks.image_classification.data import class_mapping
 from hf_vit.tasks.image_classification.models import (
     ModelArguments,
@@ -202,3 +204,21 @@ def test_how_our_processor_crops_is_taken_over_or_refused(tmp_path):
         build(model_name_or_path=str(tmp_path))
     _, processor = build(model_name_or_path=str(tmp_path), eval_crop_ratio=0.5)
     assert InputFormat.of(processor).crop_ratio == 0.5
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"num_register_tokens": 2}, {"num_register_tokens": 2, "registers_first": True}]
+)
+def test_a_distillation_token_joins_those_of_a_checkpoint(fields, tmp_path):
+    """All other tokens enter the layers as before; the new one stands without a position at its index."""
+    torch.manual_seed(0)
+    known = randomise(HfViTForImageClassification(HfViTConfig(**VIT, **fields, **CLASSES)))
+    known.save_pretrained(tmp_path)
+    overrides = Options({"use_distillation_token": True})
+    taught = build_model(ModelArguments(model_name_or_path=str(tmp_path), config_overrides=overrides), CLASSES).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    before, after = (model.vit.embeddings(pixels, (4, 4)) for model in (known, taught))
+    index = taught.config.distillation_token_index
+    assert torch.equal(torch.cat((after[:, :index], after[:, index + 1 :]), dim=1), before)
+    assert torch.equal(after[:, index], taught.vit.embeddings.distillation_token[0].expand(2, -1))
+    assert torch.equal(taught.classifier.weight, known.classifier.weight)

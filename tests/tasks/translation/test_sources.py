@@ -238,3 +238,20 @@ def test_parallel_files_of_different_length_are_refused(tmp_path):
         file.write("one more\nand \N{LINE SEPARATOR} a last")
     with pytest.raises(ValueError, match=r"as many lines.*train.de' 20 lines.*train.en' 22 lines"):
         load_parallel_texts(TextDataArguments(train_file=[source, target], source_lang="de", target_lang="en"), 0)
+
+
+def test_a_corpus_is_cleaned_where_asked_and_what_is_left_out_is_counted(tmp_path):
+    pairs = [("ein Haus", "a house"), ("ein Haus", "a house"), ("ein Haus", "the house"), ("ja", "yes, by all means")]
+    pairs += [("", "nothing"), ("abcd", "ab"), ("abcde", "ab")]
+    for side, lines in zip(("train.de", "train.en"), zip(*pairs)):
+        (tmp_path / side).write_text("".join(f"{line}\n" for line in lines))
+    files = {"train_file": [str(tmp_path / "train.de"), str(tmp_path / "train.en")], "train_val_split": 0.5}
+    arguments = {**files, "source_lang": "de", "target_lang": "en"}
+    plain = load_parallel_texts(TextDataArguments(**arguments), 0)
+    assert plain.left_out == {"empty": 1} and sum(map(len, plain.splits.values())) == 6
+    cleaned = load_parallel_texts(TextDataArguments(**arguments, max_length_ratio=2, drop_duplicates=True), 0)
+    assert cleaned.left_out == {"empty": 1, "length_ratio": 2, "duplicates": 1}
+    kept = sorted(pair for split in cleaned.splits.values() for pair in zip(split["source"], split["target"]))
+    assert kept == sorted([pairs[0], pairs[2], pairs[5]])
+    with pytest.raises(ValueError, match=r"--max_length_ratio must be >= 1, found 0\.5"):
+        TextDataArguments(**arguments, max_length_ratio=0.5)
