@@ -5,6 +5,7 @@ Shapes: B batch, C classes.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,7 @@ class AdjustedClassifier(torch.nn.Module):
         if len(logits) == 1:
             return ImageClassifierOutput(logits=logits[0])
         found = torch.stack([each.float().log_softmax(-1) for each in logits])
-        return ImageClassifierOutput(logits=found.logsumexp(0) - np.log(len(logits)))  # type: ignore[arg-type]
+        return ImageClassifierOutput(logits=found.logsumexp(0) - math.log(len(logits)))
 
 
 def adjusted(model: Any, arguments: TestTimeArguments) -> Any:

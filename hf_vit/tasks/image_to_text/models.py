@@ -84,7 +84,8 @@ def _from_checkpoint(arguments: ReaderArguments, smoothing: dict[str, float]) ->
         for field, value in fields.items():
             setattr(getattr(config, part), field, value)
     config.check()
-    model, info = HfViTForImageToText.from_pretrained(name, config=config, output_loading_info=True, **origin)
+    loaded: Any = HfViTForImageToText.from_pretrained(name, config=config, output_loading_info=True, **origin)
+    model, info = loaded
     _check_all_loaded("--model_name_or_path", name, info, "--encoder_overrides and --decoder_overrides")
     return model
 
@@ -113,7 +114,8 @@ def _from_parts(arguments: ReaderArguments, text: HfTransformerConfig) -> HfViTF
         own = {**arguments.encoder_overrides, **_READ}
         if arguments.image_size is not None:
             own["image_size"] = arguments.image_size
-        encoder, info = HfViTModel.from_pretrained(name, add_pooling_layer=False, output_loading_info=True, **own)
+        loaded: Any = HfViTModel.from_pretrained(name, add_pooling_layer=False, output_loading_info=True, **own)
+        encoder, info = loaded
         _check_all_loaded("--encoder_name_or_path", name, info, "--encoder_overrides")
         model = HfViTForImageToText(HfViTImageToTextConfig(vision_config=encoder.config, text_config=text))
         model.encoder.load_state_dict(encoder.state_dict())
