@@ -108,7 +108,8 @@ def metric(label: str, kind: str = "number") -> Any:
 class Epoch(Part):
     """One evaluation, after an epoch or, where `epoch` has a fraction, within one; `step` is the optimizer step before
     it, `metrics` are of the split that the run follows, `train_loss` is the mean over the epoch so far, and
-    `train_terms` those of the terms of the loss by name, of a task that has several."""
+    `train_terms` those of the terms of the loss by name, of a task that has several; `mfu` is the share of a large
+    matmul's FLOPs a second that the steps reached."""
 
     epoch: int | float | None = None
     step: int | None = None
@@ -119,6 +120,7 @@ class Epoch(Part):
     duration_s: float | None = None
     samples_per_second: float | None = None
     data_wait_fraction: float | None = None
+    mfu: float | None = None
 
     @model_validator(mode="before")
     @classmethod

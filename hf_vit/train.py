@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from datasets import disable_progress_bars
         from transformers.utils.logging import disable_progress_bar
 
+        from hf_vit.trainer.budget import Budget
         from hf_vit.trainer.cpu import keep_freed_memory, use_all_cores
         from hf_vit.trainer.loop import TrainingLoop
         from hf_vit.trainer.output_dir import check_text_encoding, prepare_output_dir, unlock
@@ -103,9 +104,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     use_all_cores(accelerator, arguments.data.dataloader_num_workers)
     with accelerator.main_process_first(), unasked():
         task = build_task(arguments)
+    budget = Budget(accelerator, task, arguments)
+    if arguments.optimization.auto_batch_size:
+        budget.fit_batch_size(accelerator)
     try:
-        loop = TrainingLoop(accelerator, task, arguments)
+        loop = TrainingLoop(accelerator, task, arguments, budget)
         accelerator.print(plan(loop), flush=True)
+        if not arguments.run.dry_run:
+            budget.check()
         if arguments.run.find_learning_rate and not arguments.run.dry_run:
             accelerator.print(find_learning_rate(loop))
         elif not arguments.run.dry_run:

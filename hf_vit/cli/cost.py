@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,13 +16,16 @@ from hf_vit.files import check_model_source
 def cost(
     model: Annotated[
         str,
-        typer.Argument(help="A Vision Transformer of ours: its folder, id, or a variant, as vit_small_patch16_224."),
+        typer.Argument(
+            help="A Vision Transformer, encoder-decoder or detector of ours: its folder, id, or a variant, as "
+            "vit_small_patch16_224."
+        ),
     ],
     image_size: Annotated[
         str | None, typer.Option(help="Pixels: a side, or HEIGHTxWIDTH; the model's own if not.")
     ] = None,
     patch_size: Annotated[str | None, typer.Option(help="Pixels, likewise.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images, or pairs of texts.")] = 1,
     memory: Annotated[str | None, typer.Option(help="What there is, for instance 24GiB: say what fits.")] = None,
     training: Annotated[bool, typer.Option("--training", help="Of a training step, not of inference.")] = False,
     dtype: Annotated[str, typer.Option(help="Of the parameters: float32, bfloat16 or float16.")] = "float32",
@@ -31,16 +35,35 @@ def cost(
         bool, typer.Option("--gradient-checkpointing", help="Compute each layer again in the backward pass.")
     ] = False,
     optimizer: Annotated[str, typer.Option(help="adamw, sgd_momentum or sgd.")] = "adamw",
+    source_tokens: Annotated[int, typer.Option(min=1, help="Of each text, for an encoder-decoder.")] = 128,
+    target_tokens: Annotated[int, typer.Option(min=1, help="Likewise.")] = 128,
+    chart: Annotated[
+        Path | None, typer.Option(help="Draw cost by image size, and by depth and width, as this PNG.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, memory in bytes.")] = False,
 ) -> None:
-    """Say what a Vision Transformer costs: parameters, FLOPs and memory, and what fits. Runs no code of the model."""
-    from hf_vit.cost import Setup, as_text, forecast, memory_bytes, vit_config
+    """Say what a model costs: parameters, FLOPs and memory, and what fits. Runs no code of the model."""
+    from hf_vit.cost import Setup, as_text, forecast, memory_bytes, model_config
 
     check_model_source("model", model)
     limit = None if memory is None else memory_bytes(memory)
-    setup = Setup(batch_size, training, dtype, mixed_precision, attn_implementation, gradient_checkpointing, optimizer)
+    setup = Setup(
+        batch_size,
+        training,
+        dtype,
+        mixed_precision,
+        attn_implementation,
+        gradient_checkpointing,
+        optimizer,
+        source_tokens,
+        target_tokens,
+    )
     sizes = {"image_size": size("image-size", image_size), "patch_size": size("patch-size", patch_size)}
-    config = vit_config(model, revision, **{name: pair for name, pair in sizes.items() if pair is not None})
+    config = model_config(model, revision, **{name: pair for name, pair in sizes.items() if pair is not None})
     result = forecast(config, setup, limit)
+    if chart is not None:
+        from hf_vit.cost.chart import draw_chart
+
+        draw_chart(config, setup, chart)
     print(json.dumps(result.to_dict(), indent=2) if as_json else as_text(result))

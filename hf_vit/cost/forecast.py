@@ -6,9 +6,12 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from hf_vit.cost.memory import Memory, Setup, vit_memory
+from transformers import PreTrainedConfig
+
+from hf_vit.cost.families import family_of
+from hf_vit.cost.memory import Memory, Setup
 from hf_vit.cost.parts import Part
-from hf_vit.cost.vit import tokens_in_layers, vit_parts
+from hf_vit.cost.vit import num_patches
 from hf_vit.models.configuration_hf_vit import HfViTConfig
 from hf_vit.models.token_schedule import token_reduction
 
@@ -50,7 +53,7 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Cost of a Vision Transformer.
+    """Cost of a model.
 
     Args:
         setup: how it is run.
@@ -60,6 +63,8 @@ class Forecast:
         limit: bytes there are, or None.
         largest_batch: images that fit into the limit; 0 if not one does.
         remedies: what would make it need less.
+        cache_bytes: of an encoder-decoder, keys and values of `target_tokens` and `source_tokens`; None of others.
+        generated_token_macs: of an encoder-decoder, multiply-accumulates of the last of `target_tokens` of one text.
     """
 
     setup: Setup
@@ -69,6 +74,8 @@ class Forecast:
     limit: int | None
     largest_batch: int | None
     remedies: list[Remedy]
+    cache_bytes: int | None = None
+    generated_token_macs: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -104,6 +111,8 @@ class Forecast:
             "step_flops": 2 * self.step_macs,
             "parts": [{**asdict(part), "flops": part.flops} for part in self.parts],
             "memory": {**asdict(self.memory), "peak": self.memory.peak},
+            "cache_bytes": self.cache_bytes,
+            "generated_token_macs": self.generated_token_macs,
             "limit": self.limit,
             "fits": self.fits,
             "largest_batch": self.largest_batch,
@@ -111,67 +120,69 @@ class Forecast:
         }
 
 
-def forecast(config: HfViTConfig, setup: Setup, limit: int | None = None) -> Forecast:
-    """Return the cost of an image classifier.
+def forecast(config: PreTrainedConfig, setup: Setup, limit: int | None = None) -> Forecast:
+    """Return the cost of an image classifier, a translator or a detector.
 
     Args:
         config: the configuration; images are of its `image_size`.
         setup: how it is run.
         limit: bytes of memory there are.
+
+    Raises:
+        ValueError: if it is none of the three, or a detector on another backbone.
     """
+    family = family_of(config)
     return Forecast(
         setup=setup,
-        tokens=tokens_in_layers(config, setup.training),
-        parts=vit_parts(config, setup.batch_size, setup.training),
-        memory=vit_memory(config, setup),
+        tokens=family.tokens(config, setup),
+        parts=family.parts(config, setup),
+        memory=family.memory(config, setup),
         limit=limit,
         largest_batch=largest_batch(config, setup, limit),
         remedies=_remedies(config, setup, limit),
+        **family.generation(config, setup),
     )
 
 
-def largest_batch(config: HfViTConfig, setup: Setup, limit: int | None) -> int | None:
+def largest_batch(config: PreTrainedConfig, setup: Setup, limit: int | None) -> int | None:
     """Return the most images that fit into so many bytes, 0 if not one does, None without a limit. What a model needs
     grows with the batch, so that halving finds it."""
     if limit is None:
         return None
-    fits, too_many = 0, _MOST_IMAGES
+    memory, fits, too_many = family_of(config).memory, 0, _MOST_IMAGES
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
-        if vit_memory(config, replace(setup, batch_size=middle)).peak <= limit:
+        if memory(config, replace(setup, batch_size=middle)).peak <= limit:
             fits = middle
         else:
             too_many = middle
     return fits
 
 
-def _remedies(config: HfViTConfig, setup: Setup, limit: int | None) -> list[Remedy]:
-    before = vit_memory(config, setup).peak
+def _remedies(config: PreTrainedConfig, setup: Setup, limit: int | None) -> list[Remedy]:
+    memory = family_of(config).memory
+    before = memory(config, setup).peak
     found = []
     for name, price, changed, way in _changes(config, setup):
-        peak = vit_memory(changed, way).peak
+        peak = memory(changed, way).peak
         found.append(Remedy(name, price, peak, before - peak, largest_batch(changed, way, limit)))
     return found
 
 
-def _changes(config: HfViTConfig, setup: Setup) -> list[tuple[str, str, HfViTConfig, Setup]]:
+def _changes(config: PreTrainedConfig, setup: Setup) -> list[tuple[str, str, PreTrainedConfig, Setup]]:
     """Names and prices of the changes that are possible, and the model and its setup after each."""
-    changes = []
+    changes: list[tuple[str, str, PreTrainedConfig, Setup]] = []
     if setup.batch_size > 1:
         half = setup.batch_size // 2
         price = "accumulate gradients for the same global batch" if setup.training else "more batches"
         changes.append((f"batch size {half}", price, config, replace(setup, batch_size=half)))
-    larger = tuple(2 * side for side in config.patch_shape)
-    divides = all(side % patch == 0 for side, patch in zip(config.image_shape, larger))
-    if divides and not token_reduction(config):  # whose schedule is for as many patches as there are
-        coarse = _changed(config, patch_size=larger[0] if larger[0] == larger[1] else list(larger))
-        price = "a quarter of the tokens: coarser, trained anew"
-        changes.append((f"patch size {larger[0]}x{larger[1]}", price, coarse, setup))
-    if setup.attn_implementation == "eager" and not config.talking_heads:
+    if isinstance(config, HfViTConfig):
+        changes += [(name, price, changed, setup) for name, price, changed in _fewer_tokens(config)]
+    if setup.attn_implementation == "eager" and not getattr(config, "talking_heads", False):
         price = "attention weights that are asked for are computed by eager all the same"
         changes.append(("SDPA", price, config, replace(setup, attn_implementation="sdpa")))
     if setup.training and not setup.gradient_checkpointing:
-        parts = vit_parts(config, setup.batch_size, training=True)
+        parts = family_of(config).parts(config, setup)
         step = sum(part.macs + part.backward_macs for part in parts)
         price = f"{100 * sum(part.recomputed_macs for part in parts) / step:.0f} % more FLOPs a step"
         changes.append(("gradient checkpointing", price, config, replace(setup, gradient_checkpointing=True)))
@@ -181,6 +192,21 @@ def _changes(config: HfViTConfig, setup: Setup) -> list[tuple[str, str, HfViTCon
     if setup.compute_bytes == 4 and not setup.training:
         price = "weights and matmuls with 8 bits of precision"
         changes.append(("bf16", price, config, replace(setup, dtype="bfloat16")))
+    return changes
+
+
+def _fewer_tokens(config: HfViTConfig) -> list[tuple[str, str, HfViTConfig]]:
+    changes = []
+    larger = tuple(2 * side for side in config.patch_shape)
+    divides = all(side % patch == 0 for side, patch in zip(config.image_shape, larger))
+    if divides and not token_reduction(config):  # whose schedule is for as many patches as there are
+        coarse = _changed(config, patch_size=larger[0] if larger[0] == larger[1] else list(larger))
+        price = "a quarter of the tokens: coarser, trained anew"
+        changes.append((f"patch size {larger[0]}x{larger[1]}", price, coarse))
+    merged = num_patches(config) // (2 * config.num_hidden_layers)
+    if merged and not token_reduction(config):
+        price = "accuracy, which is to be measured; half of the patches are left after the last layer"
+        changes.append((f"token_merging_r {merged}", price, _changed(config, token_merging_r=merged)))
     return changes
 
 

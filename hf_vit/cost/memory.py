@@ -25,13 +25,14 @@ class Setup:
     """How a model is run.
 
     Args:
-        batch_size: images, at least 1.
+        batch_size: images or pairs of texts, at least 1.
         training: with gradients and an optimizer.
         dtype: of the parameters, a name in `DTYPES`.
         mixed_precision: "no", or "bf16" or "fp16": autocast over the parameters' type.
         attn_implementation: "eager", which holds the attention weights of a whole layer, or "sdpa", which does not.
         gradient_checkpointing: compute each layer again in the backward pass.
         optimizer: a name in `OPTIMIZER_STATES`.
+        source_tokens, target_tokens: of each text, for the encoder-decoder, at least 1.
 
     Raises:
         ValueError: if a value is out of range.
@@ -44,10 +45,13 @@ class Setup:
     attn_implementation: str = "sdpa"
     gradient_checkpointing: bool = False
     optimizer: str = "adamw"
+    source_tokens: int = 128
+    target_tokens: int = 128
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        for name in ("batch_size", "source_tokens", "target_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         choices = {
             "dtype": DTYPES,
             "mixed_precision": MIXED_PRECISIONS,
@@ -102,19 +106,38 @@ def vit_memory(config: HfViTConfig, setup: Setup) -> Memory:
     parameters = sum(part.parameters for part in vit_parts(config)) * setup.parameter_bytes
     tokens = tokens_in_layers(config, setup.training)
     matrix = attention_matrix_bytes(setup.batch_size, config.num_attention_heads, tokens, tokens, setup.compute_bytes)
-    copies = parameters // 2 if setup.compute_bytes < setup.parameter_bytes else 0  # autocast keeps them for the step
-    return Memory(
-        parameters=parameters,
-        gradients=parameters if setup.training else 0,
-        optimizer=parameters * OPTIMIZER_STATES[setup.optimizer] if setup.training else 0,
-        activations=saved_bytes(config, setup) if setup.training else 0,
-        working=working_bytes(config, setup) + copies,
-        attention_matrix=matrix if _is_eager(config, setup) else 0,
-    )
+    matrix *= _is_eager(config, setup)
+    if not setup.training:
+        copies = _copies(setup, parameters)
+        return Memory(parameters, 0, 0, 0, working_bytes(config, setup) + copies, matrix)
+    in_forward = 0
+    if setup.gradient_checkpointing:  # the copies of all weights are there in the forward pass
+        recomputed = max(layer_saved_bytes(config, setup, *of_layer) for of_layer in tokens_by_layer(config, True))
+        in_forward = _copies(setup, parameters) + _forward_working_bytes(config, setup) - recomputed
+    working = max(working_bytes(config, setup), in_forward - _copies(setup, parameters) // config.num_hidden_layers)
+    return whole_memory(setup, parameters, saved_bytes(config, setup), working, matrix, config.num_hidden_layers)
+
+
+def _copies(setup: Setup, parameters: int) -> int:
+    """Bytes of the weights' copies that autocast keeps for a forward pass, and autograd for the backward pass."""
+    if setup.compute_bytes == setup.parameter_bytes:
+        return 0
+    return parameters * setup.compute_bytes // setup.parameter_bytes
+
+
+def whole_memory(setup: Setup, parameters: int, activations: int, working: int, matrix: int, layers: int) -> Memory:
+    """Memory of training, with gradients, what the optimizer keeps, and the weights' copies in the type of the
+    matmuls, with gradient checkpointing those of one of the layers alone."""
+    copies = _copies(setup, parameters) // (layers if setup.gradient_checkpointing else 1)
+    states = parameters * OPTIMIZER_STATES[setup.optimizer]
+    return Memory(parameters, parameters, states, activations, working + copies, matrix)
 
 
 def _is_eager(config: HfViTConfig, setup: Setup) -> bool:
-    """Whether a layer's attention weights are held whole: SDPA too does it on a CPU with dropout."""
+    """Whether a layer's attention weights are held whole: SDPA too does it on a CPU with dropout, and where values
+    have another size than queries and keys."""
+    if len(set(config.head_dims)) > 1:
+        return True
     has_dropout = setup.training and config.attention_probs_dropout_prob > 0
     return setup.attn_implementation == "eager" or config.talking_heads or has_dropout
 
@@ -151,20 +174,21 @@ def layer_saved_bytes(config: HfViTConfig, setup: Setup, tokens: int, in_mlp: in
     rows, compute, mlp_rows = setup.batch_size * tokens, setup.compute_bytes, setup.batch_size * in_mlp
     size, states = config.hidden_size, rows * config.hidden_size * compute
     mlp_states = mlp_rows * size * compute
-    kept = _norm_saved_bytes(config, setup, rows, size, setup.parameter_bytes) + 5 * states
+    qk, v = (rows * config.num_attention_heads * width * compute for width in config.head_dims)
+    kept = _norm_saved_bytes(config, setup, rows, size, setup.parameter_bytes) + states + 2 * (qk + v)
     kept += _norm_saved_bytes(config, setup, mlp_rows, size, setup.parameter_bytes) + mlp_states
     if config.qk_norm:
         heads = rows * config.num_attention_heads
-        kept += states + 2 * _norm_saved_bytes(config, setup, heads, size // config.num_attention_heads, compute)
+        kept += v + 2 * _norm_saved_bytes(config, setup, heads, config.head_dims[0], compute)
     elif config.rotary_position and not _is_eager(config, setup):
-        kept += 2 * states
+        kept += 2 * qk
     if config.attention_output_norm:
-        kept += _norm_saved_bytes(config, setup, rows, size, compute)
+        kept += _norm_saved_bytes(config, setup, rows, config.num_attention_heads * config.head_dims[1], compute)
     if config.mlp_hidden_norm:
         kept += _norm_saved_bytes(config, setup, mlp_rows, config.intermediate_size, compute)
     scales = (config.layer_scale_init_value is not None) + bool(config.hidden_dropout_prob)
     kept += scales * (states + mlp_states)
-    kept += _mlp_copies(config.hidden_act) * mlp_rows * config.intermediate_size * compute
+    kept += mlp_copies(config.hidden_act) * mlp_rows * config.intermediate_size * compute
     return kept + _weights_saved_bytes(config, setup, rows, tokens)
 
 
@@ -177,17 +201,25 @@ def _norm_saved_bytes(config: HfViTConfig, setup: Setup, rows: int, size: int, b
 
 
 def _weights_saved_bytes(config: HfViTConfig, setup: Setup, queries: int, keys: int) -> int:
-    pairs, compute = queries * keys * config.num_attention_heads, setup.compute_bytes
-    if not _is_eager(config, setup):
-        return queries * config.num_attention_heads * 4
+    pairs = queries * keys * config.num_attention_heads
     if config.talking_heads:
-        return pairs * (4 + 3 * compute)
-    if config.attention_probs_dropout_prob:
+        return pairs * (4 + 3 * setup.compute_bytes)
+    held = pairs if _is_eager(config, setup) else 0
+    return kept_of_weights(held, queries * config.num_attention_heads, setup, config.attention_probs_dropout_prob > 0)
+
+
+def kept_of_weights(pairs: int, rows: int, setup: Setup, has_dropout: bool) -> int:
+    """Bytes that autograd keeps of attention weights, of so many pairs in fp32 and in the type of the matmuls, or, if
+    they are not held whole (no pairs), of a number a query and head."""
+    compute = setup.compute_bytes
+    if not pairs:
+        return rows * 4
+    if has_dropout:
         return pairs * (4 + 2 * compute)
     return pairs * (4 if compute == 4 else 4 + compute)
 
 
-def _mlp_copies(hidden_act: str) -> int:
+def mlp_copies(hidden_act: str) -> int:
     """Copies of an MLP's hidden layer that autograd keeps."""
     if hidden_act in GATED_ACTIVATIONS:
         return 4
@@ -227,16 +259,35 @@ def working_bytes(config: HfViTConfig, setup: Setup) -> int:
     Inference, with the sizes in bytes: in attention the residual stream, its norm, queries, keys and values, two
     copies of factors, 7 B T D, and the scores beside the attention weights, 2 B H T^2; in the MLP the stream before
     and after attention, the branch, the norm, the result, 5 B T D, and the hidden layer before and after the
-    activation, 2 B T M. Training: the gradients of what attention or the MLP keep.
+    activation, 2 B T M.
+
+    Training: when the backward pass comes to a layer's MLP, all is there that the layer keeps, and on top the gradient
+    of the hidden layer, B T M, and of a weight, M D, and, where matmuls have a type of their own, B T D in it. When it
+    comes to the attention, what the MLP kept, 2 B T D and the hidden layers, has gone, and the gradients of the
+    attention weights and of the scores, 2 B H T^2, are there. The gradient of the residual stream takes the room of
+    the input of the final norm.
     """
+    if not setup.training:
+        return _forward_working_bytes(config, setup)
+    tokens = tokens_in_layers(config, True)
+    rows, compute = setup.batch_size * tokens, setup.compute_bytes
+    states = rows * config.hidden_size * compute
+    weight = mlp_width(config.hidden_act, config.intermediate_size) * config.hidden_size * compute
+    converted = states if compute < setup.parameter_bytes else 0
+    in_mlp = rows * config.intermediate_size * compute + weight + converted
+    kept_by_mlp = mlp_copies(config.hidden_act) * rows * config.intermediate_size * compute
+    kept_by_mlp += rows * config.hidden_size * (setup.parameter_bytes + compute)
+    # In a type of less than fp32 the attention weights have been used in theirs, and are gone, when the gradients are.
+    pairs = rows * tokens * config.num_attention_heads if _is_eager(config, setup) else 0
+    return max(in_mlp, pairs * (8 if compute == 4 else 8 - compute) + 2 * states - kept_by_mlp)
+
+
+def _forward_working_bytes(config: HfViTConfig, setup: Setup) -> int:
+    """What a layer holds in its forward pass, beside what autograd keeps of it."""
     tokens = tokens_in_layers(config, setup.training)
     rows, compute = setup.batch_size * tokens, setup.compute_bytes
-    states, pairs = rows * config.hidden_size * compute, rows * tokens * config.num_attention_heads
-    stream = rows * config.hidden_size * setup.parameter_bytes
+    states, stream = rows * config.hidden_size * compute, rows * config.hidden_size * setup.parameter_bytes
     hidden = rows * (mlp_width(config.hidden_act, config.intermediate_size) + config.intermediate_size) * compute
-    scores = pairs * (8 if compute == 4 else 8 + compute) if _is_eager(config, setup) else 0
-    if not setup.training:
-        return max(stream + 6 * states + scores, 2 * stream + 3 * states + hidden)
-    kept_by_mlp = _mlp_copies(config.hidden_act) * rows * config.intermediate_size * compute
-    # In the backward pass of attention, what the MLP of that layer kept is gone.
-    return max(2 * stream + 2 * states + hidden, 2 * stream + 4 * states + scores - kept_by_mlp)
+    pairs = rows * tokens * config.num_attention_heads if _is_eager(config, setup) else 0
+    scores = pairs * (8 if compute == 4 else 8 + compute)
+    return max(stream + (7 if scores else 6) * states + scores, 3 * stream + 2 * states + hidden)

@@ -16,7 +16,7 @@ def as_text(cost: Forecast) -> str:
     work = f"training with {setup.optimizer}" if setup.training else "inference"
     precision = setup.dtype if setup.mixed_precision == "no" else f"{setup.mixed_precision} over {setup.dtype}"
     title = (
-        f"{counted(setup.batch_size, 'images')}, {counted(cost.tokens, 'tokens')} each, {work}, {precision}, "
+        f"{counted(setup.batch_size, 'samples')}, {counted(cost.tokens, 'tokens')} each, {work}, {precision}, "
         f"{setup.attn_implementation}{', gradient checkpointing' if setup.gradient_checkpointing else ''}"
     )
     return "\n\n".join([title, _parts(cost), _memory(cost), _remedies(cost)])
@@ -26,6 +26,9 @@ def _parts(cost: Forecast) -> str:
     rows = [["part", "parameters", "MACs", "FLOPs"]]
     rows += [[part.name, f"{part.parameters:,}", _short(part.macs), _short(part.flops)] for part in cost.parts]
     rows.append(["all", f"{cost.parameters:,}", _short(cost.macs), _short(2 * cost.macs)])
+    if cost.generated_token_macs is not None:
+        macs = cost.generated_token_macs
+        rows.append(["a generated token, the last", "", _short(macs), _short(2 * macs)])
     if cost.setup.training:
         rows.append(["with the backward pass", "", _short(cost.step_macs), _short(2 * cost.step_macs)])
     return _table(rows)
@@ -37,6 +40,8 @@ def _memory(cost: Forecast) -> str:
     for name in ("parameters", "gradients", "optimizer", "activations", "working", "peak"):
         rows.append([name, gib(getattr(memory, name))])
     rows.append(["attention weights of one layer", gib(memory.attention_matrix)])
+    if cost.cache_bytes is not None:
+        rows.append(["cache of the whole texts", gib(cost.cache_bytes)])
     return _table(rows)
 
 

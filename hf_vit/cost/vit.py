@@ -52,6 +52,8 @@ def vit_parts(config: HfViTConfig, batch_size: int = 1, training: bool = False) 
     | scores | 0 | B L T^2 D |
     | values | 0 | B L T^2 D |
     | projection | L (D^2 + D) | B L T D^2 |
+    | the four, heads with K and K' channels of their own | L (D H (2 K + 2 K') + H (2 K + K') + D) | \
+B L (T D H (2 K + 2 K') + T^2 H (K + K')) |
     | head mixing (talking heads) | L 2 (H^2 + H) | B L T^2 2 H^2 |
     | MLP | L (2 D M + M + D), gated: L (3 D M + 2 M + D) | B L T 2 D M, gated 3 D M |
     | class attention, P class tokens | 4 D^2 + 4 D and an MLP a layer | \
@@ -144,7 +146,7 @@ def _position_parameters(config: HfViTConfig) -> int:
         "learned_2d": (rows + columns) * size + prefix,
         "relative_bias": bias,
         "relative_bias_per_layer": layers * bias,
-        "rope_mixed": layers * 2 * heads * (size // heads // 2),
+        "rope_mixed": layers * 2 * heads * (config.head_dims[0] // 2),
     }
     return sum(tables.get(name, 0) for name in config.position_embeddings)
 
@@ -154,17 +156,19 @@ def _layers(config: HfViTConfig, batch_size: int, tokens: list[tuple[int, int]])
     rows = batch_size * sum(in_attention for in_attention, _ in tokens)
     pairs = batch_size * sum(in_attention**2 for in_attention, _ in tokens)
     in_mlps = [batch_size * in_mlp for _, in_mlp in tokens]
-    biases = size * (3 if config.key_bias else 2) * config.qkv_bias
+    qk, v = (heads * width for width in config.head_dims)
+    biases = ((2 if config.key_bias else 1) * qk + v) * config.qkv_bias
+    width = 2 * qk + v
     mixing = 2 * heads**2 * config.talking_heads
     mlp = mlp_parameters(size, config.intermediate_size, config.hidden_act, config.mlp_bias)
     mlp_all = mlp_macs(sum(in_mlps), size, config.intermediate_size, config.hidden_act)
     mlp_again = mlp_all - sum(in_mlps[: _layers_that_stop_early(config)]) * size * config.intermediate_size
     return [
-        part("QKV", layers * (3 * size**2 + biases), rows * 3 * size**2, rows * 3 * size**2),
-        part("scores", 0, pairs * size, pairs * size),
+        part("QKV", layers * (width * size + biases), rows * width * size, rows * width * size),
+        part("scores", 0, pairs * qk, pairs * qk),
         part("head mixing", layers * (mixing + 2 * heads * config.talking_heads), pairs * mixing, pairs * mixing),
-        part("values", 0, pairs * size, pairs * size),
-        part("projection", layers * linear_parameters(size, size, config.proj_bias), rows * size**2, rows * size**2),
+        part("values", 0, pairs * v, pairs * v),
+        part("projection", layers * linear_parameters(v, size, config.proj_bias), rows * v * size, rows * v * size),
         part("MLP", layers * mlp, mlp_all, mlp_again),
         _reduction(config, batch_size, tokens),
     ]
@@ -182,9 +186,9 @@ def _reduction(config: HfViTConfig, batch_size: int, tokens: list[tuple[int, int
     for before, after in tokens:
         patches, gone = before - prefix, before - after
         if gone and config.token_merging_r:
-            free += (patches + 1) // 2 * (patches // 2) * (size // config.num_attention_heads)
+            free += (patches + 1) // 2 * (patches // 2) * config.head_dims[0]
         elif gone:
-            with_gradient += before * size + (gone + 1) * size
+            with_gradient += before * config.num_attention_heads * config.head_dims[0] + (gone + 1) * size
     averaged = 0
     if token_reduction(config):
         biases = len(set(config.position_embeddings) & set(RELATIVE))
@@ -227,10 +231,11 @@ def _norm_parameters(config: HfViTConfig) -> int:
         return norm_parameters(config.norm_type, width)
 
     layer = 2 * norm(size) + config.mlp_hidden_norm * norm(config.intermediate_size)
-    layer += config.qk_norm * 2 * norm(size // config.num_attention_heads)
+    layer += config.qk_norm * 2 * norm(config.head_dims[0])
     layer += 2 * size * (config.layer_scale_init_value is not None)
     total = layer * (config.num_hidden_layers + config.num_class_layers)
-    total += config.attention_output_norm * norm(size) * config.num_hidden_layers
+    values = config.num_attention_heads * config.head_dims[1]
+    total += config.attention_output_norm * norm(values) * config.num_hidden_layers
     return total + norm(size) * (config.embedding_norm + (config.norm_position != "none"))
 
 

@@ -230,7 +230,7 @@ class RotaryPosition(FixedPosition):
         self.theta = config.rope_base
         self.offset = config.rope_grid_offset
         self.has_position_grid = config.position_grid_size is not None
-        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.head_dim, _ = config.head_dims
         self.register_buffer("table", self.compute_table(config.grid_size), persistent=False)
 
     def compute_table(self, grid_size: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
@@ -281,7 +281,7 @@ class MixedRotaryPosition(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        head_dim = config.hidden_size // config.num_attention_heads
+        head_dim, _ = config.head_dims
         self.theta = config.rope_base
         self.position_grid = config.position_grid_size
         self.num_prefix_tokens = config.num_layer_prefix_tokens

@@ -27,9 +27,10 @@ class HfViTSelfAttention(SelfAttention):
         self.value_bias: nn.Parameter | None = None
         if config.qkv_bias and not config.key_bias:
             self.qkv_proj.register_parameter("bias", None)
-            self.query_bias = nn.Parameter(torch.zeros(config.hidden_size))
-            self.value_bias = nn.Parameter(torch.zeros(config.hidden_size))
-        self.output_norm = make_norm(config) if config.attention_output_norm else nn.Identity()
+            self.query_bias = nn.Parameter(torch.zeros(self.num_attention_heads * self.head_dim))
+            self.value_bias = nn.Parameter(torch.zeros(self.num_attention_heads * self.v_head_dim))
+        width = self.num_attention_heads * self.v_head_dim
+        self.output_norm = make_norm(config, width) if config.attention_output_norm else nn.Identity()
 
     def _head_norm(self, config: Any) -> nn.Module:
         return make_norm(config, self.head_dim)
@@ -37,7 +38,7 @@ class HfViTSelfAttention(SelfAttention):
     def _project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         query, key, value = super()._project(hidden_states)  # (B, H, T, K) each
         if self.query_bias is not None and self.value_bias is not None:
-            shape = (self.num_attention_heads, 1, self.head_dim)
+            shape = (self.num_attention_heads, 1, -1)
             query, value = query + self.query_bias.view(shape), value + self.value_bias.view(shape)
         return query, key, value
 

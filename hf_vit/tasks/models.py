@@ -51,13 +51,18 @@ def check_convert(arguments: CheckpointArguments) -> None:
         raise ValueError("--convert goes with --model_name_or_path, whose checkpoint it converts")
 
 
-def check_fields(fields: dict[str, Any], config: PreTrainedConfig, is_checkpoint: bool = False) -> None:
-    """Raises `ValueError` for the first of the fields that the config has not; of a checkpoint, it says whether
-    `--convert` would give it the field."""
+def check_fields(
+    fields: dict[str, Any],
+    config: PreTrainedConfig,
+    is_checkpoint: bool = False,
+    argument: str = "config_overrides",
+) -> None:
+    """Raises `ValueError` for the first of the fields, given by an argument, that the config has not; of a checkpoint,
+    it says whether `--convert` would give it the field."""
     unknown = [name for name in fields if not hasattr(config, name)]
     if unknown:
         hint = closest(unknown[0], list(config.to_dict()))
         own = next((each for each in (HfViTConfig, HfTransformerConfig) if hasattr(each, unknown[0])), None)
         if is_checkpoint and own is not None and type(config) not in (HfViTConfig, HfTransformerConfig):
             hint = f"with --convert the model becomes a {own.model_type}, which may have it"
-        raise ValueError(f"--config_overrides: {config.model_type} has no field {unknown[0]!r}; {hint}")
+        raise ValueError(f"--{argument}: {config.model_type} has no field {unknown[0]!r}; {hint}")

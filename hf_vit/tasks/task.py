@@ -167,6 +167,8 @@ class Task(ABC):
 
     Attributes:
         name: that of its folder.
+        has_forecast: whether `per_device_train_batch_size` says what a batch holds, all of one size, so that
+            `hf_vit.cost` can forecast what a step costs.
         scoring_groups: those that scoring a saved model takes, by the name that `assess` finds them under.
         sample_unit: what the data has many of, such as images.
         best: the metric that decides which checkpoint is the best, and whether its "max" or "min" is.
@@ -174,6 +176,7 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
+    has_forecast: ClassVar[bool] = False
     scoring_groups: ClassVar[Mapping[str, type]] = {}
     sample_unit: ClassVar[str]
     best: tuple[str, Literal["max", "min"]]

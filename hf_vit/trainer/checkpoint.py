@@ -65,7 +65,7 @@ class CheckpointArguments:
         """
         if self.eval_strategy == "epoch" or state.batch >= num_batches:
             return state.epoch + 1
-        return round(state.epoch + state.batch / num_batches, 4)
+        return round(state.epoch + state.batch / num_batches, 7)
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint falls on this optimizer step within an epoch."""
@@ -97,9 +97,9 @@ class TrainingState:
         return next((row["epoch"] for row in self.epochs if row["step"] == self.best_step), None)
 
     @property
-    def losses(self) -> tuple[float, dict[str, tuple[float, float]]]:
-        """Sums of this process over this epoch."""
-        return self.loss_sum, self.terms
+    def totals(self) -> tuple[float, dict[str, tuple[float, float]], float]:
+        """Losses and their terms of this process over this epoch, and its seconds of training."""
+        return self.loss_sum, self.terms, self.training_seconds
 
     def add(self, values: Mapping[str, Sequence[float]]) -> None:
         """Count the batches of a step: the losses, under "", and their terms."""
@@ -113,12 +113,14 @@ class TrainingState:
         """Means over the epoch's batches that have the term."""
         return {name: total / number for name, (total, number) in sorted(self.terms.items())}
 
-    def share(self, losses: Sequence[tuple[float, dict[str, tuple[float, float]]]]) -> None:
-        """Take the means of what the processes have added up, each of them given."""
-        count = len(losses)
-        self.loss_sum = sum(loss_sum for loss_sum, _ in losses) / count
-        names = {name for _, terms in losses for name in terms}
-        pairs = {name: [terms[name] for _, terms in losses if name in terms] for name in sorted(names)}
+    def share(self, totals: Sequence[tuple[float, dict[str, tuple[float, float]], float]]) -> None:
+        """Take the means of the losses that the processes have added up, each of them given, and the longest of their
+        times: all must find that it is up, or none, for one that goes on would wait for the others."""
+        count = len(totals)
+        self.loss_sum = sum(loss_sum for loss_sum, _, _ in totals) / count
+        self.training_seconds = max(seconds for _, _, seconds in totals)
+        names = {name for _, terms, _ in totals for name in terms}
+        pairs = {name: [terms[name] for _, terms, _ in totals if name in terms] for name in sorted(names)}
         self.terms = {
             name: (sum(total for total, _ in found) / count, sum(number for _, number in found) / count)
             for name, found in pairs.items()

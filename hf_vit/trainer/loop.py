@@ -17,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from hf_vit.trainer import loaders
 from hf_vit.trainer.arguments import TrainingArguments
 from hf_vit.trainer.averaging import averaged_model
+from hf_vit.trainer.budget import Budget
 from hf_vit.trainer.checkpoint import TrainingState, run_facts
 from hf_vit.trainer.checkpointer import Checkpointer, Resumable, sharding_of
 from hf_vit.trainer.energy import EnergyMeter
@@ -25,7 +26,6 @@ from hf_vit.trainer.optim import build_optimizer, build_scheduler
 from hf_vit.trainer.output_dir import CHECKPOINTS
 from hf_vit.trainer.progress import Meter, progress_bar
 from hf_vit.trainer.run_folder import RunFolder
-from hf_vit.trainer.run_record import peak_memory_bytes
 from hf_vit.trainer.signals import Interruption
 from hf_vit.trainer.step_watch import StepWatch
 from hf_vit.trainer.tracking import log_metrics, start_trackers
@@ -49,9 +49,9 @@ class TrainingLoop:
         ValueError: the checkpoint to resume from is missing or of another run.
     """
 
-    def __init__(self, accelerator: Accelerator, task: Task, arguments: TrainingArguments):
+    def __init__(self, accelerator: Accelerator, task: Task, arguments: TrainingArguments, budget: Budget):
         self.started = time.perf_counter()
-        self.accelerator, self.task, self.arguments = accelerator, task, arguments
+        self.accelerator, self.task, self.arguments, self.budget = accelerator, task, arguments, budget
         self.output_dir = Path(arguments.run.output_dir)
         self._sharding = sharding_of(accelerator)
         described = task.describe()  # before sharding renames the model's class
@@ -136,7 +136,7 @@ class TrainingLoop:
         loader = loaders.loader_from(self.train_loader, state.epoch, state.batch)
         train_mode(self.model)
         self._num_read = state.batch  # batches whose losses are known
-        self._meter = Meter(self.schedule.samples_per_batch * self.accelerator.num_processes)
+        self._meter = Meter(self.schedule.samples_per_batch * self.accelerator.num_processes, self.budget)
         checkpoint = self.arguments.checkpoint
         if 0 < state.batch < len(self.train_loader) and checkpoint.evaluates(state.step) and not state.is_evaluated:
             self._evaluate_within()  # what was interrupted then
@@ -190,8 +190,7 @@ class TrainingLoop:
         self._read_losses(newest=is_due or is_logged)
         self._progress.update()
         loss = state.loss_sum / self._num_read if self._num_read else None
-        memory = peak_memory_bytes(self.accelerator.device)
-        self._progress.set_postfix_str(self._meter.postfix(self.task.sample_unit, loss, memory), refresh=False)
+        self._progress.set_postfix_str(self._meter.postfix(self.task.sample_unit, loss), refresh=False)
         if is_logged:
             terms = {f"train_{name}": value for name, value in state.mean_terms().items()}
             values = {"train_loss": state.loss_sum / state.batch, "learning_rate": self.scheduler.get_last_lr()[-1]}
@@ -225,7 +224,7 @@ class TrainingLoop:
     def _save(self) -> None:
         """Save a checkpoint; the losses of all steps have been read, so that none was made that was not finite."""
         self.state.training_seconds += self._meter.lap()
-        self.state.share(gather_object([self.state.losses]))  # one process writes the state for all
+        self.state.share(gather_object([self.state.totals]))  # one process writes the state for all
         self.checkpointer.save(self.state)
         self._saved_step = self.state.step
 
@@ -241,7 +240,7 @@ class TrainingLoop:
         state, split = self.state, self.task.evaluation_splits[0]
         evaluator = self.task.evaluator(split, final=False)
         metrics, _ = self.evaluate(split, evaluator)
-        state.share(gather_object([state.losses]))
+        state.share(gather_object([state.totals]))
         facts = {"learning_rate": self.scheduler.get_last_lr()[-1], **self._meter.facts(self.task.sample_unit)}
         epoch = self.arguments.checkpoint.epoch_of(state, len(self.train_loader))
         row = state.note_evaluation(epoch, metrics, self.task.best, **facts)
@@ -252,8 +251,8 @@ class TrainingLoop:
         self.folder.publish_epoch(row["epoch"], self.final_model, self.checkpointer.path_of(state.step))
         log_metrics(self.accelerator, split, metrics, state.step)
         self._log(
-            f"epoch {row['epoch']:>3}: train loss {row['train_loss']:.4f}, {split} loss {metrics['loss']:.4f}, "
-            f"{evaluator.headline(metrics)}, {self._meter.told(self.task.sample_unit)}"
+            f"epoch {row['epoch']:>3.5g}: train loss {row['train_loss']:.4f}, {split} loss {metrics['loss']:.4f}, "
+            f"{evaluator.headline(metrics)}, {self._meter.told(self.task.sample_unit, with_mfu=True)}"
         )
         if state.step >= self.num_steps and (warning := evaluator.warning(metrics)):
             self._log(f"{split} {warning}")

@@ -47,6 +47,12 @@ class OptimizationArguments:
     per_device_train_batch_size: int = argument(32, help="Images of one process in one training batch.")
     per_device_eval_batch_size: int = argument(64, help="Images of one process in one evaluation batch.")
     gradient_accumulation_steps: int = argument(1, help="Batches of each process in one optimizer step.")
+    auto_batch_size: bool = argument(
+        False,
+        help="Take the largest batch that fits into the memory by the forecast, and accumulate for as many samples in "
+        "an optimizer step as were asked for.",
+    )
+    ignore_memory_forecast: bool = argument(False, help="Train although a step will not fit by the forecast.")
     optim: str = argument(
         "adamw",
         help="AdamW, gradient descent with Nesterov's momentum, timm's (muon takes rates as AdamW does, lion about a "

@@ -34,6 +34,7 @@ def plan(loop: TrainingLoop) -> str:
         f"{loop.steps_per_epoch:,} in an epoch",
         "schedule": f"{options.lr_scheduler_type}, learning rate {', '.join(f'{rate:.3g}' for rate in rates)} "
         "at the start, after a quarter, half and at the end",
+        **loop.budget.told(unit),
         "hardware": f"{hardware.num_processes} x {hardware.device_name}, {hardware.mixed_precision} mixed precision",
         "licence": author.get("license", "none given (--card_license)"),
         "output": str(loop.output_dir),

@@ -8,16 +8,21 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hf_vit.trainer.budget import Budget
+from hf_vit.trainer.run_record import peak_memory_bytes
+
 
 class Meter:
     """Counts from its creation.
 
     Args:
         samples_per_batch: of all processes together.
+        budget: says how much of the devices' speed is used.
     """
 
-    def __init__(self, samples_per_batch: int):
+    def __init__(self, samples_per_batch: int, budget: Budget):
         self.samples_per_batch = samples_per_batch
+        self.budget = budget
         self.batches = 0
         self.waited = 0.0
         self._started = self._lap = time.perf_counter()
@@ -71,20 +76,25 @@ class Meter:
 
     def facts(self, sample_unit: str) -> dict[str, float]:
         """The measurement for the run's record."""
+        mfu = self.budget.utilisation(self.speed)
         return {
             "duration_s": self.elapsed,
             f"{sample_unit}_per_second": self.speed,
             "data_wait_fraction": self.wait_fraction,
+            **({} if mfu is None else {"mfu": mfu}),
         }
 
-    def postfix(self, sample_unit: str, loss: float | None, memory: int) -> str:
-        """Words beside the bar: the mean loss of the epoch so far, where it is known, speed and bytes of memory."""
+    def postfix(self, sample_unit: str, loss: float | None) -> str:
+        """Words beside the bar: the mean loss of the epoch so far, where it is known, speed and peak memory."""
+        memory = peak_memory_bytes(self.budget.device)
         start = "" if loss is None else f"loss {loss:.3f}, "
         return f"{start}{self.told(sample_unit)}, {memory / 2**30:.1f} GiB"
 
-    def told(self, sample_unit: str) -> str:
-        """Speed and waiting in words."""
-        return f"{self.speed:,.0f} {sample_unit}/s, waiting for data {self.wait_fraction:.0%} of the time"
+    def told(self, sample_unit: str, with_mfu: bool = False) -> str:
+        """Speed and waiting in words, and the model FLOPs utilisation where it is known and wanted."""
+        mfu = self.budget.utilisation(self.speed) if with_mfu else None
+        used = "" if mfu is None else f", MFU {mfu:.1%}"
+        return f"{self.speed:,.0f} {sample_unit}/s{used}, waiting for data {self.wait_fraction:.0%} of the time"
 
 
 def progress_bar(num_steps: int, step: int, is_main: bool) -> tqdm:

@@ -55,10 +55,11 @@ def chunked_attention(
     scaling: float,
     key_bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attention without a mask by batched matmuls, shape (batch, heads, queries, head size).
+    """Attention without a mask by batched matmuls, shape (batch, heads, queries, head size of the values).
 
     Args:
-        query: shape (batch, heads, queries, head size); `key` and `value` likewise with the number of keys.
+        query: shape (batch, heads, queries, head size); `key` and `value` likewise with the number of keys,
+            values with a size of their own.
         scaling: factor of the scores.
         key_bias: added to all scores of a key, shape (batch, keys), without a gradient.
     """

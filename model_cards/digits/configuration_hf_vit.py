@@ -48,10 +48,12 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     `ViTConfig` has bear its names and meanings.
 
     Args:
-        hidden_size (`int`): width of the tokens; a multiple of `num_attention_heads`.
+        hidden_size (`int`): width of the tokens; without `head_dim` a multiple of `num_attention_heads`.
         num_hidden_layers (`int`): number of Transformer layers.
         num_attention_heads (`int`): attention heads in each layer.
         intermediate_size (`int`): width of the hidden layer of the MLP.
+        head_dim (`int`, *optional*): channels of a head in the layers. `None`: `hidden_size / num_attention_heads`.
+        qk_head_dim, v_head_dim (`int`, *optional*): of its queries and keys, and of its values. `None`: `head_dim`.
         hidden_act (`str`): activation of the MLP, a name from `transformers.activations.ACT2FN`, or `"swiglu"`,
             `"geglu"` or `"geglu_tanh"` (2002.05202).
         hidden_dropout_prob (`float`): dropout of the embeddings and of both residual branches, in [0, 1).
@@ -146,6 +148,9 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
+    head_dim: int | None = None
+    qk_head_dim: int | None = None
+    v_head_dim: int | None = None
     hidden_act: str = "gelu"
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
@@ -307,6 +312,12 @@ class HfViTConfig(CodeVersionMixin, BackboneConfigMixin, PreTrainedConfig):
     @property
     def _num_class_tokens(self) -> int:
         return int(self.use_class_token) + int(self.use_distillation_token)
+
+    @property
+    def head_dims(self) -> tuple[int, int]:
+        """Channels of a head's queries and keys, and of its values."""
+        size = self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
+        return tuple(size if own is None else own for own in (self.qk_head_dim, self.v_head_dim))  # type: ignore[return-value]  # two
 
     @property
     def class_token_index(self) -> int:

@@ -146,8 +146,8 @@ class MultiHeadAttention(nn.Module):
     """Base of self-attention and cross-attention: heads, their norms, the output projection.
 
     Args:
-        config: gives `hidden_size`, `attention_probs_dropout_prob`, `qk_norm`, `layer_norm_eps` and the attention
-            implementation.
+        config: gives `hidden_size`, `attention_probs_dropout_prob`, `qk_norm`, `layer_norm_eps`, the attention
+            implementation and, where heads have sizes of their own, `head_dims`, of queries and keys and of values.
         num_attention_heads: a divisor of `hidden_size`.
         layer_idx: index of the layer in the cache.
     """
@@ -158,14 +158,15 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.config = config
         self.num_attention_heads = num_attention_heads
-        self.head_dim = config.hidden_size // num_attention_heads
+        size = config.hidden_size // num_attention_heads
+        self.head_dim, self.v_head_dim = getattr(config, "head_dims", (size, size))
         self.dropout = config.attention_probs_dropout_prob
         self.layer_idx: Any = layer_idx  # an index wherever there is a cache
 
     def _add_norms_and_output(self, config: Any, bias: bool) -> None:
         self.q_norm = self._head_norm(config) if config.qk_norm else nn.Identity()
         self.k_norm = self._head_norm(config) if config.qk_norm else nn.Identity()
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=bias)
+        self.out_proj = nn.Linear(self.num_attention_heads * self.v_head_dim, config.hidden_size, bias=bias)
 
     def _head_norm(self, config: Any) -> nn.Module:
         return nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps)
@@ -213,7 +214,8 @@ class SelfAttention(MultiHeadAttention):
     ):
         super().__init__(config, num_attention_heads or config.num_attention_heads, layer_idx)
         self.is_causal = is_causal
-        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        width = self.num_attention_heads * (2 * self.head_dim + self.v_head_dim)
+        self.qkv_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
         self._add_norms_and_output(config, output_bias)
 
     def forward(
@@ -262,7 +264,12 @@ class SelfAttention(MultiHeadAttention):
         return (output, weights) if measure is None else (output, weights, measure(query, key, position_bias))
 
     def _project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self._heads(linear(self.qkv_proj, hidden_states), 3)  # (B, H, T, K) each
+        projected = linear(self.qkv_proj, hidden_states)
+        if self.v_head_dim == self.head_dim:
+            return self._heads(projected, 3)  # (B, H, T, K) each
+        widths = [self.num_attention_heads * size for size in (self.head_dim, self.head_dim, self.v_head_dim)]
+        parts = projected.split(widths, dim=-1)
+        return tuple(part.unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2) for part in parts)
 
 
 class CrossAttention(MultiHeadAttention):

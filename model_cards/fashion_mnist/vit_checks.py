@@ -70,10 +70,17 @@ def _check_sizes(config: Any) -> None:
             raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}")
     if config.num_stem_blocks and config.patch_embedding != "hybrid":
         raise ValueError(f"num_stem_blocks must be 0 without patch_embedding 'hybrid', got {config.num_stem_blocks}")
-    if config.hidden_size % config.num_attention_heads:
+    for name in ("head_dim", "qk_head_dim", "v_head_dim"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+        if value is not None and config.num_class_layers:
+            raise ValueError(f"{name} must be None with num_class_layers {config.num_class_layers}, got {value}")
+    has_own_sizes = config.head_dim is not None and "attention" not in config.poolings
+    if config.hidden_size % config.num_attention_heads and not has_own_sizes:
         raise ValueError(
-            f"hidden_size must be a multiple of num_attention_heads ({config.num_attention_heads}), "
-            f"got {config.hidden_size}"
+            f"hidden_size must be a multiple of num_attention_heads ({config.num_attention_heads}), unless head_dim "
+            f"is given and pooling is not 'attention', got {config.hidden_size}"
         )
     for name in ("image_size", "patch_size", "position_grid_size"):
         value = getattr(config, name)
@@ -123,11 +130,11 @@ def _check_positions(config: Any) -> None:
         )
     if "none" in names and given != "none":
         raise ValueError(f"position_embedding must not have 'none' in a list, got {given!r}")
-    head_size = config.hidden_size // config.num_attention_heads
+    head_size, _ = config.head_dims
     multiples = {
         "sincos_1d": ("hidden_size", config.hidden_size, 2),
         "sincos_2d": ("hidden_size", config.hidden_size, 4),
-        **dict.fromkeys(ROTARY, ("head size (hidden_size / num_attention_heads)", head_size, 4)),
+        **dict.fromkeys(ROTARY, ("head size of queries and keys", head_size, 4)),
     }
     for scheme in names:
         name, size, divisor = multiples.get(scheme, ("", 0, 1))

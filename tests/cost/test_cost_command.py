@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from PIL import Image
 
-from hf_vit import HfViTConfig, cli
-from hf_vit.cost import Setup, forecast, largest_batch, memory_bytes, vit_config, vit_memory
+from hf_vit import HfTransformerConfig, HfViTConfig, cli
+from hf_vit.cost import Setup, forecast, largest_batch, memory_bytes, model_config, vit_memory
 
 
 def run(monkeypatch, capsys, *words):
@@ -24,7 +25,7 @@ def test_the_command_prints_json_of_a_variant(monkeypatch, capsys):
 
 
 def test_the_command_prints_a_table_of_a_folder(monkeypatch, capsys, tmp_path):
-    vit_config("vit_tiny_patch16_224").save_pretrained(tmp_path)
+    model_config("vit_tiny_patch16_224").save_pretrained(tmp_path)
     code, out = run(monkeypatch, capsys, tmp_path, "--memory", "1GiB", "--training", "--attn_implementation", "eager")
     assert not code
     assert all(word in out for word in ("patch embedding", "It fits into 1.00 GiB", "SDPA", "gradient checkpointing"))
@@ -44,18 +45,18 @@ def test_the_nearest_variant_is_named():
     with pytest.raises(
         ValueError, match="no folder or variant 'vit_smal_patch16_224', nearest: vit_small_patch16_224"
     ):
-        vit_config("vit_smal_patch16_224")
+        model_config("vit_smal_patch16_224")
 
 
 def test_sizes_that_do_not_fit_the_patch_are_refused():
     with pytest.raises(ValueError, match="image_size must be a multiple of patch_size"):
-        vit_config("vit_small_patch16_224", image_size=650)
+        model_config("vit_small_patch16_224", image_size=650)
 
 
 def test_other_models_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
-    with pytest.raises(ValueError, match="model must be a Vision Transformer of model_type 'hf_vit'"):
-        vit_config(str(tmp_path))
+    with pytest.raises(ValueError, match="model must be of model_type hf_vit, hf_transformer, hf_detr"):
+        model_config(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -91,3 +92,24 @@ def test_remedies_say_what_the_changed_model_needs():
     assert remedies["SDPA"].largest_batch == fused.largest_batch > cost.largest_batch
     coarse = forecast(HfViTConfig.from_variant("vit_tiny_patch32_640"), setup)
     assert remedies["patch size 32x32"].peak == coarse.memory.peak
+
+
+def test_the_command_draws_a_chart_and_tells_of_translators(monkeypatch, capsys, tmp_path):
+    code, _ = run(monkeypatch, capsys, "vit_tiny_patch16_224", "--chart", tmp_path / "cost.png")
+    assert not code
+    with Image.open(tmp_path / "cost.png") as picture:
+        assert picture.size == (1560, 480)
+    folder = tmp_path / "translator"
+    HfTransformerConfig(vocab_size=30).save_pretrained(folder)
+    code, out = run(monkeypatch, capsys, folder, "--source_tokens", 10, "--target_tokens", 20, "--json")
+    told = json.loads(out)
+    assert (code or 0, told["cache_bytes"]) == (0, 2 * 6 * 30 * 512 * 4)
+    code, _ = run(monkeypatch, capsys, folder, "--image_size", 64)
+    assert code
+
+
+def test_merging_tokens_is_among_the_remedies():
+    config = HfViTConfig.from_variant("vit_tiny_patch16_224")
+    remedies = {remedy.name: remedy for remedy in forecast(config, Setup(8)).remedies}
+    merging = HfViTConfig.from_variant("vit_tiny_patch16_224", token_merging_r=8)
+    assert remedies["token_merging_r 8"].peak == vit_memory(merging, Setup(8)).peak

@@ -64,6 +64,15 @@ CASES = {
         "position_embedding": ["relative_bias_per_layer", "rope_2d"],
     },
     "pruning": {"token_pruning_keep_rate": 0.6, "use_distillation_token": True},
+    "heads of their own": {"head_dim": 4, "v_head_dim": 12, "qk_norm": True, "token_pruning_keep_rate": 0.6},
+    "narrow queries, EVA's norm": {
+        "hidden_size": 30,
+        "head_dim": 8,
+        "qk_head_dim": 4,
+        "position_embedding": "rope_mixed",
+        "attention_output_norm": True,
+        "token_merging_r": 2,
+    },
     "no norm": {"position_embedding_on_prefix": False, "pooling_norm": "none"},
 }
 
@@ -154,6 +163,7 @@ def bytes_that_autograd_keeps(model, images, mixed_precision):
     [
         {},
         {"layer_scale_init_value": 1e-5},
+        {"head_dim": 4},
         {"position_embedding": "rope_2d"},
         {"qk_norm": True},
         {"hidden_act": "swiglu"},

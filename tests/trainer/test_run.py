@@ -74,6 +74,8 @@ def test_a_dry_run_says_beforehand_what_happened(finished, tmp_path):
     assert plan["model"].startswith(f"{model['class']}, {model['num_parameters']:,} parameters")
     assert "train 200, test 360" in plan["data"]
     assert plan["steps"] == f"{last['step']} of 64 images, {first['step']} in an epoch"
+    assert re.search(r"^\S+ GFLOPs for each of the images, \S+ GiB of \S+ GiB \(forecast\)$", plan["cost"])
+    assert all(row["mfu"] > 0 for row in record["epochs"])
     assert re.search(rf"rate 0, \S+, {first['learning_rate']:.3g}, \S+ at the start", plan["schedule"])
 
 

@@ -23,6 +23,7 @@ from hf_vit.models.padding_mask import broadcast_mask
 from hf_vit.tasks.task import StepOutput
 from hf_vit.train import build_accelerator, build_task, parse
 from hf_vit.trainer.averaging import WeightAverage
+from hf_vit.trainer.budget import Budget
 from hf_vit.trainer.loop import TrainingLoop
 from hf_vit.trainer.step_watch import StepWatch
 
@@ -131,7 +132,8 @@ def make_loop(tmp_path, monkeypatch):
 
     def make(*argv):
         arguments = parse([*argv, "--output_dir", str(tmp_path / "run")])
-        return TrainingLoop(build_accelerator(arguments), build_task(arguments), arguments)
+        accelerator, task = build_accelerator(arguments), build_task(arguments)
+        return TrainingLoop(accelerator, task, arguments, Budget(accelerator, task, arguments))
 
     return make
 

@@ -63,7 +63,7 @@ def test_evaluations_every_few_steps_change_no_weight_and_keep_the_best(tmp_path
     steps_per_epoch = json.loads((plain / "run.json").read_text())["epochs"][0]["step"]
     last = 2 * steps_per_epoch
     assert [row["step"] for row in rows] == sorted({*range(3, last, 3), last})
-    assert [row["epoch"] for row in rows] == [round(row["step"] / steps_per_epoch, 4) for row in rows]
+    assert [row["epoch"] for row in rows] == [round(row["step"] / steps_per_epoch, 7) for row in rows]
     assert (often / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
     ends = json.loads((plain / "run.json").read_text())["epochs"][-1]
     assert rows[-1]["train_loss"] == ends["train_loss"] and rows[-1]["metrics"] == ends["metrics"]
@@ -115,6 +115,16 @@ def test_a_run_whose_time_is_up_is_whole_and_goes_on_with_more(tmp_path):
     train.main([*RUN, f"--output_dir={short}", "--resume_from_checkpoint"])
     train.main([*RUN, f"--output_dir={whole}"])
     assert (short / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_all_processes_find_that_the_time_is_up_or_none_does():
+    states = [TrainingState(step=3, training_seconds=seconds, epochs=[{"step": 3}]) for seconds in (59.9, 60.1)]
+    stopping = StoppingArguments(max_time="0:01:00")
+    assert stopping.reason(states[0]) is None and stopping.reason(states[1]) is not None
+    totals = [state.totals for state in states]
+    for state in states:
+        state.share(totals)
+    assert stopping.reason(states[0]) == stopping.reason(states[1]) and "the time is up" in stopping.reason(states[0])
 
 
 def test_what_is_no_time_or_no_patience():

@@ -64,6 +64,7 @@ class ImageClassification(Task):
     """The task `image_classification`."""
 
     name = "image_classification"
+    has_forecast = True
     scoring_groups: ClassVar = {
         "data": ScoredDataArguments,
         "classes": ClassOrderArguments,

@@ -19,6 +19,7 @@ class ImageSegmentation(ObjectDetection):
     """The task `image_segmentation`."""
 
     name = "image_segmentation"
+    has_forecast = False  # the mask head has no closed forms
     auto_class: ClassVar[Any] = AutoModelForImageSegmentation
     model_class: ClassVar[type[PreTrainedModel]] = HfDetrForSegmentation
     with_masks: ClassVar[bool] = True

@@ -97,7 +97,7 @@ def build_detector(
         )
     else:
         own = {"image_size": list(canvas), **arguments.backbone_overrides}
-        check_fields(own, HfViTConfig())
+        check_fields(own, HfViTConfig(), argument="backbone_overrides")
         model = model_class(HfDetrConfig(backbone_config=HfViTConfig(**own), **fields, **classes))
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

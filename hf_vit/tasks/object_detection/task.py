@@ -33,6 +33,7 @@ class ObjectDetection(Task):
     """The task `object_detection`."""
 
     name = "object_detection"
+    has_forecast = True
     scoring_groups: ClassVar = {"data": ObjectDataArguments}
     sample_unit = "images"
     auto_class: ClassVar[Any] = AutoModelForObjectDetection
