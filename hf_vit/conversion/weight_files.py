@@ -98,13 +98,16 @@ def _mapping_of(tensor: torch.Tensor, mappings: list[_Mapping]) -> _Mapping | No
 
 def _unchanged_mappings() -> Iterator[_Mapping]:
     """Files in this process's memory of which no byte was changed there."""
-    if not _MAPS.exists():
+    try:
+        known = _MAPS.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
         return
-    for entry in _entries(_MAPS.read_text(encoding="utf-8", errors="surrogateescape")):
+    for entry in _entries(known):
         head, *facts = entry
         addresses, _, offset, _, _, *path = head.split(maxsplit=5)
         changed = sum(int(fact.split()[1]) for fact in facts if fact.startswith(("Anonymous:", "Swap:")))
-        if path and path[0].startswith("/") and not path[0].endswith(" (deleted)") and not changed:
+        is_file = bool(path) and path[0].startswith("/") and os.path.isfile(path[0])
+        if is_file and not path[0].endswith(" (deleted)") and not changed:
             start, end = (int(address, 16) for address in addresses.split("-"))
             yield _Mapping(start, end, int(offset, 16), path[0])
 

@@ -65,7 +65,7 @@ class CheckpointArguments:
         """
         if self.eval_strategy == "epoch" or state.batch >= num_batches:
             return state.epoch + 1
-        return round(state.epoch + state.batch / num_batches, 4)
+        return round(state.epoch + state.batch / num_batches, 7)
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint falls on this optimizer step within an epoch."""

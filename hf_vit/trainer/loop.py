@@ -251,7 +251,7 @@ class TrainingLoop:
         self.folder.publish_epoch(row["epoch"], self.final_model, self.checkpointer.path_of(state.step))
         log_metrics(self.accelerator, split, metrics, state.step)
         self._log(
-            f"epoch {row['epoch']:>3}: train loss {row['train_loss']:.4f}, {split} loss {metrics['loss']:.4f}, "
+            f"epoch {row['epoch']:>3.5g}: train loss {row['train_loss']:.4f}, {split} loss {metrics['loss']:.4f}, "
             f"{evaluator.headline(metrics)}, {self._meter.told(self.task.sample_unit, with_mfu=True)}"
         )
         if state.step >= self.num_steps and (warning := evaluator.warning(metrics)):

@@ -75,6 +75,10 @@ class ReaderArguments:
             for name in ("encoder_name_or_path", *CANVAS):
                 if getattr(self, name):
                     raise ValueError(f"--{name} does not go with --model_name_or_path, whose own is kept")
+            if "image_size" in self.encoder_overrides:
+                raise ValueError(
+                    "image_size of --encoder_overrides does not go with --model_name_or_path, whose own is kept"
+                )
         if self.image_size is not None and len(self.image_size) > 2:
             raise ValueError(f"--image_size takes one or two numbers, found {self.image_size}")
         for side in self.image_size or []:

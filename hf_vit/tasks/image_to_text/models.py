@@ -84,7 +84,20 @@ def _from_checkpoint(arguments: ReaderArguments, smoothing: dict[str, float]) ->
         for field, value in fields.items():
             setattr(getattr(config, part), field, value)
     config.check()
-    return HfViTForImageToText.from_pretrained(name, config=config, **origin)
+    model, info = HfViTForImageToText.from_pretrained(name, config=config, output_loading_info=True, **origin)
+    _check_all_loaded("--model_name_or_path", name, info, "--encoder_overrides and --decoder_overrides")
+    return model
+
+
+def _check_all_loaded(flag: str, name: str, info: dict[str, Any], overrides: str) -> None:
+    """Refuse a checkpoint of which layers stay random or are left out."""
+    left_out = [key for key in info["unexpected_keys"] if "layers." in key]
+    misfits = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"]), *left_out])
+    if misfits:
+        raise ValueError(
+            f"{flag} {name!r} does not fit the model that {overrides} describe: {', '.join(misfits[:5])}"
+            f"{', ...' if len(misfits) > 5 else ''} would not be taken over"
+        )
 
 
 def _from_parts(arguments: ReaderArguments, text: HfTransformerConfig) -> HfViTForImageToText:
@@ -100,7 +113,8 @@ def _from_parts(arguments: ReaderArguments, text: HfTransformerConfig) -> HfViTF
         own = {**arguments.encoder_overrides, **_READ}
         if arguments.image_size is not None:
             own["image_size"] = arguments.image_size
-        encoder = HfViTModel.from_pretrained(name, add_pooling_layer=False, **own)
+        encoder, info = HfViTModel.from_pretrained(name, add_pooling_layer=False, output_loading_info=True, **own)
+        _check_all_loaded("--encoder_name_or_path", name, info, "--encoder_overrides")
         model = HfViTForImageToText(HfViTImageToTextConfig(vision_config=encoder.config, text_config=text))
         model.encoder.load_state_dict(encoder.state_dict())
         return model

@@ -18,11 +18,13 @@ from transformers import AutoTokenizer, ViTImageProcessor, pipeline
 
 from hf_vit import HfViTConfig, HfViTForImageClassification, score
 from hf_vit.cards import check_card, write_card
+from hf_vit.config import Options
 from hf_vit.fingerprint import fingerprint
 from hf_vit.predict import predict, write_predictions
 from hf_vit.predict import told as told_of
 from hf_vit.sample_keys import SampleKey
 from hf_vit.tasks.image_to_text import digit_strings
+from hf_vit.tasks.image_to_text.arguments import ReaderArguments
 from hf_vit.tasks.image_to_text.data import ImageTextViews, find_text_column
 from hf_vit.tasks.image_to_text.measure import measure, words_of
 from hf_vit.tasks.text_metrics import text_metrics
@@ -228,6 +230,12 @@ def test_encoders_that_do_not_fit(folder, encoder, tmp_path):
     (bare / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match="has no image processor: give --image_mean and --image_std"):
         build_task(parse([*argv, f"--encoder_name_or_path={bare}"]))
+    for layers in (1, 3):
+        fields = f"--encoder_overrides=num_hidden_layers={layers}"
+        with pytest.raises(ValueError, match=r"does not fit the model that --encoder_overrides describe: .*layers\."):
+            build_task(parse([*argv, f"--encoder_name_or_path={encoder}", fields]))
+    with pytest.raises(ValueError, match="image_size of --encoder_overrides does not go with --model_name_or_path"):
+        ReaderArguments(model_name_or_path="anything", encoder_overrides=Options("image_size=16"))
 
 
 def test_no_digit_is_in_two_splits(monkeypatch):
