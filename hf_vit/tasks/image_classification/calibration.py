@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_vit.tasks.image_classification.arguments import TestTimeArguments
@@ -86,10 +87,10 @@ class AdjustedClassifier(torch.nn.Module):
         augmentation: see `views_of`.
     """
 
-    def __init__(self, model: torch.nn.Module, *, temperature: float = 1.0, augmentation: str | None = None):
+    def __init__(self, model: PreTrainedModel, *, temperature: float = 1.0, augmentation: str | None = None):
         super().__init__()
         self.model = model
-        self.config = getattr(model, "config", None)  # which pipelines ask for
+        self.config, self.dtype = model.config, model.dtype  # which pipelines ask for
         self.temperature = temperature
         self.augmentation = augmentation
 

@@ -78,10 +78,10 @@ def test_a_temperature_needs_a_validation_split(tmp_path):
 
 
 def test_crops_are_torchvisions_of_a_larger_image():
-    pixels = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
-    larger = F.interpolate(pixels, size=(18, 27), mode="bilinear", antialias=True, align_corners=False)
-    corners = [larger[..., top : top + 16, left : left + 24] for top in (0, 2) for left in (0, 3)]
-    expected = [*corners, larger[..., 1:17, 2:26]]  # torchvision rounds half to even
+    pixels = torch.rand(2, 3, 16, 32, generator=torch.Generator().manual_seed(0))
+    larger = F.interpolate(pixels, size=(18, 36), mode="bilinear", antialias=True, align_corners=False)
+    corners = [larger[..., top : top + 16, left : left + 32] for top in (0, 2) for left in (0, 4)]
+    expected = [*corners, larger[..., 1:17, 2:34]]
     found = views_of(pixels, "five_crop")
     for crop, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(crop, wanted)
