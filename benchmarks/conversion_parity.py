@@ -1,4 +1,4 @@
-"""Converted Vision Transformers beside the models that they were: the same random weights and images, the largest
+"""Converted models beside the models that they were: the same random weights, images and texts, the largest
 differences, there and back.
 
     python benchmarks/conversion_parity.py [NAME ...] [--max-parameters 320] [--output benchmarks/results/...json]
@@ -24,7 +24,7 @@ from torch import nn
 from hf_vit.conversion.models import from_peer, to_peer
 
 OUTPUT = Path(__file__).parent / "results" / "conversion_parity.json"
-TIMM_MODULES = ("vision_transformer", "deit", "cait", "beit", "eva")
+TIMM_MODULES = ("vision_transformer", "deit", "cait", "beit", "eva", "naflexvit")
 _PLAIN = {"num_labels": 1000}
 TRANSFORMERS: dict[str, dict[str, Any]] = {
     "ViTForImageClassification": _PLAIN,
@@ -43,6 +43,14 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "SiglipVisionModel": {},
     "Siglip2VisionModel": {},
 }
+# Of texts; what stands behind a class's name tells two rows of it apart.
+TEXTS: dict[str, dict[str, Any]] = {
+    "MarianMTModel": {},
+    "T5ForConditionalGeneration": {},
+    "T5ForConditionalGeneration, v1.1": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "BartForConditionalGeneration": {},
+    "MBartForConditionalGeneration": {},
+}
 
 
 def randomised(peer: nn.Module) -> nn.Module:
@@ -50,8 +58,12 @@ def randomised(peer: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in peer.named_parameters():
+            if not parameter.requires_grad:  # positions that are computed
+                continue
             is_matrix = parameter.ndim in (2, 4) and "table" not in name
             scale = 1.4 * parameter[0].numel() ** -0.5 if is_matrix else 0.5
+            if name.endswith("Attention.q.weight"):  # of T5, which scales no scores: each would choose one token
+                scale *= peer.config.d_kv**-0.5
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
             if "norm" in name and name.endswith("weight"):
                 parameter.add_(1)
@@ -59,8 +71,8 @@ def randomised(peer: nn.Module) -> nn.Module:
 
 
 def of_transformers(name: str) -> nn.Module:
-    options = dict(TRANSFORMERS[name])
-    model_class = getattr(transformers, name)
+    options = dict(TRANSFORMERS.get(name) or TEXTS.get(name) or {})
+    model_class = getattr(transformers, name.partition(",")[0])
     arguments = {key: options.pop(key) for key in ("add_pooling_layer",) if key in options}
     return model_class(model_class.config_class(**options), **arguments)
 
@@ -139,6 +151,29 @@ def compare(library: str, peer: nn.Module) -> dict[str, Any]:
     return row
 
 
+@torch.inference_mode()
+def compare_texts(peer: Any) -> dict[str, Any]:
+    """A row of the table, of an encoder-decoder model."""
+    ours: Any = from_peer(peer, dict(peer.state_dict()))
+    generator = torch.Generator().manual_seed(1)
+    source, target = (torch.randint(5, 1000, (2, length), generator=generator) for length in (24, 16))
+    texts = {"input_ids": source, "decoder_input_ids": target}
+    expected, got = (model(**texts, output_hidden_states=True) for model in (peer, ours))
+    # Below the first layer scales may stand elsewhere, and above the last the norm.
+    names = ("encoder_hidden_states", "decoder_hidden_states")
+    pairs = [pair for name in names for pair in list(zip(got[name], expected[name]))[1:-1]]
+    row = {
+        "parameters": sum(parameter.numel() for parameter in peer.parameters()),
+        "logits": difference(got.logits, expected.logits),
+        "features": max(difference(*pair) for pair in pairs),
+    }
+    back: Any = to_peer(ours, "transformers", dict(ours.state_dict()))
+    row["back"], row["back to"] = difference(back(**texts).logits, expected.logits), type(back).__name__
+    del back
+    halves = [model.bfloat16()(**texts).logits for model in (ours, peer)]
+    return {**row, "bf16": difference(*halves)}
+
+
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The rows in Markdown, by their names."""
 
@@ -159,7 +194,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     known = {name: "timm" for module in TIMM_MODULES for name in timm.list_models(module=module)}
-    known.update(dict.fromkeys(TRANSFORMERS, "transformers"))
+    known.update(dict.fromkeys((*TRANSFORMERS, *TEXTS), "transformers"))
     rows = json.loads(arguments.output.read_text())["rows"] if arguments.output.exists() else {}
     for name in arguments.names or known:
         library = known[name]
@@ -170,7 +205,8 @@ def main() -> None:
                 continue
         peer = timm.create_model(name) if library == "timm" else of_transformers(name)
         try:
-            rows[name] = {"library": library, **compare(library, randomised(peer))}
+            row = compare_texts(randomised(peer)) if name in TEXTS else compare(library, randomised(peer))
+            rows[name] = {"library": library, **row}
         except ValueError as error:
             print(f"{name}: {error}", flush=True)
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers.activations import ACT2FN
 
 from hf_vit.conversion.rules import Peer, Rule, fused, same
 
@@ -18,7 +19,13 @@ FIELDS = (
 
 
 def fields_of(config: Any) -> dict[str, Any]:
-    """The fields that both configurations have, of either."""
+    """The fields that both configurations have, of either.
+
+    Raises:
+        ValueError: the peers' MLPs have no such activation.
+    """
+    if config.activation_function not in ACT2FN:
+        raise ValueError(f"activation_function must be one of {', '.join(ACT2FN)}, got {config.activation_function!r}")
     return {name: getattr(config, name) for name in FIELDS}
 
 

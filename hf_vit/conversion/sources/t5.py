@@ -16,7 +16,13 @@ from hf_vit.models.configuration_hf_transformer import HfTransformerConfig
 from hf_vit.models.modeling_hf_transformer import HfTransformerForConditionalGeneration
 
 _ACTIVATIONS = {"relu": "relu", "gated-gelu": "geglu_tanh", "gated-silu": "swiglu"}
-_TOKENS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
+_TOKENS = ("pad_token_id", "eos_token_id")
+
+
+def _start_of(peer: Any) -> int:
+    """The token before a text: T5 takes padding, and not every configuration says so."""
+    known = (getattr(each, "decoder_start_token_id", None) for each in (peer.config, peer.generation_config))
+    return next((token for token in known if token is not None), peer.config.pad_token_id)
 
 
 class T5(Source):
@@ -57,6 +63,7 @@ class T5(Source):
             tie_word_embeddings=is_same(peer.lm_head.weight, peer.shared.weight),
             **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), their.dropout_rate),
             **{name: getattr(their, name) for name in _TOKENS},
+            decoder_start_token_id=_start_of(peer),
             bos_token_id=None,
         )
 
@@ -80,7 +87,7 @@ class T5(Source):
             dropout_rate=config.dropout,
             layer_norm_epsilon=config.layer_norm_eps,
             feed_forward_proj=activations[config.activation_function],
-            **{name: getattr(config, name) for name in (*_TOKENS, "tie_word_embeddings")},
+            **{name: getattr(config, name) for name in (*_TOKENS, "decoder_start_token_id", "tie_word_embeddings")},
         )
         their.scale_decoder_outputs = config.tie_word_embeddings  # as T5 does
         return transformers.T5ForConditionalGeneration(their)
