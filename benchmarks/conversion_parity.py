@@ -64,6 +64,8 @@ def randomised(peer: nn.Module) -> nn.Module:
             scale = 1.4 * parameter[0].numel() ** -0.5 if is_matrix else 0.5
             if name.endswith("Attention.q.weight"):  # of T5, which scales no scores: each would choose one token
                 scale *= peer.config.d_kv**-0.5
+            if ".wi_" in name:  # two branches of T5 that are multiplied
+                scale *= 0.5
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
             if "norm" in name and name.endswith("weight"):
                 parameter.add_(1)

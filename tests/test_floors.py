@@ -31,7 +31,7 @@ FLOORS = [
     {"hub"},
     {"trainer", "tasks.task"},  # the loop and its contract
     {"tasks."},  # their folders
-    {"train", "score", "study", "search", "translate", "predict", "embed", "demo", "cli", "export"},
+    {"train", "score", "study", "search", "translate", "read", "predict", "embed", "demo", "cli", "export"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
