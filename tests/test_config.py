@@ -217,7 +217,7 @@ def test_help_is_grouped_and_states_the_defaults_of_the_recipe(capsys):
         parse("--help")
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    assert all(f"\n{group}:\n" in text for group in ("Run", "Data", "Model", "Optimization", "Checkpoints"))
+    assert all(f"\n{group}:\n" in text for group in ("Run", "Data", "Model", "Optimization", "Stopping"))
     epochs = load_recipe(RECIPES["digits"])["num_train_epochs"]
     line = next(line for line in text.splitlines() if line.strip().startswith("--num_train_epochs"))
     assert line.endswith(f"(default: {epochs})")

@@ -291,7 +291,7 @@ def train_main(*words):
 # What cannot be done with a folder that holds no code either.
 REFUSED = {
     "doctor", "card --check", "doctor --refresh-code",
-    "convert to ours of our translator", "convert to ours of our classifier", "cost of our translator",
+    "convert to ours of our translator", "convert to ours of our classifier",
     "embed of classifier", "search of classifier", "explain of classifier",
 }  # fmt: skip
 RUN_CODE = {"push"}  # what is said to run a folder's code, whatever is asked for; and what starts the others

@@ -19,6 +19,8 @@ CASES = {
         [TAUGHT, {**TAUGHT, "distillation_type": "soft"}],
         [{**TAUGHT, "distillation_type": "hard"}, {"teacher": [], "distillation_type": "soft"}],
     ),
+    "Low-rank adapters": ([{"lora_r": 8}], [{"lora_r": None}]),
+    "Gradual unfreezing": ([{"gradual_unfreezing_epochs": 2.0}], [{"gradual_unfreezing_epochs": None}]),
     "Register tokens": ([{"num_register_tokens": 4}], [{"num_register_tokens": 0}]),
     "Convolutional stem": ([{"patch_embedding": "hybrid"}], [{"patch_embedding": "linear"}]),
     "Token labeling, MixToken, or LV-ViT's stem and residual scaling": (

@@ -23,7 +23,11 @@ POSITIONS = f"{ABSOLUTE}, relative_bias, relative_bias_per_layer, {ROTARY}, none
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"hidden_size": 30}, "hidden_size must be a multiple of num_attention_heads (4), got 30"),
+        (
+            {"hidden_size": 30},
+            "hidden_size must be a multiple of num_attention_heads (4), unless head_dim is given and pooling is not "
+            "'attention', got 30",
+        ),
         ({"hidden_size": 0}, "hidden_size must be at least 1, got 0"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1, got 0"),
         ({"num_register_tokens": -1}, "num_register_tokens must be at least 0, got -1"),
@@ -96,7 +100,7 @@ POSITIONS = f"{ABSOLUTE}, relative_bias, relative_bias_per_layer, {ROTARY}, none
         ),
         (
             {"hidden_size": 36, "num_attention_heads": 6, "position_embedding": "rope_2d"},
-            "head size (hidden_size / num_attention_heads) must be a multiple of 4 for position_embedding=rope_2d",
+            "head size of queries and keys must be a multiple of 4 for position_embedding=rope_2d, got 6",
         ),
         (
             {"hidden_size": 30, "num_attention_heads": 5, "position_embedding": "sincos_2d"},
