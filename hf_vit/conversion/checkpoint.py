@@ -252,6 +252,9 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         found = type(content[others[0]]).__name__
         raise ValueError(f"source: {str(path)!r} must hold named tensors alone, found {others[0]!r}, a {found}")
     names = {name: name.removeprefix("module.") for name in content}  # of a model in several processes
+    twice = [name for name, own in names.items() if name != own and own in content]
+    if twice:
+        raise ValueError(f"source: {str(path)!r} holds {twice[0]!r} and {names[twice[0]]!r}: it must be one of them")
     return {names[name]: value.detach() for name, value in content.items()}
 
 

@@ -109,6 +109,8 @@ def test_files_of_weights_alone(peer, tmp_path, refused, monkeypatch):
     assert not (tmp_path / "harm").exists()
     torch.save({"epoch": 3}, "facts.pth")
     refused("facts.pth", "must hold named tensors alone, found 'epoch', a int")
+    torch.save({"module.norm.weight": torch.ones(3), "norm.weight": torch.zeros(3)}, tmp_path / "twice.pth")
+    refused("twice.pth", "holds 'module.norm.weight' and 'norm.weight'")
     torch.save([1], "list.pth")
     refused("list.pth", "must hold named tensors, found list")
     torch.save({"layer.weight": torch.zeros(1)}, "other.pth")
