@@ -1,12 +1,14 @@
 """Class attention, PatchDropout and other parts that some families of Vision Transformers have, by closed forms."""
 
 import pytest
+import timm
 import torch
 
-from hf_vit import HfViTBackbone, HfViTModel
+from hf_vit import HfViTBackbone, HfViTConfig, HfViTForImageClassification, HfViTModel
 from hf_vit.explain import attention_maps
 from hf_vit.models.position_encoding import MixedRotaryPosition
 from hf_vit.models.vit_tokens import PatchDropout
+from hf_vit.models.vit_variants import variant_names
 
 CLASS_LAYERS = {"num_class_layers": 2, "use_distillation_token": True, "num_register_tokens": 3}
 POSITIONS = [
@@ -38,6 +40,25 @@ def test_patches_do_not_see_the_class_token(tiny_model, images):
     after = model(images(model)).last_hidden_state
     assert torch.equal(before[:, 2:], after[:, 2:])
     assert not torch.allclose(before[:, :2], after[:, :2])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "weighted", "attention", ["mean", "max"]], ids=str)
+def test_poolings_of_patches_are_those_of_a_model_without_class_layers(tiny_model, images, pooling):
+    model = tiny_model(HfViTModel, **CLASS_LAYERS, pooling=pooling)
+    plain = tiny_model(HfViTModel, num_register_tokens=3, pooling=pooling, use_class_token=False)
+    missing, _ = plain.load_state_dict(model.state_dict(), strict=False)
+    assert not [name for name in missing if "position" not in name]
+    with torch.no_grad():  # with class layers no prefix token has a position
+        plain.embeddings.position_embedding.prefix.zero_()
+    torch.testing.assert_close(model(images(model)).pooler_output, plain(images(model)).pooler_output)
+
+
+@pytest.mark.parametrize("name", [name for name in variant_names() if name.startswith("cait_")])
+def test_variants_of_cait_are_as_large_as_timms(name):
+    with torch.device("meta"):
+        ours = HfViTForImageClassification(HfViTConfig.from_variant(name, num_labels=1000))
+        theirs = timm.create_model(name)
+    assert ours.num_parameters() == sum(parameter.numel() for parameter in theirs.parameters())
 
 
 def test_backbone_and_layer_groups_with_class_layers(tiny_model, images):
