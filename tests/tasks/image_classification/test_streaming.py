@@ -135,7 +135,7 @@ def test_what_a_stream_cannot_do_is_refused(shards, capsys, flags, words):
     assert words in str(refusal.value) + capsys.readouterr().err
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_stopped_run_goes_on_where_it_was(shards, tmp_path, num_processes):
     arguments = ["--dataset_name", shards, "--streaming", "--train_samples_per_epoch=48", "--num_train_epochs=2"]
     arguments += [flag for flag in training_runs.TINY if "samples" not in flag and "epochs" not in flag]
