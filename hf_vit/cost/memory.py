@@ -290,4 +290,6 @@ def _forward_working_bytes(config: HfViTConfig, setup: Setup) -> int:
     hidden = rows * (mlp_width(config.hidden_act, config.intermediate_size) + config.intermediate_size) * compute
     pairs = rows * tokens * config.num_attention_heads if _is_eager(config, setup) else 0
     scores = pairs * (8 if compute == 4 else 8 + compute)
-    return max(stream + (7 if scores else 6) * states + scores, 3 * stream + 2 * states + hidden)
+    # Under autocast norms and sums are in the parameters' type, and what enters a matmul is there in both.
+    beside_mlp = 5 * stream + (states if compute < setup.parameter_bytes else 0)
+    return max(stream + (7 if scores else 6) * states + scores, beside_mlp + hidden)
